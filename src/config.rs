@@ -1,0 +1,598 @@
+//! The plugin configuration: checked whole, with a pointer to every fault, and compiled once.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::json::{Kind, Members, Node};
+use crate::money::Currency;
+use crate::problem::Fault;
+use crate::provider::bbmsl::Bbmsl;
+use crate::provider::begateway::Begateway;
+use crate::provider::bog::Bog;
+use crate::provider::moyasar::Moyasar;
+use crate::provider::{Provider, ProviderKind, Reason};
+use crate::refund::pointer_token;
+use crate::secret::Secret;
+use crate::signing::{KeyRing, PrivateKey, RingKey};
+
+/// The path of the canonical call where the configuration names none.
+pub const DEFAULT_PATH: &str = "/v1/refunds";
+
+/// The whole configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The path of the canonical call.
+    pub path: String,
+    providers: BTreeMap<String, Rc<ProviderEntry>>,
+}
+
+/// One configured provider.
+#[derive(Debug)]
+pub struct ProviderEntry {
+    /// Its configured name, to which routes and metrics are bound.
+    pub name: String,
+    /// Which dialect it speaks.
+    pub kind: ProviderKind,
+    /// Where it is.
+    pub base_url: Url,
+    /// Its dialect.
+    pub dialect: Box<dyn Provider>,
+    /// How the gateway proves itself to it.
+    pub auth: Auth,
+    /// The currencies that it is configured for; none: all.
+    pub currencies: Option<Vec<Currency>>,
+    /// The reason to send where the caller gives none.
+    pub default_reason: Option<String>,
+}
+
+/// How the gateway proves itself to a provider.
+#[derive(Debug)]
+pub enum Auth {
+    /// A bearer token from an OAuth2 token endpoint, by client credentials (RFC 6749, 4.4).
+    Token(TokenEndpoint),
+    /// A static bearer key.
+    Bearer(Secret),
+    /// HTTP Basic.
+    Basic {
+        /// The user.
+        user: String,
+        /// The password.
+        password: Secret,
+    },
+    /// An RSA signature in the body.
+    Signature(KeyRing),
+}
+
+/// An OAuth2 token endpoint.
+#[derive(Debug)]
+pub struct TokenEndpoint {
+    /// The Envoy cluster that reaches it.
+    pub cluster: String,
+    /// Where it is.
+    pub url: Url,
+    /// The client's name.
+    pub client_id: String,
+    /// The client's secret.
+    pub client_secret: Secret,
+}
+
+/// An absolute `http` or `https` URL without query, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Url {
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// Host, and port where one is given.
+    pub authority: String,
+    /// The path: empty, or with a slash in front and none at its end.
+    pub path: String,
+}
+
+impl Url {
+    fn read(text: &str) -> Option<Self> {
+        let (scheme, rest) = if let Some(rest) = text.strip_prefix("https://") {
+            ("https", rest)
+        } else {
+            ("http", text.strip_prefix("http://")?)
+        };
+        let (authority, path) = match rest.split_once('/') {
+            Some((authority, path)) => (authority, format!("/{path}")),
+            None => (rest, String::new()),
+        };
+        let sound = |text: &str, more: &[u8]| {
+            text.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b) || more.contains(&b))
+        };
+        (!authority.is_empty() && sound(authority, b"") && sound(&path, b"/~%")).then(|| Url {
+            scheme,
+            authority: authority.to_owned(),
+            path: path.trim_end_matches('/').to_owned(),
+        })
+    }
+}
+
+impl Config {
+    /// Reads the plugin configuration. `env` gives the environment variables that the host lets the module see.
+    ///
+    /// The error holds all faults, each with a JSON pointer and a sentence, and never a secret.
+    pub fn read(text: &[u8], env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<Fault>> {
+        let mut reader = Reader {
+            faults: Vec::new(),
+            env,
+        };
+        let config = match Node::parse(text) {
+            Ok(node) => reader.config(node),
+            Err(_) => {
+                reader.fault("", "The configuration is not JSON.");
+                None
+            }
+        };
+        match config {
+            Some(config) if reader.faults.is_empty() => Ok(config),
+            _ => Err(reader.faults),
+        }
+    }
+
+    /// The provider configured under this name.
+    pub fn provider(&self, name: &str) -> Option<&ProviderEntry> {
+        self.providers.get(name).map(Rc::as_ref)
+    }
+
+    /// The same, to be kept beyond the configuration.
+    pub fn shared_provider(&self, name: &str) -> Option<Rc<ProviderEntry>> {
+        self.providers.get(name).cloned()
+    }
+
+    /// All configured providers.
+    pub fn providers(&self) -> impl Iterator<Item = &ProviderEntry> {
+        self.providers.values().map(Rc::as_ref)
+    }
+}
+
+/// Collects faults while it reads.
+struct Reader<'e> {
+    faults: Vec<Fault>,
+    env: &'e dyn Fn(&str) -> Option<String>,
+}
+
+/// An object of the configuration whose members are taken one by one.
+struct Object<'a> {
+    pointer: String,
+    members: Members<'a>,
+}
+
+impl<'a> Object<'a> {
+    fn take(&mut self, name: &str) -> Option<Node<'a>> {
+        let index = self.members.iter().position(|(known, _)| known == name)?;
+        Some(self.members.swap_remove(index).1)
+    }
+
+    fn at(&self, name: &str) -> String {
+        format!("{}/{}", self.pointer, pointer_token(name))
+    }
+}
+
+impl Reader<'_> {
+    fn fault(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        self.faults.push(Fault::at(pointer, detail));
+    }
+
+    fn object<'a>(&mut self, pointer: &str, node: Node<'a>) -> Option<Object<'a>> {
+        let Some(Ok(members)) = node.members() else {
+            self.fault(pointer, "This must be an object.");
+            return None;
+        };
+        let mut kept: Members<'a> = Vec::with_capacity(members.len());
+        for (name, node) in members {
+            if kept.iter().any(|(known, _)| *known == name) {
+                self.fault(
+                    format!("{pointer}/{}", pointer_token(&name)),
+                    "This member stands here twice.",
+                );
+            } else {
+                kept.push((name, node));
+            }
+        }
+        Some(Object {
+            pointer: pointer.to_owned(),
+            members: kept,
+        })
+    }
+
+    fn refuse_the_rest(&mut self, object: Object<'_>, known: &str) {
+        for (name, _) in &object.members {
+            self.fault(
+                object.at(name),
+                format!("This member is not known; {known} are."),
+            );
+        }
+    }
+
+    fn required<'a>(&mut self, object: &mut Object<'a>, name: &str) -> Option<Node<'a>> {
+        let node = object.take(name);
+        if node.is_none() {
+            self.fault(object.at(name), "This member is required.");
+        }
+        node
+    }
+
+    fn text(&mut self, pointer: &str, node: Node<'_>) -> Option<String> {
+        match node.text() {
+            Some(text) if !text.is_empty() && !text.chars().any(char::is_control) => {
+                Some(text.into_owned())
+            }
+            _ => {
+                self.fault(pointer, "This must be a string, and not an empty one.");
+                None
+            }
+        }
+    }
+
+    fn required_text(&mut self, object: &mut Object<'_>, name: &str) -> Option<String> {
+        let node = self.required(object, name)?;
+        self.text(&object.at(name), node)
+    }
+
+    fn optional_text(&mut self, object: &mut Object<'_>, name: &str) -> Option<String> {
+        let node = object.take(name)?;
+        self.text(&object.at(name), node)
+    }
+
+    fn config(&mut self, node: Node<'_>) -> Option<Config> {
+        let mut object = self.object("", node)?;
+        let path = match object.take("path") {
+            None => Some(DEFAULT_PATH.to_owned()),
+            Some(node) => self.text("/path", node).filter(|path| {
+                let sound = path.starts_with('/')
+                    && path.bytes().all(|b| b.is_ascii_graphic())
+                    && !path.contains(['?', '#']);
+                if !sound {
+                    self.fault(
+                        "/path",
+                        "The path must begin with a slash and hold no query.",
+                    );
+                }
+                sound
+            }),
+        };
+        let providers = self
+            .required(&mut object, "providers")
+            .and_then(|node| self.object("/providers", node));
+        self.refuse_the_rest(object, "path and providers");
+        let providers = providers?;
+        if providers.members.is_empty() {
+            self.fault("/providers", "At least one provider is needed.");
+        }
+        let mut entries = BTreeMap::new();
+        for (name, node) in &providers.members {
+            let pointer = providers.at(name);
+            let sound = (1..=64).contains(&name.len())
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            if !sound {
+                self.fault(
+                    &pointer,
+                    "A provider's name is 1 to 64 letters, digits, hyphens and underscores of ASCII.",
+                );
+            }
+            if let Some(entry) = self.provider(&pointer, name, *node) {
+                entries.insert(name.clone().into_owned(), Rc::new(entry));
+            }
+        }
+        Some(Config {
+            path: path?,
+            providers: entries,
+        })
+    }
+
+    fn provider(&mut self, pointer: &str, name: &str, node: Node<'_>) -> Option<ProviderEntry> {
+        let mut object = self.object(pointer, node)?;
+        let kind = self.required_text(&mut object, "kind").and_then(|word| {
+            let kind = ProviderKind::ALL
+                .into_iter()
+                .find(|kind| kind.as_str() == word);
+            if kind.is_none() {
+                self.fault(
+                    format!("{pointer}/kind"),
+                    "The kind must be bog, moyasar, begateway or bbmsl.",
+                );
+            }
+            kind
+        });
+        let base_url = self.url(&mut object, "base_url");
+        let currencies = match object.take("currencies") {
+            Some(node) => self.currencies(&object.at("currencies"), node).map(Some),
+            None => Some(None),
+        };
+        // What else there may be depends on the kind: without one the rest cannot be judged.
+        let kind = kind?;
+        let default_reason = match kind.capabilities().reason {
+            Reason::Required => self.optional_text(&mut object, "default_reason"),
+            Reason::NotSent => None,
+        };
+        if let Some(reason) = &default_reason
+            && reason.chars().count() > 255
+        {
+            self.fault(
+                object.at("default_reason"),
+                "The reason must have 1 to 255 characters.",
+            );
+        }
+        let (dialect, auth, known): (Option<Box<dyn Provider>>, _, _) = match kind {
+            ProviderKind::Bog => (
+                Some(Box::new(Bog)),
+                self.token_endpoint(&mut object).map(Auth::Token),
+                "kind, base_url, currencies and token",
+            ),
+            ProviderKind::Moyasar => (
+                Some(Box::new(Moyasar)),
+                self.credential(&mut object, "api_key").map(Auth::Bearer),
+                "kind, base_url, currencies and api_key",
+            ),
+            ProviderKind::Begateway => {
+                let user = self.required_text(&mut object, "shop_id").filter(|user| {
+                    let sound = !user.contains(':');
+                    if !sound {
+                        self.fault(
+                            format!("{pointer}/shop_id"),
+                            "HTTP Basic allows no colon here.",
+                        );
+                    }
+                    sound
+                });
+                let password = self.credential(&mut object, "secret_key");
+                let auth = user
+                    .zip(password)
+                    .map(|(user, password)| Auth::Basic { user, password });
+                (
+                    Some(Box::new(Begateway)),
+                    auth,
+                    "kind, base_url, currencies, shop_id, secret_key and default_reason",
+                )
+            }
+            ProviderKind::Bbmsl => (
+                self.bbmsl(&mut object)
+                    .map(|dialect| Box::new(dialect) as Box<dyn Provider>),
+                self.signing(&mut object).map(Auth::Signature),
+                "kind, base_url, currencies, merchant_id, declined_codes and signing",
+            ),
+        };
+        self.refuse_the_rest(object, known);
+        Some(ProviderEntry {
+            name: name.to_owned(),
+            kind,
+            base_url: base_url?,
+            dialect: dialect?,
+            auth: auth?,
+            currencies: currencies?,
+            default_reason,
+        })
+    }
+
+    fn url(&mut self, object: &mut Object<'_>, name: &str) -> Option<Url> {
+        let text = self.required_text(object, name)?;
+        let url = Url::read(&text);
+        if url.is_none() {
+            self.fault(
+                object.at(name),
+                "This must be an absolute http or https URL without credentials, query and fragment.",
+            );
+        }
+        url
+    }
+
+    fn currencies(&mut self, pointer: &str, node: Node<'_>) -> Option<Vec<Currency>> {
+        let Some(items) = node.items().filter(|items| !items.is_empty()) else {
+            self.fault(
+                pointer,
+                "This must be a list of ISO 4217 codes, and not an empty one.",
+            );
+            return None;
+        };
+        let mut currencies = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            match item.text().and_then(|code| Currency::from_code(&code)) {
+                Some(currency) => currencies.push(currency),
+                None => self.fault(
+                    format!("{pointer}/{index}"),
+                    "This must be an ISO 4217 code in upper case.",
+                ),
+            }
+        }
+        Some(currencies)
+    }
+
+    fn token_endpoint(&mut self, object: &mut Object<'_>) -> Option<TokenEndpoint> {
+        let node = self.required(object, "token")?;
+        let mut token = self.object(&object.at("token"), node)?;
+        let cluster = self.required_text(&mut token, "cluster");
+        let url = self.url(&mut token, "url");
+        let client_id = self.required_text(&mut token, "client_id");
+        let client_secret = self.credential(&mut token, "client_secret");
+        self.refuse_the_rest(token, "cluster, url, client_id and client_secret");
+        Some(TokenEndpoint {
+            cluster: cluster?,
+            url: url?,
+            client_id: client_id?,
+            client_secret: client_secret?,
+        })
+    }
+
+    fn bbmsl(&mut self, object: &mut Object<'_>) -> Option<Bbmsl> {
+        let merchant_id = self
+            .required(object, "merchant_id")
+            .and_then(|node| match node.kind() {
+                Kind::Number if node.raw().bytes().all(|b| b.is_ascii_digit()) => {
+                    RawValue::from_string(node.raw().to_owned()).ok()
+                }
+                Kind::String => {
+                    let text = self.text(&object.at("merchant_id"), node)?;
+                    RawValue::from_string(crate::json_text(&text)).ok()
+                }
+                _ => {
+                    self.fault(
+                        object.at("merchant_id"),
+                        "This must be a whole number or a string: it is sent as it stands here.",
+                    );
+                    None
+                }
+            });
+        let mut declined_codes = Vec::new();
+        if let Some(node) = object.take("declined_codes") {
+            let pointer = object.at("declined_codes");
+            match node.items() {
+                Some(items) => {
+                    for (index, item) in items.into_iter().enumerate() {
+                        let pointer = format!("{pointer}/{index}");
+                        match self.text(&pointer, item) {
+                            Some(code) if code == "0000" => {
+                                self.fault(pointer, "0000 is BBMSL's code of success.")
+                            }
+                            Some(code) => declined_codes.push(code),
+                            None => {}
+                        }
+                    }
+                }
+                None => self.fault(pointer, "This must be a list of strings."),
+            }
+        }
+        Some(Bbmsl {
+            merchant_id: merchant_id?,
+            declined_codes,
+        })
+    }
+
+    fn signing(&mut self, object: &mut Object<'_>) -> Option<KeyRing> {
+        let node = self.required(object, "signing")?;
+        let mut signing = self.object(&object.at("signing"), node)?;
+        let keys = self.required(&mut signing, "keys");
+        let pointer = signing.at("keys");
+        self.refuse_the_rest(signing, "keys");
+        let Some(items) = keys?.items().filter(|items| !items.is_empty()) else {
+            self.fault(
+                pointer,
+                "This must be a list of keys, and not an empty one.",
+            );
+            return None;
+        };
+        let mut ring: Vec<RingKey> = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            let pointer = format!("{pointer}/{index}");
+            if let Some(key) = self.ring_key(&pointer, item) {
+                if ring.iter().any(|known| known.id == key.id) {
+                    self.fault(format!("{pointer}/id"), "Two keys have this id.");
+                }
+                ring.push(key);
+            }
+        }
+        Some(KeyRing(ring))
+    }
+
+    fn ring_key(&mut self, pointer: &str, node: Node<'_>) -> Option<RingKey> {
+        let mut object = self.object(pointer, node)?;
+        let id = self.required_text(&mut object, "id");
+        let key =
+            self.secret(&mut object, "private_key").and_then(|secret| {
+                match PrivateKey::read(&secret) {
+                    Ok(key) => Some(key),
+                    Err(sentence) => {
+                        self.fault(object.at("private_key"), sentence);
+                        None
+                    }
+                }
+            });
+        let not_before = self.time(&mut object, "not_before");
+        let not_after = self.time(&mut object, "not_after");
+        if let (Some(from), Some(until)) = (not_before, not_after)
+            && from >= until
+        {
+            self.fault(
+                object.at("not_after"),
+                "The key's time ends before it begins.",
+            );
+        }
+        self.refuse_the_rest(object, "id, private_key, not_before and not_after");
+        Some(RingKey {
+            id: id?,
+            key: key?,
+            not_before,
+            not_after,
+        })
+    }
+
+    fn time(&mut self, object: &mut Object<'_>, name: &str) -> Option<i64> {
+        let text = self.optional_text(object, name)?;
+        match OffsetDateTime::parse(&text, &Rfc3339) {
+            Ok(time) => Some(time.unix_timestamp()),
+            Err(_) => {
+                self.fault(
+                    object.at(name),
+                    "This must be a time of RFC 3339, such as 2026-11-01T00:00:00Z.",
+                );
+                None
+            }
+        }
+    }
+
+    /// A secret that becomes part of a header.
+    fn credential(&mut self, object: &mut Object<'_>, name: &str) -> Option<Secret> {
+        let secret = self.secret(object, name)?;
+        // A secret from a file often ends with a line break; one inside a header would end the header.
+        let text = secret.expose().trim();
+        if text.is_empty() || text.chars().any(char::is_control) {
+            self.fault(
+                object.at(name),
+                "The secret is empty or holds control characters.",
+            );
+            return None;
+        }
+        Some(Secret::new(text.to_owned()))
+    }
+
+    fn secret(&mut self, object: &mut Object<'_>, name: &str) -> Option<Secret> {
+        const SHAPE: &str = "A secret is an object with one member: inline, env.";
+        let node = self.required(object, name)?;
+        let pointer = object.at(name);
+        let mut source = self.object(&pointer, node)?;
+        let (inline, env) = (source.take("inline"), source.take("env"));
+        let extra = !source.members.is_empty();
+        self.refuse_the_rest(source, "inline and env");
+        match (inline, env) {
+            (Some(node), None) => match node.text() {
+                Some(text) if !text.is_empty() => Some(Secret::new(text.into_owned())),
+                _ => {
+                    self.fault(
+                        format!("{pointer}/inline"),
+                        "This must be a string, and not an empty one.",
+                    );
+                    None
+                }
+            },
+            (None, Some(node)) => {
+                let pointer = format!("{pointer}/env");
+                let name = self.text(&pointer, node)?;
+                let value = (self.env)(&name).filter(|value| !value.is_empty());
+                if value.is_none() {
+                    self.fault(
+                        pointer,
+                        format!(
+                            "The environment variable {name} is empty or not visible: name it in \
+                             vm_config.environment_variables.host_env_keys."
+                        ),
+                    );
+                }
+                value.map(Secret::new)
+            }
+            _ => {
+                if !extra {
+                    self.fault(pointer, SHAPE);
+                }
+                None
+            }
+        }
+    }
+}

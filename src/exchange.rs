@@ -1,0 +1,877 @@
+//! One refund from call to answer, without a host.
+//!
+//! Each step consumes the one before it, so none runs twice and nothing is sent twice:
+//!
+//! ```text
+//! open ─► Reading ─► Dispatch ─► Sent ─► Answer
+//!            │          ▲
+//!            └► Waiting ┘   (for a bearer token)
+//! ```
+//!
+//! Every step can end in an [`Answer`] of its own.
+
+use std::rc::Rc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::config::{Auth, Config, ProviderEntry, TokenEndpoint};
+use crate::headers::Headers;
+use crate::idempotency::{IdempotencyKey, KeyFault, ProviderKey};
+use crate::problem::{Code, Fault, Problem, ProviderWord, Retry};
+use crate::provider::{
+    Attempt, Doubt, Idempotency, Outcome, Payload, ProviderReply, ProviderRequest, Receipt,
+    Refusal, Word, by_status, is_verdict,
+};
+use crate::refund::{Amount, Refund, Refunded, Status, Unacceptable};
+use crate::secret::Secret;
+use crate::signing::Signer;
+use crate::text;
+use crate::token::{Failure, FailureKind};
+
+/// The largest body of a canonical call, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// The caller's headers that go on to the provider, besides `x-b3-*`.
+const TRACING: [&str; 4] = ["x-request-id", "traceparent", "tracestate", "b3"];
+
+/// What the application gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The headers, `x-request-id` among them.
+    pub headers: Headers<'static>,
+    /// The body: JSON.
+    pub body: String,
+    /// `succeeded`, `pending` or the problem's code, for logs and metrics.
+    pub word: &'static str,
+    /// The bearer token that the provider has just refused.
+    pub refused_token: Option<Secret>,
+}
+
+/// What becomes of a request at its headers.
+#[derive(Debug)]
+pub enum Opening {
+    /// It is none of ours and passes untouched.
+    NotOurs,
+    /// It is answered at once.
+    Answer(Answer),
+    /// Its body is wanted.
+    Read(Reading),
+}
+
+/// Looks at a request's headers.
+pub fn open(config: &Rc<Config>, headers: &Headers<'_>) -> Opening {
+    let path = headers.first(":path").unwrap_or_default();
+    let path = path.split(|b| *b == b'?').next().unwrap_or_default();
+    if path != config.path.as_bytes() {
+        return Opening::NotOurs;
+    }
+    let caller = Caller::of(headers);
+    let refuse = |code, detail: &str| {
+        Opening::Answer(caller.problem(&Problem::not_refunded(code, Retry::No, detail)))
+    };
+    if headers.first(":method") != Some(b"POST") {
+        let Opening::Answer(mut answer) = refuse(
+            Code::MethodNotAllowed,
+            "Nothing was sent. Ask for a refund with POST.",
+        ) else {
+            return Opening::NotOurs;
+        };
+        answer.headers.push(&b"allow"[..], &b"POST"[..]);
+        return Opening::Answer(answer);
+    }
+    if !is_json(headers) {
+        return refuse(
+            Code::UnsupportedMediaType,
+            "Nothing was sent. Send the refund as Content-Type: application/json, in UTF-8 and without a \
+             Content-Encoding.",
+        );
+    }
+    let key = match IdempotencyKey::from_header(headers.all("idempotency-key")) {
+        Ok(key) => key,
+        Err(KeyFault::Missing) => {
+            return refuse(
+                Code::IdempotencyKeyMissing,
+                "Nothing was sent. Give every refund an Idempotency-Key of its own, and keep it when you repeat the call.",
+            );
+        }
+        Err(KeyFault::Invalid) => {
+            return refuse(
+                Code::IdempotencyKeyInvalid,
+                "Nothing was sent. Send one Idempotency-Key of 1 to 255 visible ASCII characters.",
+            );
+        }
+    };
+    let announced = headers
+        .first("content-length")
+        .and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
+    let reading = Reading {
+        config: Rc::clone(config),
+        caller,
+        key,
+    };
+    if announced.is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > MAX_BODY))
+    {
+        return Opening::Answer(reading.too_large());
+    }
+    Opening::Read(reading)
+}
+
+/// `application/json`, with no other charset than UTF-8 and no coding.
+fn is_json(headers: &Headers<'_>) -> bool {
+    let mut types = headers.all("content-type");
+    let (Some(value), None) = (types.next(), types.next()) else {
+        return false;
+    };
+    let Ok(value) = std::str::from_utf8(value) else {
+        return false;
+    };
+    let mut parts = value.split(';').map(str::trim);
+    let is_json = parts
+        .next()
+        .is_some_and(|media| media.eq_ignore_ascii_case("application/json"));
+    let charset_fits = parts.all(|parameter| match parameter.split_once('=') {
+        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+            value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+        }
+        _ => true,
+    });
+    let is_plain = headers
+        .all("content-encoding")
+        .all(|coding| coding.eq_ignore_ascii_case(b"identity"));
+    is_json && charset_fits && is_plain
+}
+
+/// What is kept of the caller's headers.
+#[derive(Debug, Clone)]
+struct Caller {
+    request_id: Option<Vec<u8>>,
+    passed_on: Headers<'static>,
+}
+
+impl Caller {
+    fn of(headers: &Headers<'_>) -> Self {
+        let mut passed_on = Headers::default();
+        for (name, value) in headers.iter() {
+            let tracing =
+                TRACING.iter().any(|known| known.as_bytes() == name) || name.starts_with(b"x-b3-");
+            // Without this one Envoy matches no route; the route takes it away.
+            if tracing || name == b"x-forwarded-proto" {
+                passed_on.push(name.to_vec(), value.to_vec());
+            }
+        }
+        Caller {
+            request_id: headers.first("x-request-id").map(<[u8]>::to_vec),
+            passed_on,
+        }
+    }
+
+    fn answer(&self, status: u16, media: &'static str, word: &'static str, body: String) -> Answer {
+        let mut headers = Headers::default();
+        headers.push(&b"content-type"[..], media.as_bytes());
+        if let Some(id) = &self.request_id {
+            headers.push(&b"x-request-id"[..], id.clone());
+        }
+        Answer {
+            status,
+            headers,
+            body,
+            word,
+            refused_token: None,
+        }
+    }
+
+    fn problem(&self, problem: &Problem) -> Answer {
+        let mut answer = self.answer(
+            problem.status,
+            "application/problem+json",
+            problem.code.as_str(),
+            problem.body(),
+        );
+        if let Some(retry_after) = &problem.retry_after {
+            answer.headers.text("retry-after", retry_after.clone());
+        }
+        answer
+    }
+}
+
+/// An answer of Envoy's own that passes the filter, and what Envoy tells about it.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalReply<'a> {
+    /// Its status.
+    pub status: u16,
+    /// `response.code_details`.
+    pub details: &'a str,
+    /// Whether `upstream.local_address` is set: a connection was handed out, so bytes may have left.
+    pub connected: bool,
+    /// `upstream.request_attempt_count`.
+    pub attempts: u64,
+}
+
+/// A call whose body is being read.
+#[derive(Debug)]
+pub struct Reading {
+    config: Rc<Config>,
+    caller: Caller,
+    key: IdempotencyKey,
+}
+
+/// What becomes of a call when its body is there.
+#[derive(Debug)]
+pub enum Prepared {
+    /// It is answered at once: nothing is sent.
+    Answer(Answer),
+    /// It goes to the provider.
+    Dispatch(Box<Dispatch>),
+    /// It needs a bearer token first.
+    Wait(Box<Waiting>),
+}
+
+impl Reading {
+    /// The answer to a body over [`MAX_BODY`].
+    pub fn too_large(&self) -> Answer {
+        self.caller.problem(&Problem::not_refunded(
+            Code::BodyTooLarge,
+            Retry::No,
+            "Nothing was sent. A refund call has 64 KiB at most.",
+        ))
+    }
+
+    /// The answer where the body stopped coming. The caller cannot tell it from a gateway that lacks the option.
+    pub fn stalled(&self) -> Answer {
+        self.caller.problem(&Problem::not_refunded(
+            Code::RequestTimeout,
+            Retry::SameKey,
+            "Nothing was sent: the body did not come in time. Send the call again. If every call ends like this, the \
+             gateway's plugin configuration lacks allow_on_headers_stop_iteration: true.",
+        ))
+    }
+
+    /// The answer where bytes of the body have come and Envoy withholds them.
+    pub fn withheld(&self) -> Answer {
+        self.caller.problem(&gateway_error(
+            503,
+            "Nothing was sent: the filter is not given the body. The gateway's plugin configuration lacks \
+             allow_on_headers_stop_iteration: true (Envoy 1.35 and later).",
+        ))
+    }
+
+    /// The answer in place of Envoy's own while the body is being read. Nothing was sent.
+    pub fn local_reply(&self, reply: LocalReply<'_>) -> Answer {
+        match reply.status {
+            413 => self.too_large(),
+            408 => self.stalled(),
+            // The body broke HTTP's own rules on its way in.
+            status @ 400..=499 => self.caller.problem(&Problem {
+                status,
+                ..Problem::not_refunded(
+                    Code::BadRequest,
+                    Retry::No,
+                    "Nothing was sent: the gateway could not take the request as it was written. Correct it, and use a new key.",
+                )
+            }),
+            _ => self.caller.problem(&nothing_left(reply)),
+        }
+    }
+
+    /// Turns the whole body into the provider's request. `now_ms` is Unix time in milliseconds.
+    pub fn finish(self, body: &[u8], now_ms: i64, signer: &mut dyn Signer) -> Prepared {
+        if body.len() > MAX_BODY {
+            return Prepared::Answer(self.too_large());
+        }
+        let (refund, entry) = match Refund::read(body, &self.config) {
+            Ok((refund, entry)) => (refund, self.config.shared_provider(&entry.name)),
+            Err(Unacceptable::Malformed) => {
+                return Prepared::Answer(self.caller.problem(&Problem::not_refunded(
+                    Code::MalformedJson,
+                    Retry::No,
+                    "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.",
+                )));
+            }
+            Err(Unacceptable::Invalid(faults)) => {
+                return Prepared::Answer(self.caller.problem(&invalid(faults)));
+            }
+        };
+        let Some(entry) = entry else {
+            return Prepared::Answer(self.caller.problem(&gateway_error(
+                500,
+                "Nothing was sent. The gateway lost its configuration.",
+            )));
+        };
+        let takes_v7 = matches!(
+            entry.dialect.capabilities().idempotency,
+            Idempotency::Uuid { v7: true, .. }
+        );
+        let key = self.key.for_provider(&entry.name, takes_v7);
+        let attempt = Attempt {
+            key,
+            default_reason: entry.default_reason.as_deref(),
+        };
+        let ProviderRequest {
+            path,
+            headers,
+            body,
+        } = entry.dialect.request(&refund, &attempt);
+        let (body, key_id) = match body {
+            Payload::Plain(body) => (body, None),
+            Payload::ToSign { text, seal } => match sign(&entry, &text, now_ms, signer) {
+                Ok((signature, key_id)) => (seal(&text, &signature), Some(key_id)),
+                Err(sentence) => {
+                    return Prepared::Answer(self.caller.problem(&Problem::not_refunded(
+                        Code::SigningUnavailable,
+                        Retry::SameKey,
+                        sentence,
+                    )));
+                }
+            },
+        };
+        let waiting = Waiting {
+            call: Call {
+                caller: self.caller,
+                entry,
+                refund,
+                key,
+            },
+            path,
+            headers,
+            body,
+            key_id,
+        };
+        let authorization = match &waiting.call.entry.auth {
+            Auth::Token(_) => return Prepared::Wait(Box::new(waiting)),
+            Auth::Bearer(key) => Some(bearer(key)),
+            Auth::Basic { user, password } => Some(basic(user, password)),
+            Auth::Signature(_) => None,
+        };
+        Prepared::Dispatch(Box::new(waiting.dispatch(authorization, None, now_ms)))
+    }
+}
+
+/// The value of an `authorization` header (RFC 6750, 2.1).
+fn bearer(token: &Secret) -> Secret {
+    Secret::new(format!("Bearer {}", token.expose()))
+}
+
+/// The value of an `authorization` header (RFC 7617).
+pub(crate) fn basic(user: &str, password: &Secret) -> Secret {
+    let pair = Secret::new(format!("{user}:{}", password.expose()));
+    Secret::new(format!("Basic {}", STANDARD.encode(pair.expose())))
+}
+
+fn sign(
+    entry: &ProviderEntry,
+    text: &str,
+    now_ms: i64,
+    signer: &mut dyn Signer,
+) -> Result<(String, String), &'static str> {
+    let Auth::Signature(ring) = &entry.auth else {
+        return Err("Nothing was sent: no signing key is configured for this provider.");
+    };
+    let key = ring.active(now_ms.div_euclid(1_000)).ok_or(
+        "Nothing was sent: no signing key of this provider is in its time. The platform team must add one; then send the \
+         call again with the same key.",
+    )?;
+    let signature = signer.sign(&key.key, text.as_bytes()).map_err(
+        |_| "Nothing was sent: the signer failed. Send the call again with the same key.",
+    )?;
+    Ok((STANDARD.encode(signature), key.id.clone()))
+}
+
+/// A refund on its way: what is needed to make an answer of whatever comes.
+#[derive(Debug)]
+struct Call {
+    caller: Caller,
+    entry: Rc<ProviderEntry>,
+    refund: Refund,
+    key: ProviderKey,
+}
+
+/// A refund that waits for a bearer token. Nothing was sent.
+#[derive(Debug)]
+pub struct Waiting {
+    call: Call,
+    path: String,
+    headers: Vec<(&'static str, String)>,
+    body: String,
+    key_id: Option<String>,
+}
+
+/// A provider's request, ready to leave.
+#[derive(Debug)]
+pub struct Dispatch {
+    /// The provider's configured name: the routes match it.
+    pub provider: String,
+    /// All headers, pseudo-headers included. They hold credentials.
+    pub headers: Headers<'static>,
+    /// The body.
+    pub body: String,
+    /// The signing key's id, for logs.
+    pub key_id: Option<String>,
+    /// What a caller may do if nothing more is heard.
+    pub retry: Retry,
+    /// Until when it may do so (RFC 3339), where the provider forgets keys.
+    pub retry_until: Option<String>,
+    /// What is left to be done once it has left.
+    pub sent: Sent,
+}
+
+impl Waiting {
+    /// The token endpoint that must give the token.
+    pub fn endpoint(&self) -> Option<&TokenEndpoint> {
+        match &self.call.entry.auth {
+            Auth::Token(endpoint) => Some(endpoint),
+            Auth::Bearer(_) | Auth::Basic { .. } | Auth::Signature(_) => None,
+        }
+    }
+
+    /// The configured provider.
+    pub fn entry(&self) -> &Rc<ProviderEntry> {
+        &self.call.entry
+    }
+
+    /// The body that will be sent: a filter replaces it while it still holds it.
+    pub fn body(&self) -> &str {
+        &self.body
+    }
+
+    /// Goes on with a token.
+    pub fn with_token(self, token: Secret, now_ms: i64) -> Dispatch {
+        let authorization = bearer(&token);
+        self.dispatch(Some(authorization), Some(token), now_ms)
+    }
+
+    /// The answer where there is no token.
+    pub fn without_token(self, failure: &Failure) -> Answer {
+        let (code, sentence) = match failure.kind {
+            FailureKind::Refused => (
+                Code::ProviderAuthFailed,
+                "Nothing was sent: the token endpoint does not accept the gateway's credentials. The platform team must mend \
+                 them; then send the call again with the same key.",
+            ),
+            FailureKind::RateLimited => (
+                Code::ProviderRateLimited,
+                "Nothing was sent: the token endpoint wants fewer calls. Send the call again later with the same key.",
+            ),
+            FailureKind::Unreachable => (
+                Code::ProviderUnreachable,
+                "Nothing was sent: the token endpoint gave no token. Send the call again with the same key.",
+            ),
+        };
+        let mut problem = Problem::not_refunded(code, Retry::SameKey, sentence);
+        problem.retry_after = failure
+            .retry_after
+            .clone()
+            .filter(|_| failure.kind == FailureKind::RateLimited);
+        problem.provider = failure
+            .status
+            .map(|status| self.call.provider_word(status, failure.word(), &[]));
+        self.call.caller.problem(&problem)
+    }
+
+    /// The answer in place of Envoy's own while the token is awaited. Nothing was sent.
+    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
+        self.call.caller.problem(&nothing_left(reply))
+    }
+
+    fn dispatch(
+        self,
+        authorization: Option<Secret>,
+        token: Option<Secret>,
+        now_ms: i64,
+    ) -> Dispatch {
+        let Waiting {
+            call,
+            path,
+            headers: own,
+            body,
+            key_id,
+        } = self;
+        let base = &call.entry.base_url;
+        let retry = call.entry.dialect.capabilities().retry_when_unknown();
+        let mut headers = Headers::default();
+        headers.text(":method", "POST".to_owned());
+        headers.text(":scheme", base.scheme.to_owned());
+        headers.text(":authority", base.authority.clone());
+        headers.text(":path", format!("{}{path}", base.path));
+        headers.text("content-type", "application/json".to_owned());
+        headers.text("accept", "application/json".to_owned());
+        headers.text("accept-encoding", "identity".to_owned());
+        headers.text("content-length", body.len().to_string());
+        headers.text("user-agent", crate::user_agent());
+        if let Some(authorization) = &authorization {
+            headers.text("authorization", authorization.expose().to_owned());
+        }
+        for (name, value) in own {
+            headers.text(name, value);
+        }
+        if retry == Retry::LookUp {
+            // Whatever the route's policy says: a second send could be a second refund. The router takes it away.
+            headers.text("x-envoy-max-retries", "0".to_owned());
+        }
+        for (name, value) in call.caller.passed_on.iter() {
+            headers.push(name.to_vec(), value.to_vec());
+        }
+        Dispatch {
+            provider: call.entry.name.clone(),
+            headers,
+            body,
+            key_id,
+            retry,
+            retry_until: call.retry_until(now_ms),
+            sent: Sent {
+                call,
+                token,
+                sent_ms: now_ms,
+            },
+        }
+    }
+}
+
+/// A refund that may have left the gateway.
+#[derive(Debug)]
+pub struct Sent {
+    call: Call,
+    token: Option<Secret>,
+    sent_ms: i64,
+}
+
+/// The head of a provider's reply, as far as it counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReplyHead {
+    /// The HTTP status.
+    pub status: u16,
+    /// `retry-after`, if it is one.
+    pub retry_after: Option<String>,
+    /// Whether the body is coded, although identity was asked for.
+    pub coded: bool,
+}
+
+impl ReplyHead {
+    /// Reads a reply's headers; a reply without a status that can be read is one with status 0, which nobody documents.
+    pub fn of(headers: &Headers<'_>) -> Self {
+        ReplyHead {
+            status: headers
+                .first(":status")
+                .and_then(|status| std::str::from_utf8(status).ok()?.parse().ok())
+                .unwrap_or_default(),
+            retry_after: headers.first("retry-after").and_then(retry_after),
+            coded: headers
+                .all("content-encoding")
+                .any(|coding| !coding.eq_ignore_ascii_case(b"identity")),
+        }
+    }
+}
+
+/// A `Retry-After` that is one by its form: seconds or a date (RFC 9110, 10.2.3), in printable ASCII.
+pub fn retry_after(value: &[u8]) -> Option<String> {
+    (value.len() <= 40 && value.iter().all(|b| (b' '..=b'~').contains(b)))
+        .then(|| String::from_utf8(value.to_vec()).ok())
+        .flatten()
+}
+
+impl Sent {
+    /// The configured provider.
+    pub fn entry(&self) -> Rc<ProviderEntry> {
+        Rc::clone(&self.call.entry)
+    }
+
+    /// The answer where the request could not be handed to Envoy after all.
+    pub fn not_sent(&self) -> Answer {
+        self.call.caller.problem(&gateway_error(
+            500,
+            "Nothing was sent: the gateway could not write the provider's request. Send the call again with the same key.",
+        ))
+    }
+
+    /// Turns the provider's whole reply into the answer. `attempts` is `upstream.request_attempt_count`.
+    pub fn reply(self, head: &ReplyHead, body: &[u8], attempts: u64) -> Answer {
+        let reply = ProviderReply {
+            status: head.status,
+            body: if head.coded { &[] } else { body },
+        };
+        let attempt = Attempt {
+            key: self.call.key,
+            default_reason: None,
+        };
+        let outcome = if head.coded && (reply.is_success() || is_verdict(reply.status)) {
+            Outcome::Unknown(Doubt::Unreadable, Word::default())
+        } else if head.coded {
+            by_status(reply.status, Word::default())
+        } else {
+            let call = &self.call;
+            call.entry.dialect.outcome(&call.refund, &attempt, &reply)
+        };
+        match outcome {
+            Outcome::Refunded(receipt) => self.refunded(Status::Succeeded, receipt),
+            Outcome::Pending(receipt) => self.refunded(Status::Pending, receipt),
+            Outcome::Refused(refusal, word) => self.refused(head, refusal, word, attempts),
+            Outcome::Unknown(doubt, word) => self.doubtful(head, doubt, word),
+        }
+    }
+
+    /// The answer in place of Envoy's own after the request may have left.
+    ///
+    /// Nothing was sent if no connection was handed out, unless the route sent more than once: what Envoy tells is about
+    /// the last attempt alone.
+    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
+        let once = reply.attempts <= 1;
+        let details = reply.details;
+        let problem = if !reply.connected && once {
+            nothing_left(reply)
+        } else if once && details.contains("remote_refused_stream_reset") {
+            // RFC 9113, 8.7: a refused stream was not processed.
+            unreachable_provider()
+        } else if details.contains("timeout") || reply.status == 504 {
+            self.after_sending(
+                Code::ProviderTimeout,
+                "The provider did not answer in time, and the refund may have been made.",
+            )
+        } else if details.starts_with("upstream_reset") || details.contains("protocol_error") {
+            self.after_sending(
+                Code::ProviderError,
+                "The connection to the provider broke, and the refund may have been made.",
+            )
+        } else {
+            self.after_sending(
+                Code::GatewayError,
+                "The gateway failed after the request may have left, and the refund may have been made.",
+            )
+        };
+        self.call.caller.problem(&problem)
+    }
+
+    fn refunded(self, status: Status, receipt: Receipt) -> Answer {
+        let Call {
+            caller,
+            entry,
+            refund,
+            ..
+        } = &self.call;
+        let Word { code, message } = self.call.clean(receipt.word, self.token.as_slice());
+        let body = Refunded {
+            id: receipt.id.as_deref(),
+            provider: &entry.name,
+            status,
+            payment: &refund.payment,
+            amount: receipt.amount.map_or(refund.amount, Amount::Exactly),
+            reason: refund.reason.as_deref(),
+            reference: refund.reference.as_deref(),
+            provider_code: code.as_deref(),
+            provider_message: message.as_deref(),
+            created_at: receipt
+                .created_at
+                .as_deref()
+                .filter(|time| OffsetDateTime::parse(time, &Rfc3339).is_ok()),
+        }
+        .body();
+        caller.answer(status.http(), "application/json", status.as_str(), body)
+    }
+
+    fn refused(self, head: &ReplyHead, refusal: Refusal, word: Word, attempts: u64) -> Answer {
+        let (code, retry, sentence) = match refusal {
+            Refusal::Declined => (
+                Code::RefundDeclined,
+                Retry::No,
+                "The provider or the issuer said no.",
+            ),
+            Refusal::Rejected => (
+                Code::ProviderRejected,
+                Retry::No,
+                "The provider found the request wrong.",
+            ),
+            Refusal::NotFound => (
+                Code::PaymentNotFound,
+                Retry::No,
+                "The provider does not know this payment.",
+            ),
+            Refusal::Credentials => (
+                Code::ProviderAuthFailed,
+                Retry::SameKey,
+                "The provider does not accept the gateway's credentials.",
+            ),
+            Refusal::RateLimited => (
+                Code::ProviderRateLimited,
+                Retry::SameKey,
+                "The provider wants fewer calls.",
+            ),
+        };
+        // A verdict in the body of a 2xx is about the refund under this key. A status is about one send, and where the
+        // provider has no key so is everything: after a retry by the route the send before it may have been the refund.
+        let capabilities = self.call.entry.dialect.capabilities();
+        let keyed = capabilities.idempotency != Idempotency::None;
+        let certain = attempts <= 1 || (200..300).contains(&head.status) && keyed;
+        let mut problem = if certain {
+            let advice = match retry {
+                Retry::No => {
+                    "No money was moved. Repeating the call would end the same way: mend the cause and use a new key."
+                }
+                _ => "No money was moved. Send the call again later with the same key.",
+            };
+            Problem::not_refunded(code, retry, format!("{sentence} {advice}"))
+        } else {
+            self.after_sending(
+                code,
+                &format!(
+                    "{sentence} The route had sent it before, and that may have been the refund."
+                ),
+            )
+        };
+        if retry == Retry::SameKey {
+            problem.retry_after.clone_from(&head.retry_after);
+        }
+        let refused_token = (head.status == 401).then(|| self.token.clone()).flatten();
+        let mut answer = self.provider_problem(problem, head.status, word);
+        answer.refused_token = refused_token;
+        answer
+    }
+
+    fn doubtful(self, head: &ReplyHead, doubt: Doubt, word: Word) -> Answer {
+        let mut problem = match doubt {
+            Doubt::InProgress => self.after_sending(
+                Code::RefundInProgress,
+                "The provider is still at work on the first send of this refund.",
+            ),
+            Doubt::Failed => self.after_sending(
+                Code::ProviderError,
+                "The provider failed, and the refund may have been made.",
+            ),
+            Doubt::Unreadable => self.after_sending(
+                Code::ProviderReplyUnreadable,
+                "The provider's answer is not what it documents, and the refund may have been made.",
+            ),
+            Doubt::MaybeThere => Problem::unknown(
+                Code::ProviderRejected,
+                Retry::LookUp,
+                "The provider refused, and that can mean that the refund is there already. Look the refund up before \
+                 anything else.",
+            ),
+            Doubt::Mismatch => Problem::unknown(
+                Code::ProviderReplyMismatch,
+                Retry::LookUp,
+                "The provider's answer names another amount, currency or payment than was asked for, so it is not known what \
+                 was refunded. Look the refund up before anything else.",
+            ),
+        };
+        if head.status == 503 {
+            problem.retry_after.clone_from(&head.retry_after);
+        }
+        self.provider_problem(problem, head.status, word)
+    }
+
+    fn provider_problem(self, mut problem: Problem, status: u16, word: Word) -> Answer {
+        if problem.retry == Retry::SameKey {
+            problem.retry_until = self.call.retry_until(self.sent_ms);
+        }
+        problem.provider = Some(self.call.provider_word(status, word, self.token.as_slice()));
+        self.call.caller.problem(&problem)
+    }
+
+    /// A problem of which money may have moved, with the advice that this provider allows.
+    fn after_sending(&self, code: Code, sentence: &str) -> Problem {
+        let retry = self.call.entry.dialect.capabilities().retry_when_unknown();
+        let advice = match retry {
+            Retry::SameKey => "Send the same call again with the same key: it cannot refund twice.",
+            _ => {
+                "Look the refund up before anything else: this provider knows no keys, and a second call could refund again."
+            }
+        };
+        let mut problem = Problem::unknown(code, retry, format!("{sentence} {advice}"));
+        problem.retry_until = self.call.retry_until(self.sent_ms);
+        problem
+    }
+}
+
+impl Call {
+    /// The provider's words, fit for an answer: short, without card numbers, and without the credentials that it was sent.
+    fn clean(&self, word: Word, token: &[Secret]) -> Word {
+        let mut secrets: Vec<&Secret> = token.iter().collect();
+        match &self.entry.auth {
+            Auth::Token(endpoint) => secrets.push(&endpoint.client_secret),
+            Auth::Bearer(key) => secrets.push(key),
+            Auth::Basic { password, .. } => secrets.push(password),
+            Auth::Signature(_) => {}
+        }
+        let clean = |text: Option<String>| text.map(|text| text::clean(&text, &secrets));
+        Word {
+            code: clean(word.code),
+            message: clean(word.message),
+        }
+    }
+
+    fn provider_word(&self, status: u16, word: Word, token: &[Secret]) -> ProviderWord {
+        let Word { code, message } = self.clean(word, token);
+        ProviderWord {
+            name: self.entry.name.clone(),
+            status: Some(status),
+            code,
+            message,
+        }
+    }
+
+    /// Until when the provider keeps this refund's key, where it says so.
+    fn retry_until(&self, sent_ms: i64) -> Option<String> {
+        let Idempotency::Uuid {
+            kept: Some(kept), ..
+        } = self.entry.dialect.capabilities().idempotency
+        else {
+            return None;
+        };
+        let until = sent_ms.div_euclid(1_000).checked_add(kept)?;
+        OffsetDateTime::from_unix_timestamp(until)
+            .ok()?
+            .format(&Rfc3339)
+            .ok()
+    }
+}
+
+fn invalid(errors: Vec<Fault>) -> Problem {
+    Problem {
+        errors,
+        ..Problem::not_refunded(
+            Code::InvalidRequest,
+            Retry::No,
+            "Nothing was sent. Mend the faults under errors, and use a new key.",
+        )
+    }
+}
+
+fn gateway_error(status: u16, sentence: &str) -> Problem {
+    Problem {
+        status,
+        ..Problem::not_refunded(Code::GatewayError, Retry::SameKey, sentence)
+    }
+}
+
+fn unreachable_provider() -> Problem {
+    Problem::not_refunded(
+        Code::ProviderUnreachable,
+        Retry::SameKey,
+        "Nothing was sent: the provider could not be reached. Send the call again with the same key.",
+    )
+}
+
+/// What it means that Envoy answered before anything left the gateway.
+fn nothing_left(reply: LocalReply<'_>) -> Problem {
+    // `upstream_reset_before_response_started{…}` with its many reasons, and the pool's own limits.
+    const UNREACHABLE: [&str; 4] = ["upstream_reset", "no_healthy", "overflow", "timeout"];
+    let details = reply.details;
+    if UNREACHABLE.iter().any(|reason| details.contains(reason)) {
+        return unreachable_provider();
+    }
+    gateway_error(
+        503,
+        match details {
+            "route_not_found" | "cluster_not_found" => {
+                "Nothing was sent: the gateway has no route to this provider. The platform team must add one that matches the \
+                 filter state wasm.refund_provider; then send the call again with the same key."
+            }
+            _ => {
+                "Nothing was sent: the gateway answered in the provider's place. Send the call again with the same key."
+            }
+        },
+    )
+}

@@ -1,0 +1,749 @@
+//! The filter in Envoy: it carries out what the [`exchange`](crate::exchange) says.
+//!
+//! Three things can end a message, in both directions: its headers, its body, its trailers. Whichever it is, it leads to
+//! [`Stream::call_is_whole`] or [`Stream::reply_is_whole`].
+//!
+//! What must outlive a stream, or happen while a stream is paused, is the root's: it fetches tokens (a call of a stream's own
+//! would die with its stream), wakes who waits for one, and answers calls whose body does not come. It does so in `on_tick`,
+//! which streams switch on by setting the period, and which switches itself off when there is nothing left to watch.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::mem;
+use std::rc::Rc;
+use std::time::Duration;
+
+use proxy_wasm::hostcalls::dispatch_http_call;
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::{Action, ContextType};
+use rand_core::{OsRng, RngCore};
+
+use crate::config::{Config, ProviderEntry};
+use crate::exchange::{
+    Answer, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading, ReplyHead, Sent, Waiting,
+    open, retry_after,
+};
+use crate::headers::Headers;
+use crate::host::{self, Buffer, Level, Map};
+use crate::secret::Secret;
+use crate::signing::VmSigner;
+use crate::token::{self, Failure, FailureKind, Look, Record, Token, Turn};
+
+/// How long a call's body may take, in milliseconds: less than the `request_timeout` of envoy.yaml.
+const BODY_TIMEOUT_MS: i64 = 10_000;
+/// How long a call may wait for a token, in milliseconds: one fetch that times out, and one more.
+const TOKEN_TIMEOUT_MS: i64 = 12_000;
+/// How soon a fetch that a stream has asked for begins, in milliseconds.
+const TICK_SOON_MS: u32 = 1;
+/// How often waiting calls look for what another worker fetches, in milliseconds.
+const TICK_TOKEN_MS: u32 = 5;
+/// How often bodies are looked after, in milliseconds.
+const TICK_BODY_MS: u32 = 50;
+
+mod start {
+    #![allow(missing_docs, reason = "the SDK's macro writes a function without any")]
+    use super::{Rc, Root};
+
+    proxy_wasm::main! {{
+        proxy_wasm::set_root_context(|id| Box::new(Root { id, shared: Rc::default() }));
+    }}
+}
+
+/// What the root and its streams share, in one worker.
+#[derive(Default)]
+struct Shared {
+    config: RefCell<Option<Rc<Config>>>,
+    /// Calls whose body is being read, and those that wait for a token.
+    watched: RefCell<BTreeMap<u32, Rc<Watch>>>,
+    /// Fetches that streams have taken on and the root has not begun.
+    wanted: RefCell<Vec<Fetch>>,
+    /// Fetches under way, by the number of the call.
+    fetching: RefCell<BTreeMap<u32, Fetch>>,
+    tick_ms: Cell<u32>,
+    counters: RefCell<BTreeMap<String, u32>>,
+}
+
+/// A token fetch: for whom, and under which lease.
+struct Fetch {
+    provider: Rc<ProviderEntry>,
+    lease: u64,
+}
+
+/// A stream's state, where the root can reach it.
+#[derive(Default)]
+struct Watch {
+    state: RefCell<State>,
+    /// When the present state began, Unix time in milliseconds.
+    since_ms: Cell<i64>,
+    /// Whether the host has called with a part of the body.
+    body_seen: Cell<bool>,
+}
+
+/// Where a stream stands.
+#[derive(Default)]
+enum State {
+    /// Not ours, or answered: nothing more to do.
+    #[default]
+    Done,
+    /// The call's body is being read.
+    Reading(Reading),
+    /// The call waits for a token.
+    Waiting(Box<Waiting>),
+    /// The provider's request may have left.
+    Sent(Sent),
+    /// The provider's reply is being read.
+    Replying(Sent, ReplyHead),
+}
+
+impl Shared {
+    /// Has `on_tick` called at least this often.
+    fn tick_within(&self, milliseconds: u32) {
+        let now = self.tick_ms.get();
+        if now == 0 || now > milliseconds {
+            self.set_tick(milliseconds);
+        }
+    }
+
+    fn set_tick(&self, milliseconds: u32) {
+        self.tick_ms.set(milliseconds);
+        host::set_tick_period(milliseconds);
+    }
+
+    fn count(&self, name: String) {
+        let mut counters = self.counters.borrow_mut();
+        let id = match counters.get(&name) {
+            Some(id) => Some(*id),
+            None => {
+                let id = host::counter(&name);
+                if let Some(id) = id {
+                    counters.insert(name, id);
+                }
+                id
+            }
+        };
+        if let Some(id) = id {
+            host::count(id);
+        }
+    }
+
+    /// Sends an answer on the stream that the host's calls speak of.
+    fn answer(&self, provider: &str, answer: &Answer) {
+        let _ = host::set_property("refund_status", answer.word);
+        self.count(format!(
+            "refund.requests.provider.{provider}.outcome.{}",
+            answer.word
+        ));
+        let details = format!("refund_{}", answer.word.replace('-', "_"));
+        if host::reply(
+            answer.status,
+            &details,
+            &answer.headers,
+            answer.body.as_bytes(),
+        )
+        .is_err()
+        {
+            host::log(
+                Level::Error,
+                "refund-filter: the host took no answer; Envoy's own reply stands for it",
+            );
+        }
+    }
+
+    /// Lets a provider's request go. `body_is_set`: the body was replaced before the stream was paused.
+    ///
+    /// The filter state comes first: writing the headers clears the route, and it is chosen anew by it.
+    fn send(&self, watch: &Watch, dispatch: Dispatch, body_is_set: bool) -> bool {
+        let ready = host::set_property("refund_provider", &dispatch.provider)
+            .and_then(|()| host::set_property("refund_retry", dispatch.retry.as_str()))
+            .and_then(|()| match &dispatch.retry_until {
+                Some(until) => host::set_property("refund_retry_until", until),
+                None => Ok(()),
+            })
+            .and_then(|()| match &dispatch.key_id {
+                Some(id) => host::set_property("refund_key_id", id),
+                None => Ok(()),
+            })
+            .and_then(|()| {
+                if body_is_set {
+                    Ok(())
+                } else {
+                    host::set_buffer(Buffer::Request, dispatch.body.as_bytes())
+                }
+            })
+            .and_then(|()| host::set_headers(Map::Request, &dispatch.headers));
+        match ready {
+            Ok(()) => {
+                watch.state.replace(State::Sent(dispatch.sent));
+                true
+            }
+            Err(refused) => {
+                let answer = dispatch.sent.not_sent();
+                host::log(
+                    Level::Error,
+                    &format!(
+                        "refund-filter: the host refused the provider's request (status {}); nothing was sent",
+                        refused.0
+                    ),
+                );
+                self.answer(&dispatch.provider, &answer);
+                false
+            }
+        }
+    }
+
+    /// Reads, changes and stores a provider's token record, against all workers. `change` says whether there is anything
+    /// to store; it may be called more than once.
+    fn with_record<T>(
+        provider: &ProviderEntry,
+        mut change: impl FnMut(&mut Record) -> (T, bool),
+    ) -> Option<T> {
+        let key = format!("refund.token.{}", provider.name);
+        // Everybody else's change is progress of theirs; this many in a row against one are not seen in practice.
+        for _ in 0..1_000 {
+            let (bytes, cas) = host::shared_data(&key);
+            if cas == 0 {
+                // A swap needs a number: where nothing is stored yet, 0 would overwrite what another worker stores now,
+                // and this one is taken by nobody.
+                let _ =
+                    host::set_shared_data(&key, Record::default().encode().as_bytes(), u32::MAX);
+                continue;
+            }
+            let mut record = Record::decode(&bytes);
+            let (result, changed) = change(&mut record);
+            if !changed {
+                return Some(result);
+            }
+            match host::set_shared_data(&key, record.encode().as_bytes(), cas) {
+                Ok(()) => return Some(result),
+                Err(host::CAS_MISMATCH) => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// What a call does that needs a token now; if it is to fetch one, the root is told.
+    fn ask(&self, provider: &Rc<ProviderEntry>) -> Option<Turn> {
+        let mut bytes = [0; 8];
+        OsRng.try_fill_bytes(&mut bytes).ok()?;
+        let lease = u64::from_le_bytes(bytes);
+        let turn = Self::with_record(provider, |record| {
+            let turn = record.ask(host::now_ms(), lease);
+            let changed = matches!(turn, Turn::Fetch(_));
+            (turn, changed)
+        })?;
+        if let Turn::Fetch(lease) = turn {
+            self.wanted.borrow_mut().push(Fetch {
+                provider: Rc::clone(provider),
+                lease,
+            });
+        }
+        Some(turn)
+    }
+}
+
+/// The plugin in one worker.
+struct Root {
+    id: u32,
+    shared: Rc<Shared>,
+}
+
+impl Context for Root {
+    fn on_http_call_response(&mut self, call: u32, headers: usize, _body: usize, _trailers: usize) {
+        let fetch = self.shared.fetching.borrow_mut().remove(&call);
+        if let Some(fetch) = fetch {
+            // A call that was reset ends without headers.
+            let result = if headers == 0 {
+                Err(Failure::unreachable())
+            } else {
+                read_token_reply()
+            };
+            self.settle(&fetch, result);
+        }
+    }
+
+    fn on_done(&mut self) -> bool {
+        self.shared.set_tick(0);
+        true
+    }
+}
+
+fn read_token_reply() -> Result<Token, Failure> {
+    let bytes = host::headers(Map::CallResponse).unwrap_or_default();
+    let headers = Headers::decode(&bytes).unwrap_or_default();
+    let head = ReplyHead::of(&headers);
+    let body = host::buffer(Buffer::CallResponse).unwrap_or_default();
+    let retry_after = headers.first("retry-after").and_then(retry_after);
+    let body = if head.coded { Vec::new() } else { body };
+    token::read_reply(head.status, retry_after, &body, host::now_ms())
+}
+
+impl RootContext for Root {
+    fn on_configure(&mut self, _size: usize) -> bool {
+        let text = host::buffer(Buffer::Configuration).unwrap_or_default();
+        match Config::read(&text, &|name| std::env::var(name).ok()) {
+            Ok(config) => {
+                let names: Vec<_> = config
+                    .providers()
+                    .map(|provider| format!("{} ({})", provider.name, provider.kind.as_str()))
+                    .collect();
+                host::log(
+                    Level::Info,
+                    &format!(
+                        "refund-filter {}: configured for POST {}: {}",
+                        crate::VERSION,
+                        config.path,
+                        names.join(", ")
+                    ),
+                );
+                self.shared.config.replace(Some(Rc::new(config)));
+                true
+            }
+            Err(faults) => {
+                for fault in faults {
+                    host::log(
+                        Level::Error,
+                        &format!(
+                            "refund-filter: configuration refused at {:?}: {}",
+                            fault.pointer, fault.detail
+                        ),
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    fn on_tick(&mut self) {
+        let wanted = mem::take(&mut *self.shared.wanted.borrow_mut());
+        for fetch in wanted {
+            self.fetch(fetch);
+        }
+        self.look_after_streams();
+        // Whoever found that nobody fetches any more has taken it on.
+        let wanted = mem::take(&mut *self.shared.wanted.borrow_mut());
+        for fetch in wanted {
+            self.fetch(fetch);
+        }
+        let _ = host::set_effective_context(self.id);
+        let watched = self.shared.watched.borrow();
+        let waits = |watch: &Rc<Watch>| matches!(*watch.state.borrow(), State::Waiting(_));
+        self.shared.set_tick(if watched.is_empty() {
+            0
+        } else if watched.values().any(waits) {
+            TICK_TOKEN_MS
+        } else {
+            TICK_BODY_MS
+        });
+    }
+
+    fn create_http_context(&self, id: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Stream {
+            id,
+            shared: Rc::clone(&self.shared),
+            watch: Rc::default(),
+            provider: String::new(),
+        }))
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+}
+
+impl Root {
+    fn fetch(&self, fetch: Fetch) {
+        let crate::config::Auth::Token(endpoint) = &fetch.provider.auth else {
+            return;
+        };
+        let headers = token::request_headers(endpoint);
+        let pairs: Vec<(&str, &str)> = headers
+            .iter()
+            .filter_map(|(name, value)| {
+                Some((
+                    std::str::from_utf8(name).ok()?,
+                    std::str::from_utf8(value).ok()?,
+                ))
+            })
+            .collect();
+        let timeout = Duration::from_millis(u64::from(token::FETCH_TIMEOUT_MS));
+        match dispatch_http_call(
+            &endpoint.cluster,
+            pairs,
+            Some(token::REQUEST_BODY.as_bytes()),
+            Vec::new(),
+            timeout,
+        ) {
+            Ok(call) => {
+                self.shared.fetching.borrow_mut().insert(call, fetch);
+            }
+            // No such cluster, or no host in it.
+            Err(_) => self.settle(&fetch, Err(Failure::unreachable())),
+        }
+    }
+
+    /// Stores what a fetch brought and wakes who waits for it in this worker; the others see it at their next look.
+    fn settle(&self, fetch: &Fetch, result: Result<Token, Failure>) {
+        let word = match &result {
+            Ok(_) => "ok",
+            Err(failure) => {
+                host::log(
+                    Level::Warn,
+                    &format!(
+                        "refund-filter: no token for {}: {:?}, status {:?}",
+                        fetch.provider.name, failure.kind, failure.status
+                    ),
+                );
+                match failure.kind {
+                    FailureKind::Refused => "refused",
+                    FailureKind::RateLimited => "rate_limited",
+                    FailureKind::Unreachable => "unreachable",
+                }
+            }
+        };
+        self.shared.count(format!(
+            "refund.token.provider.{}.fetch.{word}",
+            fetch.provider.name
+        ));
+        Shared::with_record(&fetch.provider, |record| {
+            ((), record.settle(fetch.lease, &result))
+        });
+        for (id, watch) in self.watched() {
+            let ours = match &*watch.state.borrow() {
+                State::Waiting(waiting) => Rc::ptr_eq(waiting.entry(), &fetch.provider),
+                _ => false,
+            };
+            if ours {
+                let found = match &result {
+                    Ok(token) => Ok(token.value.clone()),
+                    Err(failure) => Err(failure.clone()),
+                };
+                self.wake(id, &watch, found);
+            }
+        }
+        let _ = host::set_effective_context(self.id);
+    }
+
+    fn watched(&self) -> Vec<(u32, Rc<Watch>)> {
+        let watched = self.shared.watched.borrow();
+        watched
+            .iter()
+            .map(|(id, watch)| (*id, Rc::clone(watch)))
+            .collect()
+    }
+
+    /// Lets a waiting call go on with a token, or answers it without one.
+    fn wake(&self, id: u32, watch: &Watch, found: Result<Secret, Failure>) {
+        self.shared.watched.borrow_mut().remove(&id);
+        let State::Waiting(waiting) = watch.state.replace(State::Done) else {
+            return;
+        };
+        if host::set_effective_context(id).is_err() {
+            return;
+        }
+        let name = waiting.entry().name.clone();
+        match found {
+            Ok(token) => {
+                let dispatch = waiting.with_token(token, host::now_ms());
+                if self.shared.send(watch, dispatch, true) {
+                    let _ = host::resume_request();
+                }
+            }
+            Err(failure) => self.shared.answer(&name, &waiting.without_token(&failure)),
+        }
+    }
+
+    /// Looks after every paused call: bodies that do not come, and tokens that another worker fetches.
+    fn look_after_streams(&self) {
+        let now_ms = host::now_ms();
+        let mut looks: BTreeMap<String, Option<Look>> = BTreeMap::new();
+        for (id, watch) in self.watched() {
+            let waited_ms = now_ms.saturating_sub(watch.since_ms.get());
+            let state = watch.state.borrow();
+            match &*state {
+                State::Reading(reading) => {
+                    let answer = if waited_ms > BODY_TIMEOUT_MS {
+                        reading.stalled()
+                    } else if !watch.body_seen.get() && body_is_withheld(id) {
+                        host::log(
+                            Level::Error,
+                            "refund-filter: Envoy holds a body back: set allow_on_headers_stop_iteration: true in the plugin's \
+                             configuration (Envoy 1.35 and later)",
+                        );
+                        reading.withheld()
+                    } else {
+                        continue;
+                    };
+                    drop(state);
+                    watch.state.replace(State::Done);
+                    self.shared.watched.borrow_mut().remove(&id);
+                    if host::set_effective_context(id).is_ok() {
+                        self.shared.answer("none", &answer);
+                    }
+                }
+                State::Waiting(waiting) => {
+                    let entry = Rc::clone(waiting.entry());
+                    drop(state);
+                    let look = looks.entry(entry.name.clone()).or_insert_with(|| {
+                        Shared::with_record(&entry, |record| (record.look(now_ms), false))
+                    });
+                    match look {
+                        Some(Look::Ready(token)) => self.wake(id, &watch, Ok(token.clone())),
+                        Some(Look::Failed(failure)) => {
+                            self.wake(id, &watch, Err(failure.clone()));
+                        }
+                        _ if waited_ms > TOKEN_TIMEOUT_MS => {
+                            self.wake(id, &watch, Err(Failure::unreachable()));
+                        }
+                        Some(Look::Ask) => {
+                            // Once for all who wait; what comes of it is seen at the next look.
+                            self.shared.ask(&entry);
+                            *look = Some(Look::Wait);
+                        }
+                        Some(Look::Wait) | None => {}
+                    }
+                }
+                State::Done | State::Sent(_) | State::Replying(..) => {
+                    drop(state);
+                    self.shared.watched.borrow_mut().remove(&id);
+                }
+            }
+        }
+    }
+}
+
+/// Whether bytes of a body have come of which the filter was not told. With `allow_on_headers_stop_iteration` it is told in
+/// the same event.
+fn body_is_withheld(id: u32) -> bool {
+    if host::set_effective_context(id).is_err() {
+        return false;
+    }
+    let size = |name| host::integer_property(&["request", name]).unwrap_or_default();
+    size("total_size") > size("headers_bytes")
+}
+
+/// One request and its response.
+struct Stream {
+    id: u32,
+    shared: Rc<Shared>,
+    watch: Rc<Watch>,
+    /// The provider's configured name, once it is known.
+    provider: String,
+}
+
+impl Context for Stream {
+    fn on_done(&mut self) -> bool {
+        self.shared.watched.borrow_mut().remove(&self.id);
+        true
+    }
+}
+
+impl HttpContext for Stream {
+    fn on_http_request_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
+        let config = self.shared.config.borrow().clone();
+        let bytes = host::headers(Map::Request);
+        let (Some(config), Some(headers)) = (config, bytes.as_deref().and_then(Headers::decode))
+        else {
+            return Action::Continue;
+        };
+        match open(&config, &headers) {
+            Opening::NotOurs => Action::Continue,
+            Opening::Answer(answer) => self.answer(&answer),
+            Opening::Read(reading) => {
+                self.watch.state.replace(State::Reading(reading));
+                if end_of_stream {
+                    return self.call_is_whole();
+                }
+                self.watch_from_now(TICK_BODY_MS);
+                Action::Pause
+            }
+        }
+    }
+
+    fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        let state = self.watch.state.borrow();
+        let State::Reading(reading) = &*state else {
+            // What is answered gets no further; what is not ours goes through.
+            return if self.provider.is_empty() {
+                Action::Continue
+            } else {
+                Action::Pause
+            };
+        };
+        self.watch.body_seen.set(true);
+        // The host counts what it has buffered; more than this is never wanted.
+        if size > MAX_BODY {
+            let answer = reading.too_large();
+            drop(state);
+            return self.answer(&answer);
+        }
+        drop(state);
+        if end_of_stream {
+            self.call_is_whole()
+        } else {
+            Action::Pause
+        }
+    }
+
+    fn on_http_request_trailers(&mut self, _count: usize) -> Action {
+        if !matches!(*self.watch.state.borrow(), State::Reading(_)) {
+            return Action::Continue;
+        }
+        let _ = host::set_headers(Map::RequestTrailers, &Headers::default());
+        self.call_is_whole()
+    }
+
+    fn on_http_response_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
+        match self.watch.state.take() {
+            State::Done => Action::Continue,
+            State::Reading(reading) => {
+                let answer = with_local_reply(|reply| reading.local_reply(reply));
+                self.answer(&answer)
+            }
+            State::Waiting(waiting) => {
+                let answer = with_local_reply(|reply| waiting.local_reply(reply));
+                self.answer(&answer)
+            }
+            State::Sent(sent) => {
+                if host::text_property(&["response", "code_details"]).as_deref()
+                    != Some("via_upstream")
+                {
+                    let answer = with_local_reply(|reply| sent.local_reply(reply));
+                    return self.answer(&answer);
+                }
+                // For local_reply_config: what Envoy answers from here on does not pass the filter.
+                let _ = host::set_property("refund_reply", "started");
+                let bytes = host::headers(Map::Response).unwrap_or_default();
+                let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
+                self.watch.state.replace(State::Replying(sent, head));
+                if end_of_stream {
+                    return self.reply_is_whole(&[]);
+                }
+                Action::Pause
+            }
+            State::Replying(..) => Action::Pause,
+        }
+    }
+
+    fn on_http_response_body(&mut self, _size: usize, end_of_stream: bool) -> Action {
+        if !matches!(*self.watch.state.borrow(), State::Replying(..)) {
+            return Action::Continue;
+        }
+        if !end_of_stream {
+            return Action::Pause;
+        }
+        let body = host::buffer(Buffer::Response).unwrap_or_default();
+        self.reply_is_whole(&body)
+    }
+
+    fn on_http_response_trailers(&mut self, _count: usize) -> Action {
+        if !matches!(*self.watch.state.borrow(), State::Replying(..)) {
+            return Action::Continue;
+        }
+        let body = host::buffer(Buffer::Response).unwrap_or_default();
+        self.reply_is_whole(&body)
+    }
+}
+
+/// What Envoy tells about an answer of its own.
+fn with_local_reply(answer: impl FnOnce(LocalReply<'_>) -> Answer) -> Answer {
+    let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
+    let bytes = host::headers(Map::Response).unwrap_or_default();
+    let status = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default()).status;
+    answer(LocalReply {
+        status,
+        details: &details,
+        connected: host::property(&["upstream", "local_address"])
+            .is_some_and(|address| !address.is_empty()),
+        attempts: host::integer_property(&["upstream", "request_attempt_count"])
+            .unwrap_or_default(),
+    })
+}
+
+impl Stream {
+    fn answer(&mut self, answer: &Answer) -> Action {
+        self.shared.watched.borrow_mut().remove(&self.id);
+        self.watch.state.replace(State::Done);
+        if self.provider.is_empty() {
+            self.provider.push_str("none");
+        }
+        self.shared.answer(&self.provider, answer);
+        Action::Pause
+    }
+
+    fn watch_from_now(&self, tick_ms: u32) {
+        self.watch.since_ms.set(host::now_ms());
+        self.shared
+            .watched
+            .borrow_mut()
+            .insert(self.id, Rc::clone(&self.watch));
+        self.shared.tick_within(tick_ms);
+    }
+
+    /// The call is here, whole: translate it and let it go, or answer it, or have it wait.
+    fn call_is_whole(&mut self) -> Action {
+        let State::Reading(reading) = self.watch.state.take() else {
+            return Action::Continue;
+        };
+        self.shared.watched.borrow_mut().remove(&self.id);
+        let body = host::buffer(Buffer::Request).unwrap_or_default();
+        match reading.finish(&body, host::now_ms(), &mut VmSigner(OsRng)) {
+            Prepared::Answer(answer) => self.answer(&answer),
+            Prepared::Dispatch(dispatch) => {
+                self.provider.clone_from(&dispatch.provider);
+                self.send(*dispatch, false)
+            }
+            Prepared::Wait(waiting) => {
+                self.provider.clone_from(&waiting.entry().name);
+                match self.shared.ask(waiting.entry()) {
+                    Some(Turn::Use(token)) => {
+                        let dispatch = waiting.with_token(token, host::now_ms());
+                        self.send(dispatch, false)
+                    }
+                    Some(turn) => self.wait(waiting, turn),
+                    None => {
+                        let answer = waiting.without_token(&Failure::unreachable());
+                        self.answer(&answer)
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, dispatch: Dispatch, body_is_set: bool) -> Action {
+        if self.shared.send(&self.watch, dispatch, body_is_set) {
+            Action::Continue
+        } else {
+            Action::Pause
+        }
+    }
+
+    fn wait(&mut self, waiting: Box<Waiting>, turn: Turn) -> Action {
+        // Here and now the body can be replaced for sure; when the token comes, only the headers are left to be written.
+        if host::set_buffer(Buffer::Request, waiting.body().as_bytes()).is_err() {
+            let answer = waiting.without_token(&Failure::unreachable());
+            return self.answer(&answer);
+        }
+        self.watch.state.replace(State::Waiting(waiting));
+        self.watch_from_now(match turn {
+            Turn::Fetch(_) => TICK_SOON_MS,
+            Turn::Use(_) | Turn::Wait => TICK_TOKEN_MS,
+        });
+        Action::Pause
+    }
+
+    /// The provider's reply is here, whole.
+    fn reply_is_whole(&mut self, body: &[u8]) -> Action {
+        let State::Replying(sent, head) = self.watch.state.take() else {
+            return Action::Continue;
+        };
+        let attempts =
+            host::integer_property(&["upstream", "request_attempt_count"]).unwrap_or(u64::MAX);
+        let entry = sent.entry();
+        let answer = sent.reply(&head, body, attempts);
+        if let Some(token) = &answer.refused_token {
+            Shared::with_record(&entry, |record| ((), record.refused(token)));
+        }
+        self.answer(&answer)
+    }
+}

@@ -1,0 +1,168 @@
+//! The caller's idempotency key, and the key that a provider gets for it.
+
+use sha2::{Digest, Sha256};
+use uuid::{Builder, Uuid, Variant};
+
+/// The longest key that is taken, in characters.
+const MAX_LENGTH: usize = 255;
+
+/// The caller's `Idempotency-Key`: 1 to 255 visible ASCII characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey(String);
+
+/// Why there is no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyFault {
+    /// The header is not there.
+    Missing,
+    /// The header is there twice, empty, too long, or holds something else than visible ASCII.
+    Invalid,
+}
+
+impl IdempotencyKey {
+    /// Reads the values of all `Idempotency-Key` headers: bare or as a quoted string of RFC 9651, which are one key.
+    pub fn from_header<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Result<Self, KeyFault> {
+        let value = values.next().ok_or(KeyFault::Missing)?;
+        if values.next().is_some() {
+            return Err(KeyFault::Invalid);
+        }
+        let text = match value.strip_prefix(b"\"") {
+            Some(rest) => unquote(rest).ok_or(KeyFault::Invalid)?,
+            None => value.to_vec(),
+        };
+        if text.is_empty() || text.len() > MAX_LENGTH || !text.iter().all(u8::is_ascii_graphic) {
+            return Err(KeyFault::Invalid);
+        }
+        String::from_utf8(text)
+            .map(IdempotencyKey)
+            .map_err(|_| KeyFault::Invalid)
+    }
+
+    /// The key's text, without quotes.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The key for the provider configured under `provider`: the caller's own where it is a UUID of version 4 (or of
+    /// version 7, where `takes_v7`), else one made from it, always the same.
+    pub fn for_provider(&self, provider: &str, takes_v7: bool) -> ProviderKey {
+        ProviderKey(self.as_uuid(takes_v7).unwrap_or_else(|| {
+            let digest = Sha256::new()
+                .chain_update(provider)
+                .chain_update([0])
+                .chain_update(&self.0)
+                .finalize();
+            let mut bytes = [0; 16];
+            bytes
+                .iter_mut()
+                .zip(digest)
+                .for_each(|(byte, of)| *byte = of);
+            Builder::from_random_bytes(bytes).into_uuid()
+        }))
+    }
+
+    fn as_uuid(&self, takes_v7: bool) -> Option<Uuid> {
+        // `Uuid` also reads braces, URNs and 32 bare digits; a provider is promised the hyphenated form, and two spellings
+        // of one UUID that a caller uses for two refunds must not become one key.
+        let uuid = Uuid::try_parse(&self.0)
+            .ok()
+            .filter(|_| self.0.len() == 36)?;
+        let version = uuid.get_version_num();
+        (uuid.get_variant() == Variant::RFC4122 && (version == 4 || version == 7 && takes_v7))
+            .then_some(uuid)
+    }
+}
+
+/// The idempotency key of one refund at its provider: a UUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProviderKey(Uuid);
+
+impl ProviderKey {
+    /// The UUID in lower case with hyphens.
+    pub fn text(self) -> String {
+        self.0.hyphenated().to_string()
+    }
+}
+
+/// The text of a quoted string after its opening quote.
+fn unquote(rest: &[u8]) -> Option<Vec<u8>> {
+    let mut text = Vec::with_capacity(rest.len());
+    let mut bytes = rest.iter();
+    loop {
+        match bytes.next()? {
+            b'"' => return bytes.next().is_none().then_some(text),
+            b'\\' => match bytes.next()? {
+                escaped @ (b'"' | b'\\') => text.push(*escaped),
+                _ => return None,
+            },
+            byte => text.push(*byte),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(values: &[&[u8]]) -> Result<String, KeyFault> {
+        IdempotencyKey::from_header(values.iter().copied()).map(|key| key.0)
+    }
+
+    #[test]
+    fn bare_and_quoted_are_one_key() {
+        assert_eq!(key(&[b"k-1"]).unwrap(), "k-1");
+        assert_eq!(key(&[b"\"k-1\""]).unwrap(), "k-1");
+        assert_eq!(key(&[br#""a\"b\\c""#]).unwrap(), r#"a"b\c"#);
+        assert_eq!(key(&[&[b'k'; 255]]).unwrap().len(), 255);
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        assert_eq!(key(&[]), Err(KeyFault::Missing));
+        for value in [
+            &b""[..],
+            b"\"\"",
+            b"\"k",
+            b"\"k\"x",
+            b"\"k\\x\"",
+            b"\"k\\",
+            b"a b",
+            b"\"a b\"",
+            b"k\xc3\xa9",
+            b"k\x7f",
+            &[b'k'; 256],
+        ] {
+            assert_eq!(key(&[value]), Err(KeyFault::Invalid), "{value:?}");
+        }
+        assert_eq!(key(&[b"k", b"k"]), Err(KeyFault::Invalid));
+    }
+
+    #[test]
+    fn a_uuid_is_kept_and_anything_else_derived() {
+        let for_provider = |key: &str, takes_v7| {
+            IdempotencyKey(key.into())
+                .for_provider("bog", takes_v7)
+                .text()
+        };
+        let v4 = "0f8fad5b-d9cb-469f-a165-70867728950e";
+        let v7 = "0191f5a7-44d3-7430-8739-2d80821416bf";
+        assert_eq!(for_provider(v4, false), v4);
+        assert_eq!(for_provider(&v4.to_uppercase(), false), v4);
+        assert_eq!(for_provider(v7, true), v7);
+        for other in [v7, &v4.replace('-', ""), &format!("{{{v4}}}"), "k-1"] {
+            let derived = for_provider(other, false);
+            assert_ne!(derived, other);
+            assert_eq!(derived, for_provider(other, false));
+            let uuid = Uuid::try_parse(&derived).unwrap();
+            assert_eq!(uuid.get_version_num(), 4);
+            assert_eq!(uuid.get_variant(), Variant::RFC4122);
+        }
+    }
+
+    #[test]
+    fn the_derived_key_is_the_contracts() {
+        // From `printf 'bog\0k-1' | sha256sum`, with the version and variant bits set by hand.
+        let derived = IdempotencyKey("k-1".into()).for_provider("bog", false);
+        assert_eq!(derived.text(), "9595f64c-6305-4965-aaf2-bd52f7343244");
+    }
+}

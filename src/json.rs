@@ -1,0 +1,241 @@
+//! JSON read one level at a time, from the text itself.
+//!
+//! Every value stays the text that was received until somebody asks for it. So numbers keep their decimals (no float is
+//! ever made), nesting costs no stack however deep it is (`serde_json` skips what is not asked for without recursion),
+//! and duplicate members stay visible, where a map would silently keep one of them.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The text is not one JSON value in UTF-8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+/// One JSON value, as the text that was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Node<'a>(&'a str);
+
+/// The members of an object in their order, duplicates included.
+pub type Members<'a> = Vec<(Cow<'a, str>, Node<'a>)>;
+
+/// What a JSON value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool,
+    /// A number
+    Number,
+    /// A string
+    String,
+    /// An array
+    Array,
+    /// An object
+    Object,
+}
+
+impl<'a> Node<'a> {
+    /// Reads one JSON value (RFC 8259, UTF-8) with nothing but white space around it.
+    pub fn parse(text: &'a [u8]) -> Result<Self, Malformed> {
+        let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
+        let raw: &RawValue = serde_json::from_str(text).map_err(|_| Malformed)?;
+        Ok(Node(raw.get()))
+    }
+
+    /// What this value is.
+    pub fn kind(self) -> Kind {
+        match self.0.as_bytes().first() {
+            Some(b'n') => Kind::Null,
+            Some(b't' | b'f') => Kind::Bool,
+            Some(b'"') => Kind::String,
+            Some(b'[') => Kind::Array,
+            Some(b'{') => Kind::Object,
+            _ => Kind::Number,
+        }
+    }
+
+    /// The value's own JSON text.
+    pub fn raw(self) -> &'a str {
+        self.0
+    }
+
+    /// The text of a string; an error if an escape in it stands for no character (a lone surrogate).
+    pub fn string(self) -> Option<Result<Cow<'a, str>, Malformed>> {
+        (self.kind() == Kind::String).then(|| {
+            serde_json::from_str::<Text<'a>>(self.0)
+                .map(|text| text.0)
+                .map_err(|_| Malformed)
+        })
+    }
+
+    /// The text of a string that is one.
+    pub fn text(self) -> Option<Cow<'a, str>> {
+        self.string()?.ok()
+    }
+
+    /// The decimal text of a number, as it was written.
+    pub fn number(self) -> Option<&'a str> {
+        (self.kind() == Kind::Number).then_some(self.0)
+    }
+
+    /// The members of an object, duplicates included; an error if a name holds a lone surrogate.
+    pub fn members(self) -> Option<Result<Members<'a>, Malformed>> {
+        (self.kind() == Kind::Object).then(|| {
+            serde_json::from_str::<Object<'a>>(self.0)
+                .map(|object| object.0)
+                .map_err(|_| Malformed)
+        })
+    }
+
+    /// The items of an array.
+    pub fn items(self) -> Option<Vec<Node<'a>>> {
+        (self.kind() == Kind::Array)
+            .then(|| {
+                serde_json::from_str::<Items<'a>>(self.0)
+                    .ok()
+                    .map(|items| items.0)
+            })
+            .flatten()
+    }
+
+    /// The one member with this name of an object. `null` is as good as absent, and so is a name that stands there
+    /// twice: which of the two would count is anybody's guess.
+    pub fn get(self, name: &str) -> Option<Node<'a>> {
+        let members = self.members()?.ok()?;
+        let mut found = members.iter().filter(|(member, _)| member == name);
+        let (_, node) = found.next()?;
+        (found.next().is_none() && node.kind() != Kind::Null).then_some(*node)
+    }
+
+    /// Whether this is an object in which no name stands twice.
+    pub fn is_plain_object(self) -> bool {
+        let Some(Ok(mut members)) = self.members() else {
+            return false;
+        };
+        members.sort_by(|(a, _), (b, _)| a.cmp(b));
+        !members
+            .windows(2)
+            .any(|pair| matches!(pair, [(a, _), (b, _)] if a == b))
+    }
+}
+
+struct Text<'a>(Cow<'a, str>);
+struct Object<'a>(Members<'a>);
+struct Items<'a>(Vec<Node<'a>>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Text<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Reader)
+    }
+}
+
+impl<'de> Deserialize<'de> for Object<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Object<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some((name, value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+                    members.push((name.0, Node(value.get())));
+                }
+                Ok(Object(members))
+            }
+        }
+        deserializer.deserialize_map(Reader)
+    }
+}
+
+impl<'de> Deserialize<'de> for Items<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Items<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(value) = seq.next_element::<&'de RawValue>()? {
+                    items.push(Node(value.get()));
+                }
+                Ok(Items(items))
+            }
+        }
+        deserializer.deserialize_seq(Reader)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_keep_their_text() {
+        let node = Node::parse(br#" {"a": 15.00, "b": 1E2, "c": "x\u00e9"} "#).unwrap();
+        assert_eq!(node.get("a").unwrap().number(), Some("15.00"));
+        assert_eq!(node.get("b").unwrap().number(), Some("1E2"));
+        assert_eq!(node.get("c").unwrap().text().unwrap(), "xé");
+    }
+
+    #[test]
+    fn what_is_not_one_json_value_is_malformed() {
+        for text in [
+            &b""[..],
+            b"{",
+            b"{} {}",
+            b"{}x",
+            b"{'a':1}",
+            b"{\"a\":01}",
+            b"{\"a\":1,}",
+            b"\xff",
+            b"{\"a\":\"\xff\"}",
+            b"{\"a\":\"\n\"}",
+            b"\xef\xbb\xbf{}",
+            b"nul",
+        ] {
+            assert_eq!(Node::parse(text), Err(Malformed), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_stands_twice_is_none() {
+        let node = Node::parse(br#"{"a":1,"\u0061":2,"b":null}"#).unwrap();
+        assert_eq!(node.get("a"), None);
+        assert_eq!(node.get("b"), None);
+        assert!(!node.is_plain_object());
+    }
+
+    #[test]
+    fn nesting_costs_no_stack() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(200_000), "]".repeat(200_000));
+        let node = Node::parse(deep.as_bytes()).unwrap();
+        assert_eq!(node.get("a").unwrap().kind(), Kind::Array);
+    }
+
+    #[test]
+    fn a_lone_surrogate_is_malformed_where_it_is_read() {
+        let node = Node::parse(br#"{"a":"\ud800"}"#).unwrap();
+        assert_eq!(node.get("a").unwrap().string(), Some(Err(Malformed)));
+    }
+}

@@ -1,0 +1,52 @@
+//! The refund filter: one canonical refund call in, each payment provider's own format out, inside Envoy.
+//!
+//! The crate is a sans-IO core and one thin file, [`filter`], that knows Envoy. Data flows one way: bytes come in at the
+//! filter, the [`exchange`] takes one refund from call to answer, [`refund`] and [`provider`] translate, and bytes go out.
+//! Time, randomness, credentials and replies are inputs; nothing in the core calls anything.
+//!
+//! No input makes the module panic: `unwrap`, `expect`, `panic`, indexing and unchecked arithmetic are denied by lint
+//! outside tests. A panic in a WebAssembly module is a trap, and a trap ends every stream of its worker, those included
+//! whose refund has already gone out.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "a test that panics has failed, which is what it is for"
+    )
+)]
+
+pub mod config;
+pub mod exchange;
+#[cfg(target_os = "wasi")]
+pub mod filter;
+pub mod headers;
+#[cfg(target_os = "wasi")]
+mod host;
+pub mod idempotency;
+pub mod json;
+pub mod money;
+pub mod problem;
+pub mod provider;
+pub mod refund;
+pub mod secret;
+pub mod signing;
+mod text;
+pub mod token;
+
+/// The version that goes out in `user-agent`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The `user-agent` of everything that goes out.
+pub(crate) fn user_agent() -> String {
+    format!("refund-filter/{VERSION}")
+}
+
+/// JSON text of a value of ours: structs with named members and strings, which cannot fail to serialise.
+pub(crate) fn json_text<T: serde::Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

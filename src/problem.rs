@@ -1,0 +1,298 @@
+//! The closed catalogue of errors, as `application/problem+json` (RFC 9457).
+
+use serde::Serialize;
+
+/// Every error that a caller can get. What each means and what its caller may do stands in the README's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Code {
+    /// Envoy itself could not take the request.
+    BadRequest,
+    /// Another method than POST.
+    MethodNotAllowed,
+    /// The body is not JSON by its own word.
+    UnsupportedMediaType,
+    /// The body is over 64 KiB.
+    BodyTooLarge,
+    /// The body did not come in time.
+    RequestTimeout,
+    /// The body is not one JSON value in UTF-8.
+    MalformedJson,
+    /// No `Idempotency-Key`.
+    IdempotencyKeyMissing,
+    /// An `Idempotency-Key` that cannot be one, or two of them.
+    IdempotencyKeyInvalid,
+    /// What the contract or this provider cannot take.
+    InvalidRequest,
+    /// The same key is in flight at the provider.
+    RefundInProgress,
+    /// The provider or issuer said no.
+    RefundDeclined,
+    /// The provider found the request wrong.
+    ProviderRejected,
+    /// The provider does not know the payment.
+    PaymentNotFound,
+    /// The provider does not accept the platform's credentials.
+    ProviderAuthFailed,
+    /// The provider wants fewer calls.
+    ProviderRateLimited,
+    /// No connection was made, so nothing was sent.
+    ProviderUnreachable,
+    /// The provider's answer did not come in time.
+    ProviderTimeout,
+    /// The provider failed, or the connection broke after sending.
+    ProviderError,
+    /// The provider's answer is not what it documents.
+    ProviderReplyUnreadable,
+    /// The provider's answer speaks of another refund.
+    ProviderReplyMismatch,
+    /// No usable signing key, or the signer failed.
+    SigningUnavailable,
+    /// The gateway itself failed, or has no route.
+    GatewayError,
+}
+
+impl Code {
+    /// The code as callers see it.
+    pub fn as_str(self) -> &'static str {
+        self.entry().0
+    }
+
+    /// The HTTP status of this problem.
+    pub fn status(self) -> u16 {
+        self.entry().1
+    }
+
+    /// A short sentence that is the same for every problem of this code.
+    pub fn title(self) -> &'static str {
+        self.entry().2
+    }
+
+    fn entry(self) -> (&'static str, u16, &'static str) {
+        match self {
+            Code::BadRequest => ("bad-request", 400, "The request could not be read"),
+            Code::MethodNotAllowed => {
+                ("method-not-allowed", 405, "A refund is asked for with POST")
+            }
+            Code::UnsupportedMediaType => (
+                "unsupported-media-type",
+                415,
+                "The body must be application/json",
+            ),
+            Code::BodyTooLarge => ("body-too-large", 413, "The body is over 64 KiB"),
+            Code::RequestTimeout => ("request-timeout", 408, "The body did not come in time"),
+            Code::MalformedJson => ("malformed-json", 400, "The body is not JSON"),
+            Code::IdempotencyKeyMissing => (
+                "idempotency-key-missing",
+                400,
+                "The Idempotency-Key header is missing",
+            ),
+            Code::IdempotencyKeyInvalid => (
+                "idempotency-key-invalid",
+                400,
+                "The Idempotency-Key header is invalid",
+            ),
+            Code::InvalidRequest => ("invalid-request", 422, "The refund call has faults"),
+            Code::RefundInProgress => (
+                "refund-in-progress",
+                409,
+                "A refund with this key is in flight",
+            ),
+            Code::RefundDeclined => ("refund-declined", 422, "The refund was declined"),
+            Code::ProviderRejected => {
+                ("provider-rejected", 422, "The provider refused the request")
+            }
+            Code::PaymentNotFound => (
+                "payment-not-found",
+                404,
+                "The provider does not know the payment",
+            ),
+            Code::ProviderAuthFailed => (
+                "provider-auth-failed",
+                502,
+                "The provider does not accept the gateway's credentials",
+            ),
+            Code::ProviderRateLimited => (
+                "provider-rate-limited",
+                503,
+                "The provider wants fewer calls",
+            ),
+            Code::ProviderUnreachable => (
+                "provider-unreachable",
+                503,
+                "The provider could not be reached",
+            ),
+            Code::ProviderTimeout => (
+                "provider-timeout",
+                504,
+                "The provider did not answer in time",
+            ),
+            Code::ProviderError => ("provider-error", 502, "The provider failed"),
+            Code::ProviderReplyUnreadable => (
+                "provider-reply-unreadable",
+                502,
+                "The provider's answer could not be read",
+            ),
+            Code::ProviderReplyMismatch => (
+                "provider-reply-mismatch",
+                502,
+                "The provider's answer speaks of another refund",
+            ),
+            Code::SigningUnavailable => (
+                "signing-unavailable",
+                503,
+                "The request could not be signed",
+            ),
+            Code::GatewayError => ("gateway-error", 500, "The gateway failed"),
+        }
+    }
+}
+
+/// Whether money may have moved under this key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moved {
+    /// Certainly not.
+    #[serde(rename = "not_refunded")]
+    No,
+    /// It may have.
+    Unknown,
+}
+
+/// What the caller may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Retry {
+    /// The same call with the same key cannot refund twice.
+    SameKey,
+    /// Ask for the refund's state first.
+    LookUp,
+    /// It would fail the same way; once the cause is mended, use a new key.
+    No,
+}
+
+impl Retry {
+    /// The word as callers see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Retry::SameKey => "same_key",
+            Retry::LookUp => "look_up",
+            Retry::No => "no",
+        }
+    }
+}
+
+/// One fault of the canonical call or of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// A JSON pointer (RFC 6901) to the member.
+    pub pointer: String,
+    /// A sentence: what is wrong and what would be right. Never a secret.
+    pub detail: String,
+}
+
+impl Fault {
+    /// A fault at a pointer.
+    pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Fault {
+            pointer: pointer.into(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// What the provider itself said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ProviderWord {
+    /// The provider's configured name.
+    pub name: String,
+    /// The HTTP status of its reply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Its own code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Its own words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// An error as its caller gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Which error.
+    pub code: Code,
+    /// The HTTP status: the code's own, but for `gateway-error`, which is 500 or 503.
+    pub status: u16,
+    /// What happened, whether money may have moved, and what to do.
+    pub detail: String,
+    /// Whether money may have moved.
+    pub outcome: Moved,
+    /// What the caller may do.
+    pub retry: Retry,
+    /// Until when `same_key` holds (RFC 3339), where the provider forgets keys.
+    pub retry_until: Option<String>,
+    /// All faults of an `invalid-request`.
+    pub errors: Vec<Fault>,
+    /// What the provider said.
+    pub provider: Option<ProviderWord>,
+    /// The value of `Retry-After`, as the provider gave it.
+    pub retry_after: Option<String>,
+}
+
+impl Problem {
+    /// A problem of which it is certain that no money moved.
+    pub fn not_refunded(code: Code, retry: Retry, detail: impl Into<String>) -> Self {
+        Problem {
+            code,
+            status: code.status(),
+            detail: detail.into(),
+            outcome: Moved::No,
+            retry,
+            retry_until: None,
+            errors: Vec::new(),
+            provider: None,
+            retry_after: None,
+        }
+    }
+
+    /// A problem after which money may have moved.
+    pub fn unknown(code: Code, retry: Retry, detail: impl Into<String>) -> Self {
+        Problem {
+            outcome: Moved::Unknown,
+            ..Problem::not_refunded(code, retry, detail)
+        }
+    }
+
+    /// The problem's body.
+    pub fn body(&self) -> String {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            r#type: String,
+            title: &'a str,
+            status: u16,
+            detail: &'a str,
+            code: &'a str,
+            outcome: Moved,
+            retry: Retry,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            retry_until: Option<&'a str>,
+            #[serde(skip_serializing_if = "<[Fault]>::is_empty")]
+            errors: &'a [Fault],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            provider: Option<&'a ProviderWord>,
+        }
+        let code = self.code.as_str();
+        crate::json_text(&Body {
+            r#type: format!("urn:refund-filter:{code}"),
+            title: self.code.title(),
+            status: self.status,
+            detail: &self.detail,
+            code,
+            outcome: self.outcome,
+            retry: self.retry,
+            retry_until: self.retry_until.as_deref(),
+            errors: &self.errors,
+            provider: self.provider.as_ref(),
+        })
+    }
+}

@@ -1,0 +1,426 @@
+//! What a provider's refund dialect is, and the registry of those that there are.
+
+pub mod bbmsl;
+pub mod begateway;
+pub mod bog;
+pub mod moyasar;
+
+use serde_json::value::RawValue;
+
+use crate::idempotency::ProviderKey;
+use crate::json::{Kind, Node};
+use crate::money::{Currency, Money};
+use crate::problem::Retry;
+use crate::refund::Refund;
+
+/// Which dialect a configured provider speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProviderKind {
+    /// Bank of Georgia, Payments API.
+    Bog,
+    /// Moyasar Payment Gateway (MPG).
+    Moyasar,
+    /// beGateway.
+    Begateway,
+    /// BBMSL, hosted checkout.
+    Bbmsl,
+}
+
+impl ProviderKind {
+    /// Every kind, in the order of the documentation.
+    pub const ALL: [ProviderKind; 4] = [
+        ProviderKind::Bog,
+        ProviderKind::Moyasar,
+        ProviderKind::Begateway,
+        ProviderKind::Bbmsl,
+    ];
+
+    /// The word for it in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProviderKind::Bog => "bog",
+            ProviderKind::Moyasar => "moyasar",
+            ProviderKind::Begateway => "begateway",
+            ProviderKind::Bbmsl => "bbmsl",
+        }
+    }
+
+    /// What it can do.
+    pub fn capabilities(self) -> &'static Capabilities {
+        match self {
+            ProviderKind::Bog => &bog::CAPABILITIES,
+            ProviderKind::Moyasar => &moyasar::CAPABILITIES,
+            ProviderKind::Begateway => &begateway::CAPABILITIES,
+            ProviderKind::Bbmsl => &bbmsl::CAPABILITIES,
+        }
+    }
+}
+
+/// What a provider can take, as data: the validation of a call and the README's table are made from it.
+#[derive(Debug)]
+pub struct Capabilities {
+    /// By what it knows a payment.
+    pub payment: PaymentRule,
+    /// Whether it can refund "all of it" without being told how much.
+    pub full_refund: bool,
+    /// How it wants an amount.
+    pub units: Units,
+    /// Whether it wants a reason.
+    pub reason: Reason,
+    /// Where it takes an idempotency key, if it does.
+    pub idempotency: Idempotency,
+}
+
+impl Capabilities {
+    /// The JSON number for an amount, or a sentence that says why this provider cannot take it.
+    pub fn wire_amount(&self, money: Money) -> Result<Box<RawValue>, String> {
+        let number = match self.units {
+            Units::Major {
+                decimals,
+                whole_digits,
+            } => {
+                let number = money.major_number();
+                let (whole, fraction) = number.split_once('.').unwrap_or((&number, ""));
+                match (decimals, whole_digits) {
+                    (Some(most), _) if fraction.len() > usize::from(most) => {
+                        Err(format!("This provider takes {most} decimals at most."))
+                    }
+                    (_, Some(most)) if whole.len() > usize::from(most) => Err(format!(
+                        "This provider takes {most} digits before the point at most."
+                    )),
+                    _ => Ok(number),
+                }
+            }
+            Units::Minor { max, .. } => {
+                let digits = self.minor_digits(money.currency);
+                let units = money.minor_units(digits).ok_or_else(|| {
+                    format!(
+                        "This provider counts {} with {digits} decimals: the value cannot be sent exactly.",
+                        money.currency.code()
+                    )
+                })?;
+                if units > max {
+                    return Err(format!(
+                        "This provider takes {max} minor units in one refund at most."
+                    ));
+                }
+                Ok(units.to_string())
+            }
+        }?;
+        RawValue::from_string(number).map_err(|_| "The value cannot be sent.".to_owned())
+    }
+
+    /// The number of decimals that this provider takes a currency to have.
+    pub fn minor_digits(&self, currency: Currency) -> u8 {
+        let own = match self.units {
+            Units::Minor { digits, .. } => digits,
+            Units::Major { .. } => &[],
+        };
+        own.iter()
+            .find(|(code, _)| *code == currency.code())
+            .map_or(currency.digits(), |(_, digits)| *digits)
+    }
+
+    /// What a caller may do when it is not known what became of a refund: the contract's "by key".
+    pub fn retry_when_unknown(&self) -> Retry {
+        match self.idempotency {
+            Idempotency::None => Retry::LookUp,
+            Idempotency::Uuid { .. } => Retry::SameKey,
+        }
+    }
+}
+
+/// By what a provider knows a payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PaymentRule {
+    /// Its own id, any text.
+    Id,
+    /// Its own id, 1 to 18 digits without a leading zero, or the merchant's reference.
+    NumericIdOrReference,
+}
+
+/// How a provider wants an amount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Units {
+    /// A JSON number in major units with at most these decimals and at most this much of it; no limits where none.
+    Major {
+        /// The most decimals.
+        decimals: Option<u8>,
+        /// The most digits before the point.
+        whole_digits: Option<u8>,
+    },
+    /// A JSON integer of minor units, at most `max`.
+    Minor {
+        /// The most that it takes in one call.
+        max: u64,
+        /// Where its number of decimals is not ISO 4217's.
+        digits: &'static [(&'static str, u8)],
+    },
+}
+
+/// What a provider does with a reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It has no place for one.
+    NotSent,
+    /// It refuses a refund without one.
+    Required,
+}
+
+/// How a provider tells a second send from a second refund.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idempotency {
+    /// Not at all.
+    None,
+    /// By a UUID.
+    Uuid {
+        /// Where it stands in the provider's request, for documentation.
+        place: &'static str,
+        /// Whether version 7 is taken as it is; version 4 always is.
+        v7: bool,
+        /// For how long the provider says that it keeps it, in seconds, if it says.
+        kept: Option<i64>,
+    },
+}
+
+/// One send of a refund.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// The idempotency key of this refund at this provider; the same for every send.
+    pub key: ProviderKey,
+    /// The reason to send where the caller gave none.
+    pub default_reason: Option<&'a str>,
+}
+
+/// What a dialect makes of a refund. The credentials come on top: no dialect ever holds one.
+#[derive(Debug, Clone)]
+pub struct ProviderRequest {
+    /// The path after the base URL's, percent-encoded.
+    pub path: String,
+    /// The provider's own headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: Payload,
+}
+
+/// The body of a request to a provider.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// JSON, ready to be sent.
+    Plain(String),
+    /// A text to be signed, byte for byte, and how text and signature (standard base64) become the body.
+    ToSign {
+        /// What is signed.
+        text: String,
+        /// Makes the body from text and signature.
+        seal: fn(&str, &str) -> String,
+    },
+}
+
+/// A provider's whole reply.
+#[derive(Debug, Clone, Copy)]
+pub struct ProviderReply<'a> {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, whole.
+    pub body: &'a [u8],
+}
+
+impl<'a> ProviderReply<'a> {
+    /// The body's JSON, if it is a plain object.
+    pub fn object(&self) -> Option<Node<'a>> {
+        Node::parse(self.body)
+            .ok()
+            .filter(|node| node.is_plain_object())
+    }
+
+    /// Whether the status is a 2xx.
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+}
+
+/// What a reply says about a refund.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The provider says that the money went back.
+    Refunded(Receipt),
+    /// The provider took it and has not finished.
+    Pending(Receipt),
+    /// The provider says that it did not and will not refund under this key.
+    Refused(Refusal, Word),
+    /// It cannot be told from this reply.
+    Unknown(Doubt, Word),
+}
+
+/// What a provider says of a refund that it took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// The refund's id.
+    pub id: Option<String>,
+    /// The refund's amount.
+    pub amount: Option<Money>,
+    /// The refund's own time, as the provider writes it.
+    pub created_at: Option<String>,
+    /// The provider's words.
+    pub word: Word,
+}
+
+/// A provider's own code and message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Word {
+    /// Its code.
+    pub code: Option<String>,
+    /// Its message.
+    pub message: Option<String>,
+}
+
+/// Why a provider did not refund.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It, or the issuer, said no to this refund.
+    Declined,
+    /// It found the request wrong.
+    Rejected,
+    /// It does not know the payment.
+    NotFound,
+    /// It does not accept the credentials.
+    Credentials,
+    /// It wants fewer calls.
+    RateLimited,
+}
+
+/// Why it cannot be told whether money moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// The first send under this key is still at work.
+    InProgress,
+    /// It refuses, and that may be because the refund is there already.
+    MaybeThere,
+    /// It failed.
+    Failed,
+    /// It is not what the provider documents.
+    Unreadable,
+    /// It speaks of another amount, currency or payment.
+    Mismatch,
+}
+
+/// One provider's refund dialect. Pure: no clock, no network, no randomness, no credentials, no default methods.
+pub trait Provider: std::fmt::Debug {
+    /// What the provider can take.
+    fn capabilities(&self) -> &'static Capabilities;
+    /// The provider's request for a refund that its capabilities allow.
+    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest;
+    /// What a reply means. Total: what is not understood is [`Outcome::Unknown`], never refused and never refunded.
+    fn outcome(&self, refund: &Refund, attempt: &Attempt<'_>, reply: &ProviderReply<'_>)
+    -> Outcome;
+}
+
+/// What a status outside 2xx means where the body says nothing more: one table for all providers (contract, "Errors").
+/// What it does not name is a failure of which nothing is known.
+pub fn by_status(status: u16, word: Word) -> Outcome {
+    match status {
+        402 => Outcome::Refused(Refusal::Declined, word),
+        400 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431 => {
+            Outcome::Refused(Refusal::Rejected, word)
+        }
+        404 => Outcome::Refused(Refusal::NotFound, word),
+        401 | 403 => Outcome::Refused(Refusal::Credentials, word),
+        429 => Outcome::Refused(Refusal::RateLimited, word),
+        _ => Outcome::Unknown(Doubt::Failed, word),
+    }
+}
+
+/// Whether a status says that the provider looked at the refund and refused it: the ones after which its words decide
+/// whether a refund may be there already.
+pub fn is_verdict(status: u16) -> bool {
+    matches!(status, 409)
+        || matches!(
+            by_status(status, Word::default()),
+            Outcome::Refused(Refusal::Declined | Refusal::Rejected | Refusal::NotFound, _)
+        )
+}
+
+/// The text of a string or a number: providers are not of one mind whether an id or a code is one or the other.
+pub fn scalar(node: Option<Node<'_>>) -> Option<String> {
+    let node = node?;
+    match node.number() {
+        Some(number) => Some(number.to_owned()),
+        None => node
+            .text()
+            .filter(|text| !text.is_empty())
+            .map(std::borrow::Cow::into_owned),
+    }
+}
+
+/// A body that is no JSON as a message: plain text yes, a page of HTML no.
+pub fn plain_text(reply: &ProviderReply<'_>) -> Option<String> {
+    let text = std::str::from_utf8(reply.body).ok()?.trim();
+    (!text.is_empty() && !text.starts_with(['<', '{', '['])).then(|| text.to_owned())
+}
+
+/// Whether an echoed name is another than the one that was sent. What is not echoed proves nothing; what is echoed as
+/// neither string nor number is another.
+pub fn differs(echoed: Option<Node<'_>>, sent: Option<&str>) -> bool {
+    match (echoed, sent) {
+        (Some(echoed), Some(sent)) => scalar(Some(echoed)).as_deref() != Some(sent),
+        _ => false,
+    }
+}
+
+/// What a provider's amount and currency say beside those that were asked for.
+pub enum Echo {
+    /// The same, or nothing; with the amount where it is known.
+    Same(Option<Money>),
+    /// Another amount or currency.
+    Other,
+    /// Not an amount at all.
+    Unreadable,
+}
+
+/// Reads an echoed amount with `read` and compares it and its currency with the refund's.
+pub fn echoed_amount(
+    refund: &Refund,
+    amount: Option<Node<'_>>,
+    currency: Option<Node<'_>>,
+    read: impl Fn(&str, Currency) -> Option<Money>,
+) -> Echo {
+    use crate::refund::Amount;
+    let asked = match refund.amount {
+        Amount::Exactly(money) => Some(money),
+        Amount::Full => None,
+    };
+    let named = match currency.map(|node| node.text()) {
+        None => None,
+        Some(None) => return Echo::Unreadable,
+        Some(Some(code)) => match (Currency::from_code(&code), asked) {
+            (Some(currency), _) => Some(currency),
+            (None, Some(_)) => return Echo::Other,
+            (None, None) => return Echo::Same(None),
+        },
+    };
+    if let (Some(named), Some(asked)) = (named, asked)
+        && named != asked.currency
+    {
+        return Echo::Other;
+    }
+    let Some(amount) = amount else {
+        return Echo::Same(None);
+    };
+    if amount.kind() != Kind::Number {
+        return Echo::Unreadable;
+    }
+    let Some(currency) = named.or(asked.map(|money| money.currency)) else {
+        return Echo::Same(None);
+    };
+    match (
+        amount.number().and_then(|number| read(number, currency)),
+        asked,
+    ) {
+        (Some(money), Some(asked)) if money != asked => Echo::Other,
+        (Some(money), _) => Echo::Same(Some(money)),
+        // A number that is no amount of this currency is not ours either.
+        (None, Some(_)) => Echo::Other,
+        (None, None) => Echo::Unreadable,
+    }
+}

@@ -1,0 +1,521 @@
+//! The canonical refund: the call that an application makes, checked, and the answer that it gets.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::config::{Config, ProviderEntry};
+use crate::json::{Kind, Malformed, Node};
+use crate::money::{AmountFault, Currency, Money};
+use crate::problem::Fault;
+use crate::provider::{PaymentRule, Reason};
+
+/// How much is to be refunded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Amount {
+    /// All of the payment.
+    Full,
+    /// This much.
+    Exactly(Money),
+}
+
+/// The payment, by the names that the caller has for it: at least one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Payment {
+    /// The provider's id: 1 to 128 characters, neither `.` nor `..`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The merchant's own reference: 1 to 64 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+}
+
+/// A canonical refund call without a fault, for a provider that can take it.
+#[derive(Debug, Clone)]
+pub struct Refund {
+    /// The payment.
+    pub payment: Payment,
+    /// The amount.
+    pub amount: Amount,
+    /// The amount as the provider's JSON number; none for a full refund, and for nothing else.
+    pub wire_amount: Option<Box<RawValue>>,
+    /// Why, 1 to 255 characters.
+    pub reason: Option<String>,
+    /// The caller's own name for this refund, 1 to 64 characters.
+    pub reference: Option<String>,
+}
+
+/// Why there is no refund call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unacceptable {
+    /// The body is not JSON.
+    Malformed,
+    /// The body is JSON, with these faults.
+    Invalid(Vec<Fault>),
+}
+
+impl From<Malformed> for Unacceptable {
+    fn from(_: Malformed) -> Self {
+        Unacceptable::Malformed
+    }
+}
+
+impl Refund {
+    /// Reads a canonical call, and finds all its faults at once: the contract's rules, then those of the provider that it
+    /// names.
+    pub fn read<'c>(
+        body: &[u8],
+        config: &'c Config,
+    ) -> Result<(Refund, &'c ProviderEntry), Unacceptable> {
+        let mut faults = Vec::new();
+        let Some(members) = Node::parse(body)?.members().transpose()? else {
+            return Err(Unacceptable::Invalid(vec![Fault::at(
+                "",
+                "The body must be a JSON object.",
+            )]));
+        };
+        let mut call = Object::new("", members, &mut faults);
+        let provider = call.text("provider", None, &mut faults)?;
+        let payment = call.take("payment");
+        let amount = call.take("amount");
+        let reason = call.text("reason", Some(255), &mut faults)?;
+        let reference = call.text("reference", Some(64), &mut faults)?;
+        let provider_named = provider.is_some() || call.had("provider");
+        call.refuse_the_rest(
+            "provider, payment, amount, reason and reference",
+            &mut faults,
+        );
+
+        if !provider_named {
+            faults.push(Fault::at("/provider", "The provider's name is required."));
+        }
+        let entry = provider.as_deref().and_then(|name| {
+            let entry = config.provider(name);
+            if entry.is_none() {
+                faults.push(Fault::at(
+                    "/provider",
+                    "No provider is configured under this name.",
+                ));
+            }
+            entry
+        });
+        let payment = read_payment(payment, entry, &mut faults)?;
+        let amount = read_amount(amount, &mut faults)?;
+        let wire_amount = match (entry, amount) {
+            (Some(entry), Some(amount)) => check_amount(amount, entry, &mut faults),
+            _ => None,
+        };
+        if let Some(entry) = entry
+            && entry.dialect.capabilities().reason == Reason::Required
+            && reason.is_none()
+            && entry.default_reason.is_none()
+            && !faults.iter().any(|fault| fault.pointer == "/reason")
+        {
+            faults.push(Fault::at(
+                "/reason",
+                "This provider needs a reason, and none is configured as its default.",
+            ));
+        }
+        match (entry, payment, amount) {
+            // An amount that lost its number on the way would become a refund of everything.
+            (Some(entry), Some(payment), Some(amount))
+                if faults.is_empty() && wire_amount.is_none() == (amount == Amount::Full) =>
+            {
+                Ok((
+                    Refund {
+                        payment,
+                        amount,
+                        wire_amount,
+                        reason,
+                        reference,
+                    },
+                    entry,
+                ))
+            }
+            _ => Err(Unacceptable::Invalid(faults)),
+        }
+    }
+}
+
+fn read_payment(
+    node: Option<Node<'_>>,
+    entry: Option<&ProviderEntry>,
+    faults: &mut Vec<Fault>,
+) -> Result<Option<Payment>, Malformed> {
+    let Some(node) = node else {
+        faults.push(Fault::at(
+            "/payment",
+            "The payment is required: an object with id or reference.",
+        ));
+        return Ok(None);
+    };
+    let Some(members) = node.members().transpose()? else {
+        faults.push(Fault::at(
+            "/payment",
+            "The payment must be an object with id or reference.",
+        ));
+        return Ok(None);
+    };
+    let before = faults.len();
+    let mut payment = Object::new("/payment", members, faults);
+    let id = payment.text("id", Some(128), faults)?;
+    let reference = payment.text("reference", Some(64), faults)?;
+    let (had_id, had_any) = (
+        payment.had("id"),
+        payment.had("id") || payment.had("reference"),
+    );
+    payment.refuse_the_rest("id and reference", faults);
+
+    if matches!(id.as_deref(), Some("." | "..")) {
+        faults.push(Fault::at("/payment/id", "The id cannot be a dot segment."));
+    }
+    match entry.map(|entry| entry.dialect.capabilities().payment) {
+        Some(PaymentRule::Id) if had_any && !had_id => faults.push(Fault::at(
+            "/payment/id",
+            "This provider needs the payment's id.",
+        )),
+        Some(PaymentRule::NumericIdOrReference) => {
+            let numeric = |id: &str| {
+                id.len() <= 18 && !id.starts_with('0') && id.bytes().all(|b| b.is_ascii_digit())
+            };
+            if id.as_deref().is_some_and(|id| !numeric(id)) {
+                faults.push(Fault::at(
+                    "/payment/id",
+                    "This provider's ids are 1 to 18 digits without a leading zero.",
+                ));
+            }
+        }
+        _ => {}
+    }
+    if !had_any && faults.len() == before {
+        faults.push(Fault::at(
+            "/payment",
+            "The payment needs an id or a reference.",
+        ));
+    }
+    Ok(Some(Payment { id, reference }))
+}
+
+fn read_amount(
+    node: Option<Node<'_>>,
+    faults: &mut Vec<Fault>,
+) -> Result<Option<Amount>, Malformed> {
+    const SHAPE: &str = "The amount must be \"full\" or an object with value and currency.";
+    let Some(node) = node else {
+        faults.push(Fault::at(
+            "/amount",
+            "The amount is required: \"full\", or an object with value and currency. It is never implied.",
+        ));
+        return Ok(None);
+    };
+    if node.string().transpose()?.as_deref() == Some("full") {
+        return Ok(Some(Amount::Full));
+    }
+    let Some(members) = node.members().transpose()? else {
+        faults.push(Fault::at("/amount", SHAPE));
+        return Ok(None);
+    };
+    let mut amount = Object::new("/amount", members, faults);
+    let value = amount.text("value", None, faults)?;
+    let code = amount.text("currency", None, faults)?;
+    for (name, sentence) in [
+        (
+            "value",
+            "The value is required: a decimal string such as \"10.00\".",
+        ),
+        (
+            "currency",
+            "The currency is required: an ISO 4217 code such as \"EUR\".",
+        ),
+    ] {
+        if !amount.had(name) {
+            faults.push(Fault::at(format!("/amount/{name}"), sentence));
+        }
+    }
+    amount.refuse_the_rest("value and currency", faults);
+
+    let currency = code.as_deref().and_then(|code| {
+        let currency = Currency::from_code(code);
+        if currency.is_none() {
+            faults.push(Fault::at(
+                "/amount/currency",
+                "The currency must be an ISO 4217 code in upper case.",
+            ));
+        }
+        currency
+    });
+    let Some(value) = value else { return Ok(None) };
+    // Without a currency the number of decimals is not known, the form still is: four decimals are the most there are.
+    let widest = Currency::from_code("CLF");
+    let Some(assumed) = currency.or(widest) else {
+        return Ok(None);
+    };
+    match (Money::from_value(&value, assumed), currency) {
+        (Ok(money), Some(_)) => Ok(Some(Amount::Exactly(money))),
+        (Ok(_), None) => Ok(None),
+        (Err(fault), _) => {
+            let sentence = match fault {
+                AmountFault::Form => {
+                    "The value must be a decimal string: digits, with a point and decimals where needed, and no sign, \
+                     exponent, space or leading zero."
+                        .to_owned()
+                }
+                AmountFault::Zero => "The value must be above zero.".to_owned(),
+                AmountFault::TooLarge => "The value is too large.".to_owned(),
+                AmountFault::Decimals => {
+                    format!("{} has {} decimals.", assumed.code(), assumed.digits())
+                }
+            };
+            faults.push(Fault::at("/amount/value", sentence));
+            Ok(None)
+        }
+    }
+}
+
+/// What the provider, and the team that configured it, can take of a sound amount: the number to send.
+fn check_amount(
+    amount: Amount,
+    entry: &ProviderEntry,
+    faults: &mut Vec<Fault>,
+) -> Option<Box<RawValue>> {
+    let capabilities = entry.dialect.capabilities();
+    let Amount::Exactly(money) = amount else {
+        if !capabilities.full_refund {
+            faults.push(Fault::at(
+                "/amount",
+                "This provider cannot refund \"full\": give value and currency.",
+            ));
+        }
+        return None;
+    };
+    if let Some(allowed) = &entry.currencies
+        && !allowed.contains(&money.currency)
+    {
+        faults.push(Fault::at(
+            "/amount/currency",
+            "This provider is not configured for this currency.",
+        ));
+    }
+    match capabilities.wire_amount(money) {
+        Ok(number) => Some(number),
+        Err(sentence) => {
+            faults.push(Fault::at("/amount/value", sentence));
+            None
+        }
+    }
+}
+
+/// A JSON object that is taken apart member by member; what is left over at the end is a fault.
+struct Object<'a> {
+    pointer: &'static str,
+    members: Vec<(Cow<'a, str>, Node<'a>)>,
+    taken: Vec<&'static str>,
+}
+
+impl<'a> Object<'a> {
+    fn new(
+        pointer: &'static str,
+        members: Vec<(Cow<'a, str>, Node<'a>)>,
+        faults: &mut Vec<Fault>,
+    ) -> Self {
+        let mut kept: Vec<(Cow<'a, str>, Node<'a>)> = Vec::with_capacity(members.len());
+        let mut told: Vec<Cow<'a, str>> = Vec::new();
+        for (name, node) in members {
+            if !kept.iter().any(|(known, _)| *known == name) {
+                kept.push((name, node));
+            } else if !told.contains(&name) && told.len() < MAX_TOLD {
+                faults.push(Fault::at(
+                    format!("{pointer}/{}", pointer_token(&name)),
+                    "This member stands here twice.",
+                ));
+                told.push(name);
+            }
+            // A body full of short names must not cost the square of their number.
+            if kept.len() > MAX_MEMBERS {
+                faults.push(Fault::at(pointer, "This object has too many members."));
+                break;
+            }
+        }
+        Object {
+            pointer,
+            members: kept,
+            taken: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, name: &'static str) -> Option<Node<'a>> {
+        let index = self.members.iter().position(|(known, _)| known == name)?;
+        self.taken.push(name);
+        Some(self.members.swap_remove(index).1)
+    }
+
+    fn had(&self, name: &str) -> bool {
+        self.taken.contains(&name)
+    }
+
+    /// A string member of 1 to `longest` characters, if it is there and right.
+    fn text(
+        &mut self,
+        name: &'static str,
+        longest: Option<usize>,
+        faults: &mut Vec<Fault>,
+    ) -> Result<Option<String>, Malformed> {
+        let Some(node) = self.take(name) else {
+            return Ok(None);
+        };
+        let pointer = format!("{}/{name}", self.pointer);
+        let Some(text) = node.string().transpose()? else {
+            let article = match node.kind() {
+                Kind::Number => "a string, not a number",
+                Kind::Null => "a string; leave the member out instead of null",
+                _ => "a string",
+            };
+            faults.push(Fault::at(pointer, format!("This must be {article}.")));
+            return Ok(None);
+        };
+        if let Some(longest) = longest
+            && !(1..=longest).contains(&text.chars().count())
+        {
+            faults.push(Fault::at(
+                pointer,
+                format!("This must have 1 to {longest} characters."),
+            ));
+            return Ok(None);
+        }
+        Ok(Some(text.into_owned()))
+    }
+
+    fn refuse_the_rest(self, known: &str, faults: &mut Vec<Fault>) {
+        for (name, _) in self.members.iter().take(MAX_TOLD) {
+            faults.push(Fault::at(
+                format!("{}/{}", self.pointer, pointer_token(name)),
+                format!("This member is not known; {known} are."),
+            ));
+        }
+    }
+}
+
+/// No object of the contract has a tenth of this.
+const MAX_MEMBERS: usize = 100;
+/// How many unknown or doubled members are told one by one.
+const MAX_TOLD: usize = 20;
+
+/// A member's name as a token of a JSON pointer, cut where a name is absurdly long.
+pub(crate) fn pointer_token(name: &str) -> String {
+    let escaped: String = name
+        .chars()
+        .take(64)
+        .flat_map(|c| match c {
+            '~' => vec!['~', '0'],
+            '/' => vec!['~', '1'],
+            other => vec![other],
+        })
+        .collect();
+    escaped
+}
+
+/// A refund's state where there is no error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// The provider says that the money went back.
+    Succeeded,
+    /// Accepted, not final.
+    Pending,
+}
+
+impl Status {
+    /// The word as callers see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Succeeded => "succeeded",
+            Status::Pending => "pending",
+        }
+    }
+
+    /// The HTTP status of the answer.
+    pub fn http(self) -> u16 {
+        match self {
+            Status::Succeeded => 200,
+            Status::Pending => 202,
+        }
+    }
+}
+
+/// The answer to a refund call that the provider took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refunded<'a> {
+    /// The provider's own id of the refund.
+    pub id: Option<&'a str>,
+    /// The provider's configured name.
+    pub provider: &'a str,
+    /// How far it is.
+    pub status: Status,
+    /// The payment, as the caller named it.
+    pub payment: &'a Payment,
+    /// The amount: the provider's word where it gives one, else the caller's.
+    pub amount: Amount,
+    /// The caller's reason.
+    pub reason: Option<&'a str>,
+    /// The caller's reference.
+    pub reference: Option<&'a str>,
+    /// The provider's code.
+    pub provider_code: Option<&'a str>,
+    /// The provider's words.
+    pub provider_message: Option<&'a str>,
+    /// The refund's own time (RFC 3339), as the provider gives it.
+    pub created_at: Option<&'a str>,
+}
+
+impl Refunded<'_> {
+    /// The answer's body. What the provider does not say is left out.
+    pub fn body(&self) -> String {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            id: Option<&'a str>,
+            provider: &'a str,
+            status: Status,
+            payment: &'a Payment,
+            amount: AmountBody,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            reason: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            reference: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            provider_code: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            provider_message: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            created_at: Option<&'a str>,
+        }
+        #[derive(Serialize)]
+        #[serde(untagged)]
+        enum AmountBody {
+            Full(&'static str),
+            Exactly {
+                value: String,
+                currency: &'static str,
+            },
+        }
+        crate::json_text(&Body {
+            id: self.id,
+            provider: self.provider,
+            status: self.status,
+            payment: self.payment,
+            amount: match self.amount {
+                Amount::Full => AmountBody::Full("full"),
+                Amount::Exactly(money) => AmountBody::Exactly {
+                    value: money.value(),
+                    currency: money.currency.code(),
+                },
+            },
+            reason: self.reason,
+            reference: self.reference,
+            provider_code: self.provider_code,
+            provider_message: self.provider_message,
+            created_at: self.created_at,
+        })
+    }
+}

@@ -1,0 +1,108 @@
+//! What the core's tests share: golden files embedded in the binary (so that they also run in WebAssembly), and a
+//! refund taken through the exchange without a host.
+
+use std::rc::Rc;
+
+use include_dir::{Dir, include_dir};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use refund_filter::config::Config;
+use refund_filter::exchange::{Answer, Dispatch, Opening, Prepared, open};
+use refund_filter::headers::Headers;
+use refund_filter::secret::Secret;
+use refund_filter::signing::VmSigner;
+use serde_json::{Value, json};
+
+static GOLDEN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/golden");
+
+/// 2026-11-22T08:00:00Z
+pub const NOW_MS: i64 = 1_795_334_400_000;
+
+/// The signer of the module, with the same "randomness" every time: it blinds, and must not show.
+pub fn signer() -> VmSigner<StdRng> {
+    VmSigner(StdRng::seed_from_u64(1))
+}
+
+/// A file under tests/golden.
+pub fn golden_file(path: &str) -> &'static str {
+    GOLDEN
+        .get_file(path)
+        .unwrap_or_else(|| panic!("tests/golden/{path} is missing"))
+        .contents_utf8()
+        .unwrap()
+}
+
+/// All golden cases: their paths and contents.
+pub fn golden_cases() -> Vec<(String, Value)> {
+    let mut cases: Vec<_> = GOLDEN
+        .dirs()
+        .flat_map(Dir::files)
+        .filter(|file| file.path().extension().is_some_and(|e| e == "json"))
+        .map(|file| {
+            let path = file.path().display().to_string();
+            let case = serde_json::from_slice(file.contents())
+                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            (path, case)
+        })
+        .collect();
+    cases.sort_by(|(a, _), (b, _)| a.cmp(b));
+    cases
+}
+
+/// A plugin configuration of one provider in which `"@FILE"` secrets are files of tests/golden/bbmsl.
+pub fn config(name: &str, provider: &Value) -> Rc<Config> {
+    let mut provider = provider.clone();
+    resolve_files(&mut provider);
+    let text = json!({"providers": {name: provider}}).to_string();
+    Rc::new(Config::read(text.as_bytes(), &|_| None).unwrap())
+}
+
+fn resolve_files(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Some(name) = text.strip_prefix('@') {
+                *text = golden_file(&format!("bbmsl/{name}")).to_owned();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(resolve_files),
+        Value::Object(members) => members.values_mut().for_each(resolve_files),
+        _ => {}
+    }
+}
+
+/// The headers of a sound call.
+pub fn call_headers(key: &str) -> Headers<'static> {
+    let mut headers = Headers::default();
+    for (name, value) in [
+        (":method", "POST"),
+        (":path", "/v1/refunds"),
+        ("content-type", "application/json"),
+        ("x-request-id", "request-1"),
+    ] {
+        headers.text(name, value.to_owned());
+    }
+    headers.text("idempotency-key", key.to_owned());
+    headers
+}
+
+/// A call taken up to the moment in which the provider's request leaves, or to its answer.
+pub fn send(
+    config: &Rc<Config>,
+    key: &str,
+    body: &[u8],
+    token: &str,
+    now_ms: i64,
+) -> Result<Box<Dispatch>, Answer> {
+    let reading = match open(config, &call_headers(key)) {
+        Opening::Read(reading) => reading,
+        Opening::Answer(answer) => return Err(answer),
+        Opening::NotOurs => panic!("not ours"),
+    };
+    match reading.finish(body, now_ms, &mut signer()) {
+        Prepared::Dispatch(dispatch) => Ok(dispatch),
+        Prepared::Answer(answer) => Err(answer),
+        Prepared::Wait(waiting) => Ok(Box::new(
+            waiting.with_token(Secret::new(token.to_owned()), now_ms),
+        )),
+    }
+}

@@ -1,0 +1,188 @@
+//! Every file under tests/golden, both ways: the canonical call becomes exactly this provider request, and the provider's
+//! reply exactly this answer. The same file runs natively and, compiled to WebAssembly, in Node.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test that panics has failed, which is what it is for"
+)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use refund_filter::exchange::{Answer, Dispatch, ReplyHead};
+use refund_filter::headers::Headers;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+#[test]
+fn every_golden_file_holds_in_both_directions() {
+    let cases = common::golden_cases();
+    let mut faults = Vec::new();
+    for (path, case) in &cases {
+        for fault in run(case) {
+            faults.push(format!("{path}: {fault}"));
+        }
+    }
+    assert!(
+        faults.is_empty(),
+        "{} faults in {} golden files:\n{}",
+        faults.len(),
+        cases.len(),
+        faults.join("\n")
+    );
+    assert!(cases.len() >= 300, "only {} golden files", cases.len());
+}
+
+fn run(case: &Value) -> Vec<String> {
+    let now = OffsetDateTime::parse(case["now"].as_str().unwrap(), &Rfc3339).unwrap();
+    let now_ms = now.unix_timestamp() * 1000;
+    let config = common::config(case["configured_as"].as_str().unwrap(), &case["provider"]);
+    let key = case["call"]["idempotency_key"].as_str().unwrap();
+    let token = case["token"].as_str().unwrap_or("golden-access-token");
+    let body = case["call"]["body"].to_string();
+
+    let mut faults = Vec::new();
+    let answer = match common::send(&config, key, body.as_bytes(), token, now_ms) {
+        Err(answer) => {
+            if !case["provider_request"].is_null() {
+                faults.push(format!("nothing was sent, but answered: {}", answer.body));
+            }
+            answer
+        }
+        Ok(dispatch) => {
+            compare_request(&dispatch, &case["provider_request"], &mut faults);
+            if case["provider_reply"].is_null() {
+                return faults;
+            }
+            let (head, reply_body) = reply(&case["provider_reply"]);
+            dispatch.sent.reply(&head, reply_body.as_bytes(), 1)
+        }
+    };
+    compare_answer(&answer, &case["answer"], &mut faults);
+    faults
+}
+
+fn compare_request(dispatch: &Dispatch, expected: &Value, faults: &mut Vec<String>) {
+    if expected.is_null() {
+        faults.push(format!("this was sent: {}", dispatch.body));
+        return;
+    }
+    let body = expected["body"].as_str().unwrap();
+    let mut wanted: BTreeMap<String, String> = expected["headers"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned()))
+        .collect();
+    for (name, member) in [
+        (":method", "method"),
+        (":scheme", "scheme"),
+        (":authority", "authority"),
+        (":path", "path"),
+    ] {
+        wanted.insert(name.into(), expected[member].as_str().unwrap().into());
+    }
+    // What the contract gives for every provider; the golden files leave it out.
+    for (name, value) in [
+        ("accept-encoding", "identity".to_owned()),
+        ("content-length", body.len().to_string()),
+        (
+            "user-agent",
+            format!("refund-filter/{}", env!("CARGO_PKG_VERSION")),
+        ),
+        ("x-request-id", "request-1".to_owned()),
+    ] {
+        wanted.insert(name.into(), value);
+    }
+    let sent: BTreeMap<String, String> = dispatch
+        .headers
+        .iter()
+        .map(|(name, value)| (text(name), text(value)))
+        // For the router, which takes it away.
+        .filter(|(name, _)| name != "x-envoy-max-retries")
+        .collect();
+    if sent != wanted {
+        faults.push(format!("headers\n  sent   {sent:?}\n  wanted {wanted:?}"));
+    }
+    if dispatch.body != body {
+        faults.push(format!("body\n  sent   {}\n  wanted {body}", dispatch.body));
+    }
+}
+
+fn reply(reply: &Value) -> (ReplyHead, String) {
+    let mut headers = Headers::default();
+    headers.text(":status", reply["status"].to_string());
+    for (name, value) in reply["headers"].as_object().into_iter().flatten() {
+        headers.push(
+            name.as_bytes().to_vec(),
+            value.as_str().unwrap().as_bytes().to_vec(),
+        );
+    }
+    let body = reply["body"].as_str().unwrap_or_default().to_owned();
+    (ReplyHead::of(&headers), body)
+}
+
+fn compare_answer(answer: &Answer, expected: &Value, faults: &mut Vec<String>) {
+    let mut body: Value = serde_json::from_str(&answer.body).unwrap();
+    let members = body.as_object_mut().unwrap();
+    let mut wanted = expected["body"].clone();
+    if members.contains_key("title") {
+        // Free texts: there, but not compared.
+        for member in ["title", "detail"] {
+            if members
+                .remove(member)
+                .is_none_or(|text| text.as_str().unwrap().is_empty())
+            {
+                faults.push(format!("{member} is missing"));
+            }
+        }
+        for errors in [members.get_mut("errors"), wanted.get_mut("errors")]
+            .into_iter()
+            .flatten()
+        {
+            let mut pointers: Vec<_> = errors
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|error| error["pointer"].as_str().unwrap().to_owned())
+                .collect();
+            pointers.sort();
+            *errors = json!(pointers);
+        }
+    }
+    if body != wanted {
+        faults.push(format!("answer\n  is     {body}\n  wanted {wanted}"));
+    }
+    if json!(answer.status) != expected["status"] {
+        faults.push(format!(
+            "status {} instead of {}",
+            answer.status, expected["status"]
+        ));
+    }
+    let mut headers: BTreeMap<String, String> = answer
+        .headers
+        .iter()
+        .map(|(name, value)| (text(name), text(value)))
+        .collect();
+    if headers.remove("x-request-id").as_deref() != Some("request-1") {
+        faults.push("x-request-id is missing".into());
+    }
+    if json!(headers) != expected["headers"] {
+        faults.push(format!(
+            "headers {headers:?} instead of {}",
+            expected["headers"]
+        ));
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}

@@ -1,0 +1,286 @@
+//! BBMSL.
+//!
+//! Source: the vendor's page "Refund an order" (`/hosted-checkout/refund`) and its page of signatures: SHA256withRSA over the
+//! text of `request`. `0000` is the only response code it publishes; the others are this simulator's own, and so is the choice
+//! of HTTP status: 400 for what is not a request at all, 401 for a signature, 200 for the rest.
+
+use std::sync::Mutex;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use rsa::RsaPublicKey;
+use rsa::pkcs1v15::{Signature, VerifyingKey};
+use rsa::sha2::Sha256;
+use rsa::signature::Verifier as _;
+use time::OffsetDateTime;
+
+use crate::amount::{decimal, minor_units};
+use crate::credentials::{Accepted, Uses};
+use crate::json::Json;
+use crate::ledger::Ledger;
+use crate::orders::{self, Behaviour, Order};
+use crate::server::Application;
+use crate::{Provider, Received, Refunded, Reply, lock};
+
+const MALFORMED: &str = "9001";
+const SIGNATURE: &str = "9002";
+const PARAMETER: &str = "9003";
+const NOT_FOUND: &str = "9004";
+const REFUNDED_BEFORE: &str = "9005";
+const TOO_MUCH: &str = "9006";
+const NO_BALANCE: &str = "9007";
+
+pub(crate) struct Bbmsl {
+    /// `merchantId` and the public key registered for it.
+    merchants: Accepted<(String, RsaPublicKey)>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ledger: Ledger,
+    next: u64,
+}
+
+struct Call {
+    merchant: String,
+    order: Order,
+    /// As written in the request.
+    written: String,
+    amount: u64,
+}
+
+impl Bbmsl {
+    pub fn new(merchants: Vec<(String, RsaPublicKey)>) -> Bbmsl {
+        Bbmsl {
+            merchants: Accepted::new(merchants),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The text that was signed, and the place of the key that signed it.
+    fn verified(&self, request: &Received) -> Result<(Json, usize), Reply> {
+        let malformed = |text| refused(400, MALFORMED, text);
+        let Some(outer) = Json::parse(&request.body) else {
+            return Err(malformed("The body is not JSON"));
+        };
+        if outer.stranger(&["request", "signature"]).is_some() {
+            return Err(malformed("Unknown parameter beside request and signature"));
+        }
+        let (Some(Json::Text(text)), Some(Json::Text(signature))) =
+            (outer.member("request"), outer.member("signature"))
+        else {
+            return Err(malformed("request and signature are not two strings"));
+        };
+        let signature = BASE64_STANDARD
+            .decode(signature)
+            .ok()
+            .and_then(|bytes| Signature::try_from(bytes.as_slice()).ok());
+        let Some(signature) = signature else {
+            return Err(refused(401, SIGNATURE, "Invalid signature"));
+        };
+        // The bytes as they came, before anyone reads them as JSON. Which merchant it is stands in the text, so that a key of
+        // another merchant is found out below.
+        let inner = Json::parse(text.as_bytes());
+        let claimed = inner.as_ref().and_then(|inner| merchant(inner));
+        let key = self.merchants.find(|(merchant, key)| {
+            claimed.is_none_or(|claimed| claimed == merchant)
+                && VerifyingKey::<Sha256>::new(key.clone())
+                    .verify(text.as_bytes(), &signature)
+                    .is_ok()
+        });
+        let Some(key) = key else {
+            return Err(refused(401, SIGNATURE, "Invalid signature"));
+        };
+        match inner {
+            Some(inner @ Json::Object(_)) => Ok((inner, key)),
+            _ => Err(malformed("request is not the text of a JSON object")),
+        }
+    }
+}
+
+/// The table says String, the example has a number.
+fn merchant(inner: &Json) -> Option<&str> {
+    match inner.member("merchantId") {
+        Some(Json::Number(id) | Json::Text(id)) => Some(id),
+        _ => None,
+    }
+}
+
+/// Checks the parameters one by one against the page's table.
+fn read(inner: &Json) -> Result<Call, Reply> {
+    let wrong = |text: &str| refused(200, PARAMETER, text);
+    if let Some(name) = inner.stranger(&["merchantId", "orderId", "merchantReference", "amount"]) {
+        return Err(wrong(&format!("Unknown parameter {name}")));
+    }
+    let Some(merchant) = merchant(inner) else {
+        return Err(wrong("merchantId is missing"));
+    };
+    let by_id = match inner.member("orderId") {
+        None => None,
+        Some(Json::Number(id)) if id.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some(orders::by_id(Provider::Bbmsl, id))
+        }
+        Some(_) => return Err(wrong("orderId is not a number")),
+    };
+    let by_reference = match inner.member("merchantReference") {
+        None => None,
+        Some(Json::Text(reference)) if (1..=64).contains(&reference.chars().count()) => {
+            Some(orders::by_reference(reference))
+        }
+        Some(_) => return Err(wrong("merchantReference is not a String(64)")),
+    };
+    let order = match (by_id, by_reference) {
+        (None, None) => return Err(wrong("Neither orderId nor merchantReference is there")),
+        (Some(order), None) | (None, Some(order)) => order,
+        // The page does not say what two different orders are.
+        (Some(one), Some(other)) => one.filter(|one| other.is_some_and(|other| other.id == one.id)),
+    };
+    let Some(order) = order else {
+        return Err(refused(200, NOT_FOUND, "Order not found"));
+    };
+    let Some(Json::Number(written)) = inner.member("amount") else {
+        return Err(wrong("amount is not a number"));
+    };
+    let amount = number_9_2(written)
+        .then(|| minor_units(written, order.exponent, 2))
+        .flatten()
+        .filter(|amount| *amount > 0);
+    let Some(amount) = amount else {
+        return Err(wrong("amount is not a positive Number(9,2)"));
+    };
+    Ok(Call {
+        merchant: merchant.to_owned(),
+        written: written.clone(),
+        order,
+        amount,
+    })
+}
+
+/// Nine digits, two of them decimals.
+fn number_9_2(text: &str) -> bool {
+    text.split('.').next().is_some_and(|whole| whole.len() <= 7)
+        && minor_units(text, 2, 2).is_some()
+}
+
+fn refused(status: u16, code: &str, text: &str) -> Reply {
+    let body = Json::object([("responseCode", code.into()), ("message", text.into())]);
+    Reply::of(status, &body)
+}
+
+impl Application for Bbmsl {
+    fn serves(&self, path: &str) -> bool {
+        path == "/hosted-checkout/refund"
+    }
+
+    fn refusal(&self, status: u16, text: &str) -> Reply {
+        refused(status, MALFORMED, text)
+    }
+
+    fn answer(&self, request: &Received) -> Reply {
+        if !request.content_type_is("application/json") {
+            return self.refusal(415, "The content type is not application/json.");
+        }
+        let (inner, key) = match self.verified(request) {
+            Ok(verified) => verified,
+            Err(refusal) => return refusal,
+        };
+        self.merchants.count(key);
+        let call = match read(&inner) {
+            Ok(call) => call,
+            Err(refusal) => return refusal,
+        };
+        let mut state = lock(&self.state);
+        let Call { order, amount, .. } = &call;
+        // "Refund supports both full and partial amounts but can only be performed once per order."
+        if state.ledger.refunded(order) > 0 {
+            return refused(200, REFUNDED_BEFORE, "The order was refunded before");
+        }
+        if *amount > order.amount {
+            return refused(200, TOO_MUCH, "The amount exceeds the order's");
+        }
+        // "BBMSL approves the refund only when your merchant account has sufficient unsettled balance."
+        if order.behaviour == Behaviour::Refuses {
+            return refused(200, NO_BALANCE, "Insufficient unsettled balance");
+        }
+        state.next += 1;
+        let id = 3757 + state.next;
+        if !matches!(order.behaviour, Behaviour::Answers { booked: false, .. }) {
+            state.ledger.book(order, *amount, None, &id.to_string());
+        }
+        Reply::of(200, &answer(&call, state.ledger.refunded(order), id))
+    }
+
+    fn ledger(&self) -> Vec<Refunded> {
+        lock(&self.state).ledger.entries()
+    }
+
+    fn credentials(&self) -> &dyn Uses {
+        &self.merchants
+    }
+}
+
+/// `2022-06-21T19:00:12.000+00:00`
+fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    let (hour, minute, second, milli) = now.to_hms_milli();
+    format!(
+        "{}T{hour:02}:{minute:02}:{second:02}.{milli:03}+00:00",
+        now.date()
+    )
+}
+
+/// The page's example, with this order's own values. `message` is mandatory in the table and missing from the example: it is
+/// missing here for the example's own order. `transaction.currency` is in the example alone.
+fn answer(call: &Call, refunded: u64, id: u64) -> Json {
+    let Call { order, .. } = call;
+    let (state, status) = match order.behaviour {
+        Behaviour::Answers { status, .. } => ("SUCCESS", status),
+        _ => ("REFUNDED", "SUCCESS"),
+    };
+    let mut answer = Json::object([("responseCode", "0000".into())]);
+    if order.name != "page" {
+        answer.add("message", "Success");
+    }
+    let id_or_text = |text: &str| match text.parse::<u64>() {
+        Ok(number) => number.into(),
+        Err(_) => Json::from(text),
+    };
+    let amount = |minor| Json::number(two_decimals(minor, order.exponent));
+    let paid = Json::object([
+        ("id", Json::number(&*order.id)),
+        ("merchantId", id_or_text(&call.merchant)),
+        ("merchantReference", (&*order.reference).into()),
+        ("currency", order.currency.into()),
+        ("amount", amount(order.amount)),
+        ("netAmount", amount(order.amount - refunded)),
+        ("cardType", "VISA".into()),
+        ("email", "".into()),
+        ("createTime", "2022-06-21T13:13:10.000+00:00".into()),
+        ("updateTime", now().into()),
+        ("status", state.into()),
+        ("recurring", Json::Bool(false)),
+    ]);
+    let refund = Json::object([
+        ("id", id.into()),
+        ("merchantId", id_or_text(&call.merchant)),
+        ("type", "REFUND".into()),
+        // As it came: the example has 10, not 10.00.
+        ("amount", Json::number(&call.written)),
+        ("currency", order.currency.into()),
+        ("status", status.into()),
+        ("maskedPan", "400000XXXXXX0028".into()),
+        ("stan", format!("S{}", id - 616).into()),
+    ]);
+    answer.add("order", paid);
+    answer.add("transaction", refund);
+    answer
+}
+
+/// `15.00`, whatever the currency: the page knows two decimals. A third one is never there, as the orders have none.
+fn two_decimals(minor: u64, exponent: u8) -> String {
+    match exponent {
+        0 => format!("{minor}.00"),
+        3 => decimal(minor / 10, 2),
+        _ => decimal(minor, 2),
+    }
+}

@@ -1,0 +1,335 @@
+//! Moyasar Payment Gateway.
+//!
+//! Source: the vendor's page "refund" (`POST /v1/orders/:id/refund`), its answers 200, 400, 401, 403 and 422. The bound of
+//! 100000000 and the UUID in `transaction_id` stand in its pages of the sibling calls.
+
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::credentials::{Accepted, Uses};
+use crate::json::Json;
+use crate::ledger::Ledger;
+use crate::orders::{self, Behaviour, Order};
+use crate::server::Application;
+use crate::{Provider, Received, Refunded, Reply, lock};
+
+const LARGEST: u64 = 100_000_000;
+
+pub(crate) struct Moyasar {
+    keys: Accepted<String>,
+    state: Mutex<State>,
+    /// The `transaction_id` of each request whose reply is not ready.
+    in_flight: Arc<Mutex<HashSet<String>>>,
+}
+
+#[derive(Default)]
+struct State {
+    ledger: Ledger,
+    /// By `transaction_id` in lower case: the order it was for, and the reply.
+    replies: HashMap<String, (String, Reply)>,
+    /// By order: the refund transactions so far, in the page's shape.
+    refunds: HashMap<String, Vec<Json>>,
+}
+
+/// A request that says what the page asks for.
+struct Call {
+    order: String,
+    amount: u64,
+    /// As sent.
+    transaction: Option<String>,
+}
+
+/// Takes a `transaction_id` out of the set again.
+struct InFlight(Arc<Mutex<HashSet<String>>>, String);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        lock(&self.0).remove(&self.1);
+    }
+}
+
+impl Moyasar {
+    pub fn new(keys: Vec<String>) -> Moyasar {
+        Moyasar {
+            keys: Accepted::new(keys),
+            state: Mutex::default(),
+            in_flight: Arc::default(),
+        }
+    }
+
+    fn key(&self, request: &Received) -> Result<usize, Reply> {
+        let Some(key) = request.authorization("bearer") else {
+            return Err(self.refusal(401, "Missing authentication information"));
+        };
+        // The page does not say what a wrong key meets; 403 is for one that is known and may not.
+        self.keys
+            .find(|known| known == key)
+            .ok_or_else(|| self.refusal(401, "Invalid authentication information"))
+    }
+
+    fn read(&self, request: &Received) -> Result<Call, Reply> {
+        if !request.content_type_is("application/json") {
+            return Err(self.refusal(415, "The content type is not application/json."));
+        }
+        let body = match Json::parse(&request.body) {
+            Some(body @ Json::Object(_)) => body,
+            _ => return Err(self.refusal(400, "The body is not a JSON object.")),
+        };
+        if let Some(name) = body.stranger(&["amount", "transaction_id"]) {
+            return Err(invalid(name, "The parameter is not known."));
+        }
+        let transaction = match body.member("transaction_id") {
+            None => None,
+            Some(Json::Text(text)) if is_uuid(text) => Some(text.clone()),
+            Some(_) => return Err(invalid("transaction_id", "The value must be a UUID.")),
+        };
+        let amount = match body.member("amount") {
+            None => return Err(invalid("amount", "The value is required.")),
+            Some(Json::Number(text)) => match text.parse::<u64>() {
+                Ok(0) => Err("The value must be greater than or equal to 1.".into()),
+                Ok(amount) if amount <= LARGEST => Ok(amount),
+                Ok(_) => Err(format!(
+                    "The value must be less than or equal to {LARGEST}."
+                )),
+                Err(_) if text.starts_with('-') => {
+                    Err("The value must be greater than or equal to 1.".into())
+                }
+                Err(_) => Err("The value must be an integer.".into()),
+            },
+            Some(_) => Err("The value must be an integer.".to_owned()),
+        };
+        Ok(Call {
+            order: path_id(&request.path).unwrap_or_default().to_owned(),
+            amount: amount.map_err(|text| invalid("amount", &text))?,
+            transaction,
+        })
+    }
+
+    fn refund(&self, state: &mut State, call: &Call) -> Reply {
+        let order = Uuid::try_parse(&call.order)
+            .ok()
+            .and_then(|id| orders::by_id(Provider::Moyasar, &id.to_string()));
+        let Some(order) = order else {
+            return self.refusal(404, "Order not found");
+        };
+        let status = match order.behaviour {
+            Behaviour::Forbidden => return self.refusal(403, "Unauthorized"),
+            Behaviour::Refuses => return self.refusal(400, "The order has not been captured."),
+            Behaviour::Answers { status, .. } => status,
+            _ => "approved",
+        };
+        let left = state.ledger.left(&order);
+        if call.amount > left {
+            return invalid(
+                "amount",
+                &format!("The value must be less than or equal to {left}."),
+            );
+        }
+        let id = match &call.transaction {
+            Some(id) => id.clone(),
+            None => Uuid::new_v4().to_string(),
+        };
+        if !matches!(order.behaviour, Behaviour::Answers { booked: false, .. }) {
+            let key = call.transaction.as_deref();
+            state.ledger.book(&order, call.amount, key, &id);
+        }
+        let refunds = state.refunds.entry(order.id.to_string()).or_default();
+        refunds.push(refund_transaction(&id, status, call.amount, refunds.len()));
+        let body = order_object(&order, state.ledger.refunded(&order), refunds);
+        Reply::of(200, &body)
+    }
+}
+
+impl Application for Moyasar {
+    fn serves(&self, path: &str) -> bool {
+        path_id(path).is_some()
+    }
+
+    fn refusal(&self, status: u16, text: &str) -> Reply {
+        Reply::of(status, &Json::object([("message", text.into())]))
+    }
+
+    fn enter(&self, request: &Received) -> Result<Option<Box<dyn Any + Send>>, Reply> {
+        let (
+            Ok(_),
+            Ok(Call {
+                transaction: Some(id),
+                ..
+            }),
+        ) = (self.key(request), self.read(request))
+        else {
+            return Ok(None);
+        };
+        let id = id.to_ascii_lowercase();
+        if lock(&self.state).replies.contains_key(&id) && !lock(&self.in_flight).contains(&id) {
+            return Ok(None);
+        }
+        if !lock(&self.in_flight).insert(id.clone()) {
+            return Err(self.refusal(400, "Initial request is still processing."));
+        }
+        Ok(Some(Box::new(InFlight(self.in_flight.clone(), id))))
+    }
+
+    fn answer(&self, request: &Received) -> Reply {
+        let key = match self.key(request) {
+            Ok(key) => key,
+            Err(refusal) => return refusal,
+        };
+        self.keys.count(key);
+        let call = match self.read(request) {
+            Ok(call) => call,
+            Err(refusal) => return refusal,
+        };
+        let mut state = lock(&self.state);
+        let Some(id) = call.transaction.as_ref().map(|id| id.to_ascii_lowercase()) else {
+            return self.refund(&mut state, &call);
+        };
+        match state.replies.get(&id) {
+            // The page does not say what another amount under the same id meets: it is the same refund, with its first amount.
+            Some((order, reply)) if *order == call.order => reply.clone(),
+            Some(_) => invalid("transaction_id", "The value belongs to another order."),
+            None => {
+                let reply = self.refund(&mut state, &call);
+                // A refusal made no transaction, so that the id is still free.
+                if reply.status == 200 {
+                    state.replies.insert(id, (call.order, reply.clone()));
+                }
+                reply
+            }
+        }
+    }
+
+    fn ledger(&self) -> Vec<Refunded> {
+        lock(&self.state).ledger.entries()
+    }
+
+    fn credentials(&self) -> &dyn Uses {
+        &self.keys
+    }
+}
+
+fn path_id(path: &str) -> Option<&str> {
+    let id = path.strip_prefix("/v1/orders/")?.strip_suffix("/refund")?;
+    (!id.is_empty() && !id.contains(['/', '?'])).then_some(id)
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == uuid::fmt::Hyphenated::LENGTH && Uuid::try_parse(text).is_ok()
+}
+
+/// 422, "returns unprocessable_entity".
+fn invalid(field: &str, text: &str) -> Reply {
+    let errors = Json::Object(vec![(field.to_owned(), Json::Array(vec![text.into()]))]);
+    let body = Json::object([
+        ("message", "Data validation failed".into()),
+        ("errors", errors),
+    ]);
+    Reply::of(422, &body)
+}
+
+/// `2024-09-15T12:27:45Z`
+fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    let (hour, minute, second) = now.to_hms();
+    format!("{}T{hour:02}:{minute:02}:{second:02}Z", now.date())
+}
+
+fn refund_transaction(id: &str, status: &str, amount: u64, nth: usize) -> Json {
+    let approved = status == "approved";
+    let message = if approved { "APPROVED" } else { "NOT APPROVED" };
+    let code = if approved { "00" } else { "05" };
+    let stan = format!("{:06}", nth + 1);
+    let mut transaction = transaction(id, status, "refund", amount);
+    transaction.alter("/message", Some(message.into()));
+    transaction.alter("/response_code", Some(code.into()));
+    transaction.alter("/retrieval_reference", Some(format!("242590{stan}").into()));
+    transaction.alter("/stan", Some(stan.into()));
+    transaction.alter("/auth_code", Some(Json::Null));
+    transaction
+}
+
+/// As the page's example of a capture.
+fn transaction(id: &str, status: &str, kind: &str, amount: u64) -> Json {
+    Json::object([
+        ("id", id.into()),
+        ("status", status.into()),
+        ("type", kind.into()),
+        ("source_type", "merchant".into()),
+        ("reverse_reason", Json::Null),
+        ("justification", Json::Null),
+        ("reversed_transaction_id", Json::Null),
+        ("message", "APPROVED".into()),
+        ("response_code", "00".into()),
+        ("retrieval_reference", "886117264145".into()),
+        ("stan", "912425".into()),
+        ("auth_code", "663390".into()),
+        ("amount", amount.into()),
+        ("refunded_amount", 0.into()),
+        ("created_at", now().into()),
+    ])
+}
+
+/// The page's example, with this order's own values. Unlike in the example, `id` is the one in the path.
+fn order_object(order: &Order, refunded: u64, refunds: &[Json]) -> Json {
+    let capture = transaction(
+        "0191f5a7-44ab-7fbb-ab3c-1e1a98a5166e",
+        "approved",
+        "capture",
+        order.amount,
+    );
+    let transactions = [&[capture], refunds].concat();
+    Json::object([
+        ("id", (&*order.id).into()),
+        (
+            "merchant",
+            Json::object([
+                ("id", "0191f5a7-44a5-7700-8c11-ffc3703a7990".into()),
+                ("acquirer_id", "0191f5a7-44a2-73d5-9a9c-745f40f8db31".into()),
+                ("name", "Merchant 52".into()),
+                ("arabic_name", "الإسم العربي".into()),
+                ("merchant_id", "60052".into()),
+                ("rule_precedence", "mixed".into()),
+            ]),
+        ),
+        ("currency", order.currency.into()),
+        ("amount", order.amount.into()),
+        ("captured_amount", order.amount.into()),
+        ("refunded_amount", refunded.into()),
+        ("voided_amount", 0.into()),
+        ("description", "Voluptatum at consequatur ullam.".into()),
+        ("created_at", "2024-09-15T12:27:45Z".into()),
+        ("updated_at", now().into()),
+        (
+            "source",
+            Json::object([
+                ("type", "card".into()),
+                ("issuer", Json::Null),
+                ("card_type", Json::Null),
+                ("category", Json::Null),
+                ("country_alpha2", Json::Null),
+                ("scheme", "mastercard".into()),
+                ("first_digits", "55555555".into()),
+                ("last_digits", "4444".into()),
+                ("month", 12.into()),
+                ("year", 2026.into()),
+            ]),
+        ),
+        ("reauthorized_order_id", Json::Null),
+        ("airline", Json::object([("reference", "576449881".into())])),
+        (
+            "sub_merchant",
+            Json::object([
+                ("id", "ecb0e32fd3d95b41cbf2ca9a9513a3".into()),
+                ("registered_name", "Rolfson-Legros".into()),
+                ("trading_name", "Hane-Jerde".into()),
+                ("email", "herschel@kilback-hamill.test".into()),
+            ]),
+        ),
+        ("agreement", Json::Null),
+        ("transactions", Json::Array(transactions)),
+    ])
+}
