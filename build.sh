@@ -4,8 +4,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 readonly ENVOY_VERSION=1.40.0
-readonly WASM_BINDGEN_VERSION=0.2.130
 readonly TOOLS="$PWD/.tools"
+# Absolute, since cargo runs test programs in folders of their packages.
+readonly BINARIES="$(mkdir -p "${CARGO_TARGET_DIR:-target}" && cd "${CARGO_TARGET_DIR:-target}" && pwd)"
 
 say() { printf '==> %s\n' "$*" >&2; }
 fail() { printf 'build.sh: %s\n' "$*" >&2; exit 1; }
@@ -53,7 +54,7 @@ build() {
   say "building dist/refund_filter.wasm"
   cargo build --locked --quiet --package refund-filter --lib --target wasm32-wasip1 --profile wasm
   mkdir -p dist
-  cp "${CARGO_TARGET_DIR:-target}/wasm32-wasip1/wasm/refund_filter.wasm" dist/
+  cp "$BINARIES/wasm32-wasip1/wasm/refund_filter.wasm" dist/
   say "dist/refund_filter.wasm: $(wc -c <dist/refund_filter.wasm) bytes"
 }
 
@@ -62,7 +63,7 @@ testbed() {
   get_envoy
   say "building the simulated providers"
   cargo build --locked --quiet --package gateway-testbed
-  exec "${CARGO_TARGET_DIR:-target}/debug/testbed" "$@"
+  exec "$BINARIES/debug/testbed" "$@"
 }
 
 tests() {
@@ -83,14 +84,9 @@ tests() {
 
 # The core compiled to WebAssembly, in Node: the same bytes as native.
 wasm_tests() {
-  local runner="$TOOLS/wasm-bindgen-$WASM_BINDGEN_VERSION/bin/wasm-bindgen-test-runner"
-  if [ ! -x "$runner" ]; then
-    say "getting wasm-bindgen $WASM_BINDGEN_VERSION, the test runner for WebAssembly"
-    cargo install --quiet --locked --version "$WASM_BINDGEN_VERSION" --root "$TOOLS/wasm-bindgen-$WASM_BINDGEN_VERSION" \
-      wasm-bindgen-cli
-  fi
+  cargo build --locked --quiet --package wasm-runner
   say "tests: the core as WebAssembly in Node"
-  CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$runner" \
+  CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$BINARIES/debug/wasm-runner" \
     cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test golden
 }
 

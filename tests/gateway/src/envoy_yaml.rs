@@ -42,7 +42,10 @@ pub fn route_mut<'a>(config: &'a mut Value, name: &str) -> Result<&'a mut Value>
 }
 
 pub(crate) fn set_listener_port(config: &mut Value, port: u16) -> Result<()> {
-    *at(config, &format!("{LISTENER}/address/socket_address/port_value"))? = json!(port);
+    *at(
+        config,
+        &format!("{LISTENER}/address/socket_address/port_value"),
+    )? = json!(port);
     *at(config, "/admin/address/socket_address/port_value")? = json!(0);
     Ok(())
 }
@@ -61,10 +64,10 @@ pub(crate) fn set_upstream(
     ca: &Path,
 ) -> Result<()> {
     let cluster = named(config, "/static_resources/clusters", cluster)?;
-    let endpoint =
-        "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+    let endpoint = "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
     *at(cluster, endpoint)? = json!({"address": address.ip(), "port_value": address.port()});
-    let trusted = "/transport_socket/typed_config/common_tls_context/validation_context/trusted_ca/filename";
+    let trusted =
+        "/transport_socket/typed_config/common_tls_context/validation_context/trusted_ca/filename";
     *at(cluster, trusted)? = json!(ca);
     Ok(())
 }

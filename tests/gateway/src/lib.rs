@@ -123,7 +123,9 @@ impl Gateway {
         };
         let simulators = Simulators::start(simulator_options).await?;
 
-        let folder = tempfile::Builder::new().prefix("refund-gateway-").tempdir()?;
+        let folder = tempfile::Builder::new()
+            .prefix("refund-gateway-")
+            .tempdir()?;
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, simulators.ca_pem())?;
         let mut config = load()?;
@@ -177,7 +179,10 @@ impl Gateway {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = self.envoy.try_wait()? {
-                bail!("Envoy ended with {status}:\n{}", last_lines(&self.log(), 20));
+                bail!(
+                    "Envoy ended with {status}:\n{}",
+                    last_lines(&self.log(), 20)
+                );
             }
             ensure!(
                 Instant::now() < deadline,
@@ -192,7 +197,10 @@ impl Gateway {
                 continue;
             };
             self.admin = address;
-            let ready = self.admin("/ready").await.is_ok_and(|text| text.trim() == "LIVE");
+            let ready = self
+                .admin("/ready")
+                .await
+                .is_ok_and(|text| text.trim() == "LIVE");
             if ready && let Some(address) = self.listening().await {
                 self.address = address;
                 return Ok(());
@@ -220,7 +228,7 @@ impl Gateway {
     }
 
     /// Makes a canonical call over HTTP/1.1.
-    pub async fn refund(&self, key: &str, body: &Value) -> Result<Answer> {
+    pub async fn refund(&self, key: &str, body: &impl ToString) -> Result<Answer> {
         let response = reqwest::Client::new()
             .post(self.url())
             .header("content-type", "application/json")
@@ -319,7 +327,10 @@ pub fn project() -> PathBuf {
 /// The filter's module, as `./build.sh` leaves it.
 pub fn module() -> Result<PathBuf> {
     let path = project().join("dist/refund_filter.wasm");
-    ensure!(path.exists(), "dist/refund_filter.wasm is missing: run ./build.sh first");
+    ensure!(
+        path.exists(),
+        "dist/refund_filter.wasm is missing: run ./build.sh first"
+    );
     Ok(path.canonicalize()?)
 }
 

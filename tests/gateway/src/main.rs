@@ -1,2 +1,81 @@
-//! stub
-fn main() {}
+//! `./build.sh demo` and `./build.sh serve`: the gateway in front of the simulated providers, to be looked at.
+
+mod demo;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use gateway_testbed::{Gateway, Options};
+
+/// The port of envoy.yaml, and of the README's curl lines.
+const PORT: u16 = 10_000;
+
+#[derive(Parser)]
+#[command(about = "The refund filter in a real Envoy, in front of simulated providers.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes one refund at every provider, shows what went over the wire, and ends.
+    Demo,
+    /// Keeps gateway and providers up on 127.0.0.1:10000 until Ctrl-C.
+    Serve,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Demo => demo::run().await,
+        Command::Serve => serve().await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<()> {
+    // Envoy's own words for a taken port are twenty lines.
+    std::net::TcpListener::bind(("127.0.0.1", PORT))
+        .map(drop)
+        .with_context(|| {
+            format!("127.0.0.1:{PORT} is not free: end what listens there and call this again")
+        })?;
+    let mut gateway = Gateway::start(Options {
+        port: PORT,
+        ..Options::default()
+    })
+    .await?;
+    println!(
+        "The gateway listens on http://{}. Four refunds to try:\n",
+        gateway.address
+    );
+    for case in demo::CASES {
+        println!("{}\n", case.curl());
+    }
+    println!("Envoy's admin: http://{}   End with Ctrl-C.", gateway.admin);
+    tokio::select! {
+        interrupted = interrupted() => interrupted?,
+        ended = gateway.ended() => bail!("Envoy ended by itself: {ended}"),
+    }
+    gateway.stop().await?;
+    println!("Stopped.");
+    Ok(())
+}
+
+/// Ctrl-C, or the polite end that a supervisor asks for.
+async fn interrupted() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => Ok(result?),
+        _ = terminate.recv() => Ok(()),
+    }
+}

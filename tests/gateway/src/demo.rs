@@ -1,0 +1,283 @@
+//! What a newcomer sees first: one call, four translations.
+
+use anyhow::{Context, Result, bail};
+use gateway_testbed::{Answer, Gateway, Options};
+use provider_simulator::{Exchange, Provider};
+use serde_json::Value;
+
+/// One refund of the demo.
+pub struct Case {
+    title: &'static str,
+    provider: Provider,
+    name: &'static str,
+    payment: &'static str,
+    value: &'static str,
+    currency: &'static str,
+    /// In the provider's book afterwards.
+    minor_units: u64,
+    status: u16,
+}
+
+/// One refund at every provider.
+pub const CASES: [Case; 4] = [
+    Case {
+        title: "Bank of Georgia",
+        provider: Provider::Bog,
+        name: "bog",
+        payment: "bog-card-gel",
+        value: "10.50",
+        currency: "GEL",
+        minor_units: 1_050,
+        status: 202,
+    },
+    Case {
+        title: "Moyasar",
+        provider: Provider::Moyasar,
+        name: "moyasar",
+        payment: "0191f5a7-44d3-7430-8739-2d80821416bf",
+        value: "10.50",
+        currency: "SAR",
+        minor_units: 1_050,
+        status: 200,
+    },
+    Case {
+        title: "beGateway",
+        provider: Provider::Begateway,
+        name: "begateway",
+        payment: "1-310b0da80b",
+        value: "10.50",
+        currency: "USD",
+        minor_units: 1_050,
+        status: 200,
+    },
+    Case {
+        title: "BBMSL",
+        provider: Provider::Bbmsl,
+        name: "bbmsl",
+        payment: "4923",
+        value: "10.50",
+        currency: "HKD",
+        minor_units: 1_050,
+        status: 200,
+    },
+];
+
+impl Case {
+    fn key(&self) -> String {
+        format!("demo-{}", self.name)
+    }
+
+    /// As text, so that its members stand in the order in which one thinks of them.
+    fn call(&self) -> String {
+        let Case {
+            name,
+            payment,
+            value,
+            currency,
+            ..
+        } = self;
+        format!(
+            r#"{{"provider":"{name}","payment":{{"id":"{payment}"}},"amount":{{"value":"{value}","currency":"{currency}"}},"reason":"returned goods"}}"#
+        )
+    }
+
+    /// The call as a line for a shell.
+    pub fn curl(&self) -> String {
+        format!(
+            "curl -i http://127.0.0.1:10000/v1/refunds -H 'Content-Type: application/json' -H 'Idempotency-Key: {}' \\\n  \
+             -d '{}'",
+            self.key(),
+            self.call()
+        )
+    }
+}
+
+/// Runs the demo. An error where anything was not as it should be.
+pub async fn run() -> Result<()> {
+    let gateway = Gateway::start(Options::default()).await?;
+    println!(
+        "\nOne refund call, through a real Envoy, to four providers (simulated, strict, over TLS).\n"
+    );
+    let mut faults = Vec::new();
+    let mut table = vec![
+        [
+            "",
+            "asked with",
+            "amount",
+            "authorization",
+            "idempotency",
+            "answer",
+        ]
+        .map(String::from),
+    ];
+    for case in &CASES {
+        let answer = gateway.refund(&case.key(), &case.call()).await?;
+        let exchange = gateway
+            .simulators
+            .requests(case.provider)
+            .pop()
+            .with_context(|| {
+                format!(
+                    "nothing reached {}; the answer was {}",
+                    case.title, answer.text
+                )
+            })?;
+        show(case, &exchange, &answer);
+        table.push(row(case, &exchange, &answer));
+        faults.extend(check(case, &gateway, &answer));
+    }
+    println!("\nSide by side:\n");
+    print_table(&table);
+    gateway.stop().await?;
+
+    println!();
+    if !faults.is_empty() {
+        bail!("not as it should be: {}", faults.join("; "));
+    }
+    println!(
+        "4 calls, 4 refunds in the providers' books of 10.50 each, none twice: 3 succeeded, 1 pending (Bank of Georgia never \
+         says more). All as it should be."
+    );
+    Ok(())
+}
+
+fn show(case: &Case, exchange: &Exchange, answer: &Answer) {
+    let request = &exchange.request;
+    println!("\n── {} {}", case.title, "─".repeat(90 - case.title.len()));
+    println!("  call      {}", case.call());
+    println!(
+        "  provider  {} https://{}{}",
+        request.method,
+        request.authority.as_deref().unwrap_or_default(),
+        request.path
+    );
+    for name in ["authorization", "idempotency-key", "requestid"] {
+        for value in request.headers_named(name) {
+            println!(
+                "            {name}: {}",
+                shown(name, &String::from_utf8_lossy(value))
+            );
+        }
+    }
+    println!(
+        "            {}",
+        shorten(&String::from_utf8_lossy(&request.body))
+    );
+    if let Some(reply) = &exchange.reply {
+        println!(
+            "  reply     {} {}",
+            reply.status,
+            shorten(&reply_text(&reply.body))
+        );
+    }
+    println!("  answer    {} {}", answer.status, answer.text);
+}
+
+fn row(case: &Case, exchange: &Exchange, answer: &Answer) -> [String; 6] {
+    let request = &exchange.request;
+    let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let inner: Value = body
+        .get("request")
+        .and_then(|inner| serde_json::from_str(inner.as_str()?).ok())
+        .or_else(|| body.get("request").cloned())
+        .unwrap_or_else(|| body.clone());
+    let key = request
+        .headers
+        .iter()
+        .find(|(name, _)| name == "idempotency-key" || name == "requestid")
+        .map(|(name, _)| format!("header {name}"))
+        .or_else(|| {
+            body.get("transaction_id")
+                .map(|_| "body transaction_id".to_owned())
+        });
+    let authorization = request.headers_named("authorization").next().map(|value| {
+        String::from_utf8_lossy(value)
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    });
+    [
+        case.title.to_owned(),
+        match (inner.get("parent_uid"), inner.get("orderId")) {
+            (Some(_), _) => "parent_uid in the body".to_owned(),
+            (_, Some(_)) => "orderId in the signed text".to_owned(),
+            _ => "id in the path".to_owned(),
+        },
+        inner
+            .get("amount")
+            .map(Value::to_string)
+            .unwrap_or_default(),
+        authorization.unwrap_or_else(|| "RSA signature".to_owned()),
+        key.unwrap_or_else(|| "none: never sent twice".to_owned()),
+        format!(
+            "{} {}",
+            answer.status,
+            answer.body["status"].as_str().unwrap_or_default()
+        ),
+    ]
+}
+
+fn check(case: &Case, gateway: &Gateway, answer: &Answer) -> Vec<String> {
+    let mut faults = Vec::new();
+    if answer.status != case.status {
+        faults.push(format!(
+            "{} answered {}: {}",
+            case.title, answer.status, answer.text
+        ));
+    }
+    let ledger = gateway.simulators.ledger(case.provider);
+    let booked: Vec<_> = ledger
+        .iter()
+        .map(|refund| (refund.payment.as_str(), refund.minor_units, refund.currency))
+        .collect();
+    if booked != [(case.payment, case.minor_units, case.currency)] {
+        faults.push(format!("{} has in its book {booked:?}", case.title));
+    }
+    faults
+}
+
+fn print_table(rows: &[[String; 6]]) {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or_default()
+    };
+    for row in rows {
+        let cells = row
+            .iter()
+            .enumerate()
+            .map(|(column, cell)| format!("{cell:width$}", width = width(column)));
+        println!("  {}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+/// Credentials are the platform team's: not even the demo's are shown.
+fn shown(name: &str, value: &str) -> String {
+    match (name, value.split_once(' ')) {
+        ("authorization", Some((scheme, _))) => format!("{scheme} [redacted]"),
+        _ => value.to_owned(),
+    }
+}
+
+/// The reply as it came; of Moyasar's whole order only what the filter decides by.
+fn reply_text(body: &[u8]) -> String {
+    let order: Value = serde_json::from_slice(body).unwrap_or_default();
+    match order.get("transactions").and_then(Value::as_array) {
+        Some(transactions) => {
+            let id = &order["id"];
+            let refund = transactions.last().cloned().unwrap_or_default();
+            format!(r#"{{"id":{id}, … "transactions":[ … {refund}]}}"#)
+        }
+        None => String::from_utf8_lossy(body).into_owned(),
+    }
+}
+
+fn shorten(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let long = text.chars().count() > 320;
+    let mut short: String = text.chars().take(320).collect();
+    if long {
+        short.push('…');
+    }
+    short
+}
