@@ -60,6 +60,8 @@ struct Shared {
     /// Fetches under way, by the number of the call.
     fetching: RefCell<BTreeMap<u32, Fetch>>,
     tick_ms: Cell<u32>,
+    /// The root is done: another configuration has taken its place, and only its own streams are left.
+    closing: Cell<bool>,
     counters: RefCell<BTreeMap<String, u32>>,
 }
 
@@ -101,6 +103,15 @@ impl Shared {
         let now = self.tick_ms.get();
         if now == 0 || now > milliseconds {
             self.set_tick(milliseconds);
+        }
+    }
+
+    /// Looks after a stream no longer. Nothing may tick for a root that is gone.
+    fn unwatch(&self, id: u32) {
+        let mut watched = self.watched.borrow_mut();
+        watched.remove(&id);
+        if self.closing.get() && watched.is_empty() {
+            self.set_tick(0);
         }
     }
 
@@ -263,7 +274,10 @@ impl Context for Root {
     }
 
     fn on_done(&mut self) -> bool {
-        self.shared.set_tick(0);
+        self.shared.closing.set(true);
+        if self.shared.watched.borrow().is_empty() {
+            self.shared.set_tick(0);
+        }
         true
     }
 }
@@ -434,7 +448,7 @@ impl Root {
 
     /// Lets a waiting call go on with a token, or answers it without one.
     fn wake(&self, id: u32, watch: &Watch, found: Result<Secret, Failure>) {
-        self.shared.watched.borrow_mut().remove(&id);
+        self.shared.unwatch(id);
         let State::Waiting(waiting) = watch.state.replace(State::Done) else {
             return;
         };
@@ -476,7 +490,7 @@ impl Root {
                     };
                     drop(state);
                     watch.state.replace(State::Done);
-                    self.shared.watched.borrow_mut().remove(&id);
+                    self.shared.unwatch(id);
                     if host::set_effective_context(id).is_ok() {
                         self.shared.answer("none", &answer);
                     }
@@ -505,7 +519,7 @@ impl Root {
                 }
                 State::Done | State::Sent(_) | State::Replying(..) => {
                     drop(state);
-                    self.shared.watched.borrow_mut().remove(&id);
+                    self.shared.unwatch(id);
                 }
             }
         }
@@ -533,7 +547,7 @@ struct Stream {
 
 impl Context for Stream {
     fn on_done(&mut self) -> bool {
-        self.shared.watched.borrow_mut().remove(&self.id);
+        self.shared.unwatch(self.id);
         true
     }
 }
@@ -656,13 +670,13 @@ fn with_local_reply(answer: impl FnOnce(LocalReply<'_>) -> Answer) -> Answer {
         connected: host::property(&["upstream", "local_address"])
             .is_some_and(|address| !address.is_empty()),
         attempts: host::integer_property(&["upstream", "request_attempt_count"])
-            .unwrap_or_default(),
+            .unwrap_or(u64::MAX),
     })
 }
 
 impl Stream {
     fn answer(&mut self, answer: &Answer) -> Action {
-        self.shared.watched.borrow_mut().remove(&self.id);
+        self.shared.unwatch(self.id);
         self.watch.state.replace(State::Done);
         if self.provider.is_empty() {
             self.provider.push_str("none");
@@ -685,7 +699,7 @@ impl Stream {
         let State::Reading(reading) = self.watch.state.take() else {
             return Action::Continue;
         };
-        self.shared.watched.borrow_mut().remove(&self.id);
+        self.shared.unwatch(self.id);
         let body = host::buffer(Buffer::Request).unwrap_or_default();
         match reading.finish(&body, host::now_ms(), &mut VmSigner(OsRng)) {
             Prepared::Answer(answer) => self.answer(&answer),
