@@ -74,9 +74,12 @@ tests() {
   say "formatting and lints"
   cargo fmt --all --check
   cargo clippy --locked --quiet --workspace --all-targets -- --deny warnings
-  cargo clippy --locked --quiet --package refund-filter --lib --target wasm32-wasip1 -- --deny warnings
+  cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings
   build
   get_envoy
+  # The filter never traps; what envoy.yaml makes of a trap is shown with a module that does.
+  cargo build --locked --quiet --package trap-module --target wasm32-wasip1 --profile wasm
+  cp "$BINARIES/wasm32-wasip1/wasm/trap_module.wasm" dist/
   say "tests: the core, the simulators, and real Envoy in front of them"
   cargo test --locked --workspace
   wasm_tests

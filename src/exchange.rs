@@ -788,11 +788,17 @@ impl Sent {
 impl Call {
     /// The provider's words, fit for an answer: short, without card numbers, and without the credentials that it was sent.
     fn clean(&self, word: Word, token: &[Secret]) -> Word {
-        let mut secrets: Vec<&Secret> = token.iter().collect();
+        let mut secrets: Vec<Secret> = token.to_vec();
         match &self.entry.auth {
-            Auth::Token(endpoint) => secrets.push(&endpoint.client_secret),
-            Auth::Bearer(key) => secrets.push(key),
-            Auth::Basic { password, .. } => secrets.push(password),
+            Auth::Token(endpoint) => {
+                secrets.push(basic(&endpoint.client_id, &endpoint.client_secret));
+                secrets.push(endpoint.client_secret.clone());
+            }
+            Auth::Bearer(key) => secrets.push(key.clone()),
+            Auth::Basic { user, password } => {
+                secrets.push(basic(user, password));
+                secrets.push(password.clone());
+            }
             Auth::Signature(_) => {}
         }
         let clean = |text: Option<String>| text.map(|text| text::clean(&text, &secrets));

@@ -8,9 +8,11 @@ const MAX_CHARS: usize = 500;
 const MIN_SECRET: usize = 6;
 
 /// A provider's text without the secrets that it was sent, without card numbers and control characters, and not too long.
-pub fn clean(text: &str, secrets: &[&Secret]) -> String {
+/// A secret may be an `authorization` header's value: what stands after its scheme is looked for.
+pub fn clean(text: &str, secrets: &[Secret]) -> String {
     let mut text = text.to_owned();
-    for secret in secrets.iter().map(|secret| secret.expose()) {
+    for secret in secrets.iter().map(Secret::expose) {
+        let secret = secret.split_once(' ').map_or(secret, |(_, value)| value);
         if secret.len() >= MIN_SECRET && text.contains(secret) {
             text = text.replace(secret, "[redacted]");
         }
@@ -80,7 +82,7 @@ mod tests {
     fn a_credential_that_comes_back_is_not_passed_on() {
         let secret = Secret::new("sk_live_canary".into());
         assert_eq!(
-            clean("bad key sk_live_canary!", &[&secret]),
+            clean("bad key sk_live_canary!", &[secret]),
             "bad key [redacted]!"
         );
     }

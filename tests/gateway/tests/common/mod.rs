@@ -1,0 +1,100 @@
+//! What the test files share.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use gateway_testbed::Answer;
+use serde_json::Value;
+
+/// Changes the filter's own configuration inside Envoy's.
+pub fn plugin(config: &mut Value, change: impl FnOnce(&mut Value)) {
+    let text = config
+        .pointer_mut(
+            "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0\
+             /typed_config/config/configuration/value",
+        )
+        .expect("the plugin configuration");
+    let mut plugin = serde_json::from_str(text.as_str().expect("a text")).expect("JSON");
+    change(&mut plugin);
+    *text = plugin.to_string().into();
+}
+
+/// The members of a problem that callers decide by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub code: &'static str,
+    pub status: u16,
+    pub outcome: &'static str,
+    pub retry: &'static str,
+}
+
+impl Problem {
+    /// One that the same call would meet again, and of which it is certain that no money moved.
+    pub const fn certain(code: &'static str, status: u16) -> Problem {
+        Problem {
+            code,
+            status,
+            outcome: "not_refunded",
+            retry: "no",
+        }
+    }
+}
+
+/// Whether the answer is a problem in every detail that the contract promises.
+#[track_caller]
+pub fn assert_problem(case: &str, answer: &Answer, expected: Problem) {
+    let Problem {
+        code,
+        status,
+        outcome,
+        retry,
+    } = expected;
+    let text = &answer.text;
+    let member = |name: &str| answer.body[name].as_str().unwrap_or_default();
+    assert_eq!(
+        (
+            member("code"),
+            answer.status,
+            member("outcome"),
+            member("retry")
+        ),
+        (code, status, outcome, retry),
+        "{case}: {text}"
+    );
+    assert_eq!(
+        answer.header("content-type"),
+        "application/problem+json",
+        "{case}"
+    );
+    assert!(!answer.header("x-request-id").is_empty(), "{case}");
+    assert_eq!(answer.body["status"], status, "{case}: {text}");
+    assert_eq!(
+        member("type"),
+        format!("urn:refund-filter:{code}"),
+        "{case}"
+    );
+    assert!(
+        !member("title").is_empty() && !member("detail").is_empty(),
+        "{case}: {text}"
+    );
+    for (name, value) in answer.body.as_object().into_iter().flatten() {
+        let known = [
+            "type",
+            "title",
+            "status",
+            "detail",
+            "code",
+            "outcome",
+            "retry",
+            "retry_until",
+            "errors",
+            "provider",
+        ];
+        assert!(known.contains(&name.as_str()), "{case}: {name} in {text}");
+        assert!(!value.is_null(), "{case}: {name} in {text}");
+    }
+    assert_eq!(
+        answer.body.get("errors").is_some(),
+        code == "invalid-request",
+        "{case}: {text}"
+    );
+}

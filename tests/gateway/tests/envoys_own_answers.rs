@@ -1,0 +1,1249 @@
+//! Whatever Envoy answers in a provider's place, before the filter, in it or past it, is a problem of the catalogue that
+//! tells the truth about the money; and the answers of other paths stay as they are.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use common::{Problem, assert_problem};
+use gateway_testbed::{Answer, Gateway, Options, PATH, cluster, project, route_mut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use provider_simulator::{self as simulator, Alpn, Certificate, Fault, Provider, Reply, orders};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+/// No test measures time; this only ends one that would hang.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const PROVIDERS: [Provider; 4] = [
+    Provider::Bog,
+    Provider::Moyasar,
+    Provider::Begateway,
+    Provider::Bbmsl,
+];
+
+const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
+
+const UNREACHABLE: Problem = Problem {
+    code: "provider-unreachable",
+    status: 503,
+    outcome: "not_refunded",
+    retry: "same_key",
+};
+
+/// Of a gateway that certainly sent nothing.
+const GATEWAY_ERROR: Problem = Problem {
+    code: "gateway-error",
+    ..UNREACHABLE
+};
+
+const BAD_REQUEST: Problem = Problem {
+    code: "bad-request",
+    status: 400,
+    outcome: "not_refunded",
+    retry: "no",
+};
+
+const REQUEST_TIMEOUT: Problem = Problem {
+    code: "request-timeout",
+    status: 408,
+    outcome: "not_refunded",
+    retry: "same_key",
+};
+
+/// Of a refund that may have been made: `retry` goes by whether the provider knows keys.
+fn unknown(provider: Provider, code: &'static str, status: u16) -> Problem {
+    Problem {
+        code,
+        status,
+        outcome: "unknown",
+        retry: match provider {
+            Provider::Bbmsl => "look_up",
+            _ => "same_key",
+        },
+    }
+}
+
+fn refund(provider: Provider, nth: u64) -> Value {
+    let currency = match provider {
+        Provider::Bog | Provider::BogToken => "GEL",
+        Provider::Moyasar => "SAR",
+        Provider::Begateway => "USD",
+        Provider::Bbmsl => "HKD",
+    };
+    json!({
+        "provider": cluster(provider),
+        "payment": {"id": orders::fresh(provider, nth)},
+        "amount": {"value": "10.00", "currency": currency},
+    })
+}
+
+/// The problem in all its members, `retry_until` among them: beGateway keeps keys for 24 hours from the first send.
+#[track_caller]
+fn assert_answer(case: &str, provider: Provider, answer: &Answer, problem: Problem) {
+    assert_problem(case, answer, problem);
+    let until = answer.body.get("retry_until").and_then(Value::as_str);
+    if problem.outcome == "unknown" && provider == Provider::Begateway {
+        let until = until.and_then(unix_seconds).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let expected = now + 24 * 3600 - 60..=now + 24 * 3600;
+        assert!(expected.contains(&until), "{case}: {}", answer.text);
+    } else {
+        assert_eq!(until, None, "{case}: {}", answer.text);
+    }
+    if let Some(said) = answer.body.get("provider") {
+        assert_eq!(said["name"], cluster(provider), "{case}: {}", answer.text);
+    }
+}
+
+/// Unix time of `2026-11-22T08:00:00Z`.
+fn unix_seconds(text: &str) -> Option<u64> {
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    if text.get(19..)? != "Z" {
+        return None;
+    }
+    // The year begins in March, so that the day that may be missing is its last.
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
+    Some((days - 719_468) * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+#[track_caller]
+fn assert_refunded(case: &str, answer: &Answer) {
+    assert!(
+        [200, 202].contains(&answer.status),
+        "{case}: {}",
+        answer.text
+    );
+}
+
+/// How often the nth payment was refunded.
+fn booked(gateway: &Gateway, provider: Provider, nth: u64) -> usize {
+    let id = orders::fresh(provider, nth);
+    let ledger = gateway.simulators.ledger(provider);
+    ledger
+        .iter()
+        .filter(|refunded| refunded.payment == id)
+        .count()
+}
+
+/// A call that meets this fault gets this problem; the ledger is as it says; and the same key cannot refund twice.
+async fn meets(
+    gateway: &Gateway,
+    provider: Provider,
+    nth: u64,
+    fault: Fault,
+    is_booked: bool,
+    problem: Problem,
+) -> Result<()> {
+    let case = format!("{provider:?}: {fault:?}");
+    let case = case.get(..200).unwrap_or(&case);
+    let key = format!("key-{nth}");
+    gateway.simulators.next_fault(provider, fault);
+    let received = gateway.simulators.received(provider);
+    let answer = timeout(PATIENCE, gateway.refund(&key, &refund(provider, nth))).await??;
+    assert_answer(case, provider, &answer, problem);
+    assert_eq!(
+        gateway.simulators.received(provider),
+        received + 1,
+        "{case}"
+    );
+    assert_eq!(
+        booked(gateway, provider, nth),
+        usize::from(is_booked),
+        "{case}"
+    );
+    if problem.retry == "same_key" {
+        let answer = gateway.refund(&key, &refund(provider, nth)).await?;
+        assert_refunded(&format!("the call after {case}"), &answer);
+        assert_eq!(booked(gateway, provider, nth), 1, "the call after {case}");
+    }
+    Ok(())
+}
+
+/// Every route to a provider with these members.
+fn set_routes(config: &mut Value, members: &Value) {
+    for provider in PROVIDERS {
+        let route = route_mut(config, cluster(provider)).expect("a route");
+        merge(&mut route["route"], members);
+    }
+}
+
+fn merge(into: &mut Value, members: &Value) {
+    for (name, value) in members.as_object().into_iter().flatten() {
+        into[name] = value.clone();
+    }
+}
+
+fn cluster_mut(config: &mut Value, provider: Provider) -> &mut Value {
+    config["static_resources"]["clusters"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+        .find(|known| known["name"] == cluster(provider))
+        .expect("a cluster")
+}
+
+fn routes_mut(config: &mut Value) -> &mut Vec<Value> {
+    config
+        .pointer_mut(&format!("{MANAGER}/route_config/virtual_hosts/0/routes"))
+        .and_then(Value::as_array_mut)
+        .expect("the routes")
+}
+
+fn set_manager(config: &mut Value, members: &Value) {
+    merge(
+        config.pointer_mut(MANAGER).expect("the connection manager"),
+        members,
+    );
+}
+
+async fn gateway_over(
+    alpn: Alpn,
+    change: impl FnOnce(&mut Value) + Send + 'static,
+) -> Result<Gateway> {
+    Gateway::start(Options {
+        simulators: simulator::Options {
+            alpn,
+            ..simulator::Options::default()
+        },
+        ..Options::changed(change)
+    })
+    .await
+}
+
+/// Writes these bytes over HTTP/1.1 and reads the answer, which may come before all of them are written.
+async fn raw(address: SocketAddr, bytes: &[u8]) -> Result<Answer> {
+    let (mut from, mut to) = TcpStream::connect(address).await?.into_split();
+    let bytes = bytes.to_vec();
+    let writes = tokio::spawn(async move {
+        let _ = to.write_all(&bytes).await;
+        to
+    });
+    let mut text = String::new();
+    let (head, body) = loop {
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .split_once("content-length: ")
+                .and_then(|(_, rest)| rest.lines().next()?.parse().ok());
+            if body.len() >= length.unwrap_or(usize::MAX) {
+                break (head, body);
+            }
+        }
+        let mut part = [0; 4096];
+        match timeout(PATIENCE, from.read(&mut part)).await?? {
+            0 => {
+                break text
+                    .split_once("\r\n\r\n")
+                    .with_context(|| format!("no head: {text:?}"))?;
+            }
+            read => text.push_str(std::str::from_utf8(&part[..read])?),
+        }
+    };
+    writes.abort();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.get(9..12)?.parse().ok());
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(": ").context("a header")?;
+        headers.append(
+            HeaderName::from_bytes(name.as_bytes())?,
+            HeaderValue::from_str(value)?,
+        );
+    }
+    Ok(Answer {
+        status: status.context("no status")?,
+        headers,
+        text: body.to_owned(),
+        body: serde_json::from_str(body).unwrap_or_default(),
+    })
+}
+
+/// A request head of the refund path, up to the place for more headers.
+fn head(more: &str) -> String {
+    format!(
+        "POST {PATH} HTTP/1.1\r\nhost: gateway.test\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         idempotency-key: key\r\n{more}"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_connection_has_sent_nothing() -> Result<()> {
+    let gateway = Gateway::start(Options::default()).await?;
+    for provider in PROVIDERS {
+        let case = format!("{provider:?}");
+        gateway.simulators.close(provider).await;
+        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        assert_answer(&case, provider, &answer, UNREACHABLE);
+        assert_eq!(gateway.simulators.received(provider), 0, "{case}");
+        gateway.simulators.open(provider).await?;
+        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        assert_refunded(&case, &answer);
+        assert_eq!(booked(&gateway, provider, 1), 1, "{case}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_not_the_providers_gets_nothing() -> Result<()> {
+    let gateway = Gateway::start(Options::default()).await?;
+    let wrong = [
+        Certificate::WrongName,
+        Certificate::Expired,
+        Certificate::OtherAuthority,
+    ];
+    for provider in PROVIDERS {
+        for certificate in wrong {
+            let case = format!("{provider:?}: {certificate:?}");
+            gateway
+                .simulators
+                .set_certificate(provider, certificate)
+                .await?;
+            let answer = gateway.refund("key", &refund(provider, 1)).await?;
+            assert_answer(&case, provider, &answer, UNREACHABLE);
+            assert_eq!(gateway.simulators.received(provider), 0, "{case}");
+        }
+        gateway
+            .simulators
+            .set_certificate(provider, Certificate::Valid)
+            .await?;
+        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        assert_refunded(&format!("{provider:?}"), &answer);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_does_not_come_about_in_time_has_sent_nothing() -> Result<()> {
+    for (case, connect, route) in [
+        ("the connection's own time", "1s", "30s"),
+        ("the route's time", "5s", "1s"),
+    ] {
+        // Takes connections, and never says a word of TLS.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let port = silent.local_addr()?.port();
+        let gateway = Gateway::start(Options::changed(move |config| {
+            set_routes(config, &json!({"timeout": route}));
+            for provider in PROVIDERS {
+                let cluster = cluster_mut(config, provider);
+                cluster["connect_timeout"] = connect.into();
+                let address =
+                    "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
+                cluster.pointer_mut(address).expect("an address")["port_value"] = port.into();
+            }
+        }))
+        .await?;
+        for provider in PROVIDERS {
+            let body = refund(provider, 1);
+            let call = gateway.refund("key", &body);
+            let answer = timeout(PATIENCE, call).await??;
+            assert_answer(
+                &format!("{provider:?}: {case}"),
+                provider,
+                &answer,
+                UNREACHABLE,
+            );
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_without_a_host_gets_nothing() -> Result<()> {
+    let gateway = Gateway::start(Options::changed(|config| {
+        for provider in PROVIDERS {
+            let cluster = cluster_mut(config, provider);
+            cluster["type"] = "STATIC".into();
+            cluster["load_assignment"]["endpoints"] = json!([]);
+        }
+    }))
+    .await?;
+    for provider in PROVIDERS {
+        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        assert_answer(&format!("{provider:?}"), provider, &answer, UNREACHABLE);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_over_the_circuit_breakers_limit_is_not_sent() -> Result<()> {
+    for (alpn, limits) in [
+        (Alpn::Http1, json!({"max_pending_requests": 0})),
+        (Alpn::Http1, json!({"max_requests": 0})),
+        (Alpn::Http2, json!({"max_pending_requests": 0})),
+        (Alpn::Http2, json!({"max_requests": 0})),
+    ] {
+        let case = format!("{alpn:?}: {limits}");
+        let gateway = gateway_over(alpn, move |config| {
+            for provider in PROVIDERS {
+                let cluster = cluster_mut(config, provider);
+                cluster["circuit_breakers"] = json!({"thresholds": [limits]});
+            }
+        })
+        .await?;
+        for provider in PROVIDERS {
+            let answer = gateway.refund("key", &refund(provider, 1)).await?;
+            assert_answer(
+                &format!("{provider:?}, {case}"),
+                provider,
+                &answer,
+                UNREACHABLE,
+            );
+            assert_eq!(
+                gateway.simulators.received(provider),
+                0,
+                "{provider:?}, {case}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_without_a_route_is_the_gateways_error_and_gets_nothing() -> Result<()> {
+    fn without(config: &mut Value, gone: &[&str]) {
+        routes_mut(config).retain(|route| !gone.iter().any(|name| route["name"] == *name));
+    }
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 4] = [
+        ("no route of its own", |config| {
+            without(config, &["bog", "moyasar", "begateway", "bbmsl"]);
+        }),
+        ("none but another application's", |config| {
+            without(
+                config,
+                &[
+                    "bog",
+                    "moyasar",
+                    "begateway",
+                    "bbmsl",
+                    "refund-without-route",
+                ],
+            );
+        }),
+        ("none at all", |config| routes_mut(config).clear()),
+        ("a route to a cluster that is not there", |config| {
+            let routes = format!("{MANAGER}/route_config");
+            config.pointer_mut(&routes).expect("routes")["validate_clusters"] = false.into();
+            set_routes(config, &json!({"cluster": "nowhere"}));
+        }),
+    ];
+    for (case, change) in changes {
+        let gateway = Gateway::start(Options::changed(change)).await?;
+        for provider in PROVIDERS {
+            let case = format!("{provider:?}: {case}");
+            let answer = gateway.refund("key", &refund(provider, 1)).await?;
+            assert_answer(&case, provider, &answer, GATEWAY_ERROR);
+            assert_eq!(gateway.simulators.received(provider), 0, "{case}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_after_sending_leaves_the_refund_unknown() -> Result<()> {
+    for alpn in [Alpn::Http1, Alpn::Http2] {
+        let gateway = gateway_over(alpn, |_| {}).await?;
+        for provider in PROVIDERS {
+            let mut nth = 0;
+            for booked in [false, true] {
+                for fault in [
+                    Fault::Close { booked },
+                    Fault::Reset { booked },
+                    Fault::CutHeaders { booked },
+                    Fault::CutBody { booked },
+                    Fault::StreamReset { code: 2, booked },
+                    Fault::StreamReset { code: 8, booked },
+                    Fault::GoAway { code: 0, booked },
+                    Fault::GoAway { code: 2, booked },
+                ] {
+                    nth += 1;
+                    let problem = unknown(provider, "provider-error", 502);
+                    meets(&gateway, provider, nth, fault, booked, problem).await?;
+                }
+            }
+            let problem = unknown(provider, "provider-error", 502);
+            meets(&gateway, provider, 100, Fault::CloseBefore, false, problem).await?;
+        }
+    }
+    Ok(())
+}
+
+/// RFC 9113, 8.7: a refused stream was not processed. HTTP/1 has no such word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_the_provider_refuses_was_not_processed() -> Result<()> {
+    let gateway = gateway_over(Alpn::Http2, |_| {}).await?;
+    for provider in PROVIDERS {
+        meets(
+            &gateway,
+            provider,
+            1,
+            Fault::RefusedStream,
+            false,
+            UNREACHABLE,
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_does_not_come_in_time_leaves_the_refund_unknown() -> Result<()> {
+    for (alpn, times) in [
+        (Alpn::Http1, json!({"timeout": "1s"})),
+        (Alpn::Http2, json!({"timeout": "1s"})),
+        (Alpn::Both, json!({"idle_timeout": "1s"})),
+    ] {
+        let gateway = gateway_over(alpn, move |config| set_routes(config, &times)).await?;
+        let calls = PROVIDERS.map(|provider| {
+            let gateway = &gateway;
+            async move {
+                let mut nth = 0;
+                for booked in [false, true] {
+                    for fault in [Fault::Hang { booked }, Fault::StallBody { booked }] {
+                        nth += 1;
+                        let problem = unknown(provider, "provider-timeout", 504);
+                        meets(gateway, provider, nth, fault, booked, problem).await?;
+                    }
+                }
+                anyhow::Ok(())
+            }
+        });
+        let [bog, moyasar, begateway, bbmsl] = calls;
+        tokio::try_join!(bog, moyasar, begateway, bbmsl)?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_over_the_buffer_limit_is_unreadable() -> Result<()> {
+    for alpn in [Alpn::Http1, Alpn::Http2] {
+        let gateway = gateway_over(alpn, |_| {}).await?;
+        for provider in PROVIDERS {
+            let problem = unknown(provider, "provider-reply-unreadable", 502);
+            let fault = Fault::Oversize { bytes: 3_000_000 };
+            meets(&gateway, provider, 1, fault, true, problem).await?;
+            // Well under it there is nothing to complain of.
+            let fault = Fault::Oversize { bytes: 300_000 };
+            gateway.simulators.next_fault(provider, fault);
+            let answer = gateway.refund("key-2", &refund(provider, 2)).await?;
+            assert_refunded(&format!("{provider:?}, {alpn:?}"), &answer);
+        }
+    }
+    Ok(())
+}
+
+/// Every route with a retry policy, and clusters that let it.
+fn retrying(config: &mut Value) {
+    let policy = json!({
+        "retry_on": "5xx,reset,connect-failure,refused-stream,retriable-4xx,retriable-status-codes",
+        "retriable_status_codes": [401],
+        "num_retries": 2,
+        "rate_limited_retry_back_off": {
+            "reset_headers": [{"name": "retry-after", "format": "SECONDS"}],
+            "max_interval": "5s"
+        }
+    });
+    set_routes(config, &json!({"retry_policy": policy}));
+    for provider in PROVIDERS {
+        cluster_mut(config, provider)["circuit_breakers"] =
+            json!({"thresholds": [{"max_retries": 10}]});
+    }
+}
+
+fn says(status: u16, booked: bool) -> Fault {
+    Fault::Reply {
+        reply: Reply::json(status, "{}"),
+        booked,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_without_keys_is_sent_a_refund_once_whatever_the_route_says() -> Result<()> {
+    let provider = Provider::Bbmsl;
+    let gateway = gateway_over(Alpn::Both, retrying).await?;
+    let error = unknown(provider, "provider-error", 502);
+    let mut nth = 0;
+    for (fault, booked, problem) in [
+        (says(500, true), true, error),
+        (says(503, false), false, error),
+        (Fault::Close { booked: true }, true, error),
+        (Fault::Reset { booked: true }, true, error),
+        (
+            Fault::StreamReset {
+                code: 2,
+                booked: true,
+            },
+            true,
+            error,
+        ),
+        (says(409, true), true, error),
+    ] {
+        nth += 1;
+        // 409 is no status that BBMSL documents; see the contract's table.
+        meets(&gateway, provider, nth, fault, booked, problem).await?;
+    }
+    nth += 1;
+    meets(
+        &gateway,
+        provider,
+        nth,
+        Fault::RefusedStream,
+        false,
+        UNREACHABLE,
+    )
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_by_the_route_keeps_the_key_and_refunds_once() -> Result<()> {
+    let gateway = gateway_over(Alpn::Both, retrying).await?;
+    for provider in [Provider::Bog, Provider::Moyasar, Provider::Begateway] {
+        for (nth, fault) in (1..).zip([
+            says(500, true),
+            Fault::Close { booked: true },
+            Fault::Reset { booked: true },
+            Fault::RefusedStream,
+        ]) {
+            let case = format!("{provider:?}: {fault:?}");
+            let received = gateway.simulators.received(provider);
+            gateway.simulators.next_fault(provider, fault);
+            let answer = gateway
+                .refund(&format!("key-{nth}"), &refund(provider, nth))
+                .await?;
+            assert_refunded(&case, &answer);
+            assert_eq!(
+                gateway.simulators.received(provider),
+                received + 2,
+                "{case}"
+            );
+            assert_eq!(booked(&gateway, provider, nth), 1, "{case}");
+        }
+    }
+    Ok(())
+}
+
+/// What Envoy and the provider say of the last attempt says nothing of those before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_after_an_attempt_that_may_have_refunded_stays_unknown() -> Result<()> {
+    let gateway = gateway_over(Alpn::Both, retrying).await?;
+    for provider in [Provider::Bog, Provider::Moyasar, Provider::Begateway] {
+        for (nth, last, problem) in [
+            (
+                1,
+                says(401, false),
+                unknown(provider, "provider-auth-failed", 502),
+            ),
+            (
+                2,
+                Fault::RefusedStream,
+                unknown(provider, "provider-error", 502),
+            ),
+            (
+                3,
+                says(403, false),
+                unknown(provider, "provider-auth-failed", 502),
+            ),
+            (
+                4,
+                says(429, false),
+                unknown(provider, "provider-rate-limited", 503),
+            ),
+            (
+                5,
+                says(404, false),
+                unknown(provider, "payment-not-found", 404),
+            ),
+        ] {
+            let case = format!("{provider:?}: {last:?}");
+            let received = gateway.simulators.received(provider);
+            gateway.simulators.next_fault(provider, says(500, true));
+            gateway.simulators.next_fault(provider, last.clone());
+            gateway.simulators.next_fault(provider, last);
+            let key = format!("key-{nth}");
+            let answer = gateway.refund(&key, &refund(provider, nth)).await?;
+            assert_answer(&case, provider, &answer, problem);
+            assert!(
+                gateway.simulators.received(provider) > received + 1,
+                "{case}"
+            );
+            gateway.simulators.clear_faults(provider);
+            let answer = gateway.refund(&key, &refund(provider, nth)).await?;
+            assert_refunded(&format!("the call after {case}"), &answer);
+            assert_eq!(booked(&gateway, provider, nth), 1, "{case}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_connection_after_an_attempt_that_may_have_refunded_stays_unknown() -> Result<()>
+{
+    let gateway = gateway_over(Alpn::Both, retrying).await?;
+    for provider in [Provider::Bog, Provider::Moyasar, Provider::Begateway] {
+        let case = format!("{provider:?}");
+        let mut reply = Reply::json(503, "{}");
+        // The route waits for so long before it tries again: time to close the door.
+        reply.headers.push((b"retry-after".to_vec(), b"1".to_vec()));
+        let fault = Fault::Reply {
+            reply,
+            booked: true,
+        };
+        gateway.simulators.next_fault(provider, fault);
+        let close = async {
+            while gateway.simulators.received(provider) == 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+            // Its reply is on the way.
+            sleep(Duration::from_millis(200)).await;
+            gateway.simulators.close(provider).await;
+            anyhow::Ok(())
+        };
+        let body = refund(provider, 1);
+        let (answer, closed) = timeout(PATIENCE, async {
+            tokio::join!(gateway.refund("key", &body), close)
+        })
+        .await?;
+        closed?;
+        assert_answer(
+            &case,
+            provider,
+            &answer?,
+            unknown(provider, "provider-error", 502),
+        );
+        assert_eq!(gateway.simulators.received(provider), 1, "{case}");
+        gateway.simulators.open(provider).await?;
+        let answer = gateway.refund("key", &body).await?;
+        assert_refunded(&case, &answer);
+        assert_eq!(booked(&gateway, provider, 1), 1, "{case}");
+    }
+    Ok(())
+}
+
+/// What a retry may have sent is not told apart from what it has: only a single attempt is certain.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_connection_that_was_refused_once_has_surely_sent_nothing() -> Result<()> {
+    let gateway = gateway_over(Alpn::Both, retrying).await?;
+    for provider in PROVIDERS {
+        gateway.simulators.close(provider).await;
+        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        let problem = match provider {
+            // Never retried.
+            Provider::Bbmsl => UNREACHABLE,
+            _ => unknown(provider, "provider-error", 502),
+        };
+        assert_answer(&format!("{provider:?}"), provider, &answer, problem);
+        assert_eq!(gateway.simulators.received(provider), 0, "{provider:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_over_64_kib_is_answered_413_however_it_comes() -> Result<()> {
+    let gateway = Gateway::start(Options::default()).await?;
+    let problem = Problem {
+        code: "body-too-large",
+        status: 413,
+        outcome: "not_refunded",
+        retry: "no",
+    };
+    for size in [65_537, 200_000, 3_000_000] {
+        let body = "x".repeat(size);
+        let with_length = head(&format!("content-length: {size}\r\n\r\n{body}"));
+        let chunked = head(&format!(
+            "transfer-encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n"
+        ));
+        for (case, bytes) in [("with its length", with_length), ("chunked", chunked)] {
+            let answer = raw(gateway.address, bytes.as_bytes()).await?;
+            assert_problem(&format!("{size} bytes {case}"), &answer, problem);
+        }
+        let http2 = reqwest::Client::builder().http2_prior_knowledge().build()?;
+        let response = http2
+            .post(gateway.url())
+            .header("content-type", "application/json")
+            .header("idempotency-key", "key")
+            .body(body)
+            .send()
+            .await?;
+        let answer = Answer::read(response).await?;
+        assert_problem(&format!("{size} bytes over HTTP/2"), &answer, problem);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_no_http_is_a_bad_request() -> Result<()> {
+    let gateway = Gateway::start(Options::default()).await?;
+    let body = refund(Provider::Moyasar, 1).to_string();
+    let length = body.len();
+    let sized = format!("content-length: {length}\r\n");
+    let rest = format!("{sized}\r\n{body}");
+    let many: String = (0..120).map(|n| format!("x-{n}: 1\r\n")).collect();
+    let large: String = (0..5)
+        .map(|n| format!("x-{n}: {}\r\n", "a".repeat(8_000)))
+        .collect();
+    let refused = [
+        ("no request line", "NONSENSE\r\n\r\n".to_owned(), 400),
+        ("no version", format!("POST {PATH}\r\nhost: a\r\n\r\n"), 426),
+        (
+            "no host",
+            head(&rest).replace("host: gateway.test\r\n", ""),
+            400,
+        ),
+        (
+            "a NUL in a header",
+            head(&format!("x-nul: a\0b\r\n{rest}")),
+            400,
+        ),
+        (
+            "a header without a colon",
+            head(&format!("nonsense\r\n{rest}")),
+            400,
+        ),
+        (
+            "a space in a header's name",
+            head(&format!("x y: 1\r\n{rest}")),
+            400,
+        ),
+        (
+            "two lengths",
+            head(&format!("content-length: 1\r\n{rest}")),
+            400,
+        ),
+        (
+            "a length below zero",
+            head("content-length: -1\r\n\r\n"),
+            400,
+        ),
+        (
+            "a length and chunks",
+            head(&format!("transfer-encoding: chunked\r\n{rest}")),
+            400,
+        ),
+        (
+            "an unknown transfer encoding",
+            head(&format!("transfer-encoding: foo\r\n\r\n{body}")),
+            501,
+        ),
+        (
+            "a fragment",
+            head(&rest).replace(PATH, "/v1/refunds#a"),
+            400,
+        ),
+        (
+            "an upgrade",
+            head(&format!(
+                "connection: upgrade\r\nupgrade: websocket\r\n{rest}"
+            ))
+            .replace("connection: close\r\n", ""),
+            403,
+        ),
+        ("HTTP/1.0", head(&rest).replace("HTTP/1.1", "HTTP/1.0"), 426),
+        ("too many headers", head(&format!("{many}{rest}")), 431),
+        ("too large headers", head(&format!("{large}{rest}")), 431),
+        (
+            "a bad chunk",
+            head(&format!(
+                "transfer-encoding: chunked\r\n\r\n5\r\n{}\r\nZZ\r\n",
+                &body[..5]
+            )),
+            400,
+        ),
+        (
+            "a bad trailer",
+            head(&format!(
+                "transfer-encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\nno trailer\r\n\r\n"
+            )),
+            400,
+        ),
+    ];
+    for (case, bytes, status) in &refused {
+        let answer = raw(gateway.address, bytes.as_bytes())
+            .await
+            .context(*case)?;
+        let problem = Problem {
+            status: *status,
+            ..BAD_REQUEST
+        };
+        assert_problem(case, &answer, problem);
+    }
+    let tls_hello =
+        b"\x16\x03\x01\x00\x2e\x01\x00\x00\x2a\x03\x03aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n\r\n";
+    let answer = raw(gateway.address, tls_hello).await?;
+    assert_problem("TLS", &answer, BAD_REQUEST);
+    assert_eq!(gateway.simulators.received(Provider::Moyasar), 0);
+    // A caller's own id is kept where Envoy had read it.
+    let (_, bad_chunk, _) = refused
+        .iter()
+        .find(|(case, ..)| *case == "a bad chunk")
+        .context("none")?;
+    let named = bad_chunk.replace(
+        "content-type",
+        "x-request-id: of-the-caller\r\ncontent-type",
+    );
+    let answer = raw(gateway.address, named.as_bytes()).await?;
+    assert_problem("a bad chunk", &answer, BAD_REQUEST);
+    assert_eq!(answer.header("x-request-id"), "of-the-caller");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_does_not_come_in_time_is_answered_408() -> Result<()> {
+    let half_line = format!("POST {PATH}");
+    let half_head = head("");
+    let half_body = head("content-length: 100\r\n\r\n{\"provider\":");
+    for (case, times, bytes) in [
+        (
+            "half a line",
+            json!({"request_headers_timeout": "1s"}),
+            &half_line,
+        ),
+        (
+            "half a head",
+            json!({"request_headers_timeout": "1s"}),
+            &half_head,
+        ),
+        ("half a body", json!({"request_timeout": "1s"}), &half_body),
+        (
+            "half a body that idles",
+            json!({"stream_idle_timeout": "1s"}),
+            &half_body,
+        ),
+    ] {
+        let gateway =
+            Gateway::start(Options::changed(move |config| set_manager(config, &times))).await?;
+        let answer = raw(gateway.address, bytes.as_bytes()).await.context(case)?;
+        assert_problem(case, &answer, REQUEST_TIMEOUT);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_idles_while_its_token_is_fetched_was_not_sent() -> Result<()> {
+    let gateway = Gateway::start(Options::changed(|config| {
+        set_manager(config, &json!({"stream_idle_timeout": "1s"}));
+    }))
+    .await?;
+    gateway
+        .simulators
+        .next_fault(Provider::BogToken, Fault::Hang { booked: false });
+    let answer = timeout(PATIENCE, gateway.refund("key", &refund(Provider::Bog, 1))).await??;
+    assert_answer("it idles", Provider::Bog, &answer, UNREACHABLE);
+    assert_eq!(gateway.simulators.received(Provider::Bog), 0);
+    Ok(())
+}
+
+/// A path of another application, with Moyasar's simulator in its place.
+fn with_another_application(config: &mut Value) {
+    let route = json!({
+        "name": "another", "match": {"prefix": "/another"}, "route": {"cluster": "moyasar", "timeout": "1s"}
+    });
+    let routes = routes_mut(config);
+    routes.insert(routes.len() - 1, route);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_other_paths_stay_as_they_are() -> Result<()> {
+    let gateway = gateway_over(Alpn::Http1, with_another_application).await?;
+    let other = |more: &str| {
+        head(more)
+            .replace(PATH, "/another")
+            .replace("gateway.test", Provider::Moyasar.host())
+    };
+    let whole = other("content-length: 2\r\n\r\n{}");
+    let websocket = other("connection: upgrade\r\nupgrade: websocket\r\ncontent-length: 0\r\n\r\n")
+        .replace("connection: close\r\n", "");
+    for (case, fault, bytes, status) in [
+        ("the application's own", None, &whole, 404),
+        (
+            "a timeout",
+            Some(Fault::Hang { booked: false }),
+            &whole,
+            504,
+        ),
+        (
+            "a closed connection",
+            Some(Fault::Close { booked: false }),
+            &whole,
+            503,
+        ),
+        (
+            "half a head",
+            Some(Fault::CutHeaders { booked: false }),
+            &whole,
+            502,
+        ),
+        (
+            "a bad chunk",
+            None,
+            &other("transfer-encoding: chunked\r\n\r\nZZ\r\n"),
+            400,
+        ),
+        (
+            "no host",
+            None,
+            &whole.replace("host: pg.moyasar.com\r\n", ""),
+            400,
+        ),
+        ("an upgrade", None, &websocket, 403),
+    ] {
+        if let Some(fault) = fault {
+            gateway.simulators.next_fault(Provider::Moyasar, fault);
+        }
+        let answer = raw(gateway.address, bytes.as_bytes()).await.context(case)?;
+        assert_eq!(answer.status, status, "{case}: {answer:?}");
+        assert!(
+            !answer.text.contains("urn:refund-filter"),
+            "{case}: {answer:?}"
+        );
+        assert_ne!(
+            answer.header("content-type"),
+            "application/problem+json",
+            "{case}: {answer:?}"
+        );
+    }
+    let answer = raw(
+        gateway.address,
+        head("\r\n").replace(PATH, "/nowhere").as_bytes(),
+    )
+    .await?;
+    assert_eq!((answer.status, answer.text.as_str()), (404, ""));
+    gateway.simulators.close(Provider::Moyasar).await;
+    let answer = raw(gateway.address, whole.as_bytes()).await?;
+    assert_eq!(answer.status, 503);
+    assert!(
+        answer.text.starts_with("upstream connect error"),
+        "{answer:?}"
+    );
+    Ok(())
+}
+
+/// Over HTTP/2 Envoy resets the stream of a call that breaks the protocol; the connection's other calls go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_call_over_http_2_resets_its_own_stream_alone() -> Result<()> {
+    let gateway = Gateway::start(Options::default()).await?;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build()?;
+    let call = |key: &str, nth| {
+        client
+            .post(gateway.url())
+            .header("content-type", "application/json")
+            .header("idempotency-key", key)
+            .body(refund(Provider::Moyasar, nth).to_string())
+    };
+    gateway.simulators.next_fault(
+        Provider::Moyasar,
+        Fault::DelayReply(Duration::from_millis(500)),
+    );
+    let other = tokio::spawn(call("key-1", 1).send());
+    while gateway.simulators.received(Provider::Moyasar) == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let longer = call("key-2", 2)
+        .header("content-length", "5000")
+        .send()
+        .await;
+    ensure!(longer.is_err(), "{longer:?}");
+    let mut many = call("key-3", 3);
+    for n in 0..120 {
+        many = many.header(format!("x-{n}"), "1");
+    }
+    let many = many.send().await;
+    ensure!(many.is_err(), "{many:?}");
+    let answer = Answer::read(other.await??).await?;
+    assert_refunded("the connection's other call", &answer);
+    assert_eq!(gateway.simulators.ledger(Provider::Moyasar).len(), 1);
+    let connections = gateway
+        .admin("/stats?filter=^http.refunds.downstream_cx_http2_total")
+        .await?;
+    assert!(connections.trim().ends_with(": 1"), "{connections}");
+    Ok(())
+}
+
+/// The same gateway with a module that traps in the filter's place, in one worker.
+async fn trapping_gateway() -> Result<Gateway> {
+    let module = project().join("dist/trap_module.wasm");
+    ensure!(
+        module.exists(),
+        "dist/trap_module.wasm is missing: run ./build.sh test"
+    );
+    let module = module.canonicalize()?;
+    let change = move |config: &mut Value| {
+        let file =
+            format!("{MANAGER}/http_filters/0/typed_config/config/vm_config/code/local/filename");
+        *config.pointer_mut(&file).expect("a module") = json!(module);
+        set_manager(config, &json!({"stream_idle_timeout": "3s"}));
+        set_routes(config, &json!({"timeout": "4s"}));
+        with_another_application(config);
+    };
+    Gateway::start(Options {
+        concurrency: 1,
+        simulators: simulator::Options {
+            alpn: Alpn::Http1,
+            ..simulator::Options::default()
+        },
+        ..Options::changed(change)
+    })
+    .await
+}
+
+/// A call that traps at this moment, with the filter state that the filter would have set for this provider.
+async fn trap(gateway: &Gateway, path: &str, moment: &str, provider: Provider) -> Result<Answer> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let mut call = reqwest::Client::new()
+        .post(format!("http://{}{path}", gateway.address))
+        .header("host", provider.host())
+        .header("x-trap", moment)
+        .header("x-trap-provider", cluster(provider))
+        .header("x-trap-retry", unknown(provider, "", 0).retry);
+    if provider == Provider::Begateway {
+        call = call.header("x-trap-retry-until", rfc_3339(now + 24 * 3600));
+    }
+    let response = timeout(PATIENCE, call.body("{}").send()).await??;
+    Answer::read(response).await
+}
+
+/// The inverse of [`unix_seconds`].
+fn rfc_3339(seconds: u64) -> String {
+    let days = seconds / 86_400 + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let year = year_of_era + era * 400 + u64::from(month >= 10);
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Waits until calls go through a new VM.
+async fn recovered(gateway: &Gateway) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = trap(gateway, PATH, "no", Provider::Moyasar).await?;
+        // The simulator knows no such path.
+        if answer.status == 404 {
+            return Ok(());
+        }
+        assert_answer(
+            "until it recovers",
+            Provider::Moyasar,
+            &answer,
+            GATEWAY_ERROR,
+        );
+        ensure!(Instant::now() < deadline, "no new VM in time");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trap_tells_whether_the_call_had_left() -> Result<()> {
+    let gateway = trapping_gateway().await?;
+    for provider in PROVIDERS {
+        let gone = Problem {
+            status: 500,
+            ..unknown(provider, "gateway-error", 500)
+        };
+        for (moment, problem, sends) in [
+            ("request", GATEWAY_ERROR, 0),
+            ("sent", gone, 0),
+            ("reply", gone, 1),
+            ("reply-body", gone, 1),
+        ] {
+            let case = format!("{provider:?}: {moment}");
+            let received = gateway.simulators.received(provider);
+            let answer = trap(&gateway, PATH, moment, provider).await?;
+            assert_answer(&case, provider, &answer, problem);
+            assert_eq!(
+                gateway.simulators.received(provider),
+                received + sends,
+                "{case}"
+            );
+            recovered(&gateway).await?;
+        }
+    }
+    let answer = trap(&gateway, "/another", "request", Provider::Moyasar).await?;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(!answer.text.contains("urn:refund-filter"), "{answer:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_calls_trap_tells_whether_this_one_had_left() -> Result<()> {
+    let gateway = trapping_gateway().await?;
+    let simulators = &gateway.simulators;
+    // What a trap did to a call shows at the call's next event: here a slow reply, there its timeout.
+    let slow = Fault::Pieces {
+        size: 10,
+        pause: Duration::from_millis(200),
+    };
+    simulators.next_fault(Provider::Begateway, slow);
+    simulators.next_fault(Provider::Bbmsl, Fault::Hang { booked: false });
+    simulators.next_fault(Provider::Bog, Fault::StallBody { booked: false });
+    let sent = |provider| trap(&gateway, PATH, "no", provider);
+    let replying = trap(&gateway, PATH, "reply-hold", Provider::Bog);
+    let waiting = reqwest::Client::new()
+        .post(gateway.url())
+        .header("x-trap", "wait")
+        .body("{}")
+        .send();
+    let breaks = async {
+        let deadline = Instant::now() + PATIENCE;
+        while [Provider::Bog, Provider::Begateway, Provider::Bbmsl]
+            .iter()
+            .any(|provider| simulators.received(*provider) == 0)
+        {
+            ensure!(Instant::now() < deadline, "not all were sent");
+            sleep(Duration::from_millis(5)).await;
+        }
+        // The half of the reply is on its way.
+        sleep(Duration::from_millis(300)).await;
+        trap(&gateway, PATH, "request", Provider::Moyasar).await
+    };
+    let (begateway, bbmsl, replying, waiting, breaks) = timeout(PATIENCE, async {
+        tokio::join!(
+            sent(Provider::Begateway),
+            sent(Provider::Bbmsl),
+            replying,
+            waiting,
+            breaks
+        )
+    })
+    .await?;
+    assert_answer(
+        "the one that traps",
+        Provider::Moyasar,
+        &breaks?,
+        GATEWAY_ERROR,
+    );
+    let failed = ("gateway-error", 500);
+    // Its reply had passed the filter in part, and timed out.
+    let timed_out = ("provider-timeout", 504);
+    for (provider, answer, (code, status)) in [
+        (Provider::Begateway, begateway, failed),
+        (Provider::Bbmsl, bbmsl, failed),
+        (Provider::Bog, replying, timed_out),
+    ] {
+        let problem = unknown(provider, code, status);
+        assert_answer(&format!("{provider:?}"), provider, &answer?, problem);
+    }
+    let waiting = Answer::read(waiting?).await?;
+    assert_problem("the one that waits", &waiting, GATEWAY_ERROR);
+    recovered(&gateway).await
+}
