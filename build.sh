@@ -90,7 +90,7 @@ wasm_tests() {
   cargo build --locked --quiet --package wasm-runner
   say "tests: the core as WebAssembly in Node"
   CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$BINARIES/debug/wasm-runner" \
-    cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test golden
+    cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test golden --test conformance
 }
 
 command="${1:-build}"

@@ -579,10 +579,9 @@ impl Reader<'_> {
                 if value.is_none() {
                     self.fault(
                         pointer,
-                        format!(
-                            "The environment variable {name} is empty or not visible: name it in \
-                             vm_config.environment_variables.host_env_keys."
-                        ),
+                        // Without the name: somebody may have put the secret itself here.
+                        "The environment variable of this name is empty or not visible: name it in \
+                         vm_config.environment_variables.host_env_keys.",
                     );
                 }
                 value.map(Secret::new)

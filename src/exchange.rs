@@ -23,7 +23,7 @@ use crate::idempotency::{IdempotencyKey, KeyFault, ProviderKey};
 use crate::problem::{Code, Fault, Problem, ProviderWord, Retry};
 use crate::provider::{
     Attempt, Doubt, Idempotency, Outcome, Payload, ProviderReply, ProviderRequest, Receipt,
-    Refusal, Word, by_status, is_verdict,
+    Refusal, Word, is_verdict,
 };
 use crate::refund::{Amount, Refund, Refunded, Status, Unacceptable};
 use crate::secret::Secret;
@@ -358,8 +358,13 @@ fn bearer(token: &Secret) -> Secret {
 
 /// The value of an `authorization` header (RFC 7617).
 pub(crate) fn basic(user: &str, password: &Secret) -> Secret {
+    Secret::new(format!("Basic {}", basic_pair(user, password).expose()))
+}
+
+/// The base64 of user and password, as it goes over the wire.
+fn basic_pair(user: &str, password: &Secret) -> Secret {
     let pair = Secret::new(format!("{user}:{}", password.expose()));
-    Secret::new(format!("Basic {}", STANDARD.encode(pair.expose())))
+    Secret::new(STANDARD.encode(pair.expose()))
 }
 
 fn sign(
@@ -566,11 +571,16 @@ impl ReplyHead {
     }
 }
 
-/// A `Retry-After` that is one by its form: seconds or a date (RFC 9110, 10.2.3), in printable ASCII.
+/// A `Retry-After` that is one by its form (RFC 9110, 10.2.3): seconds, or a date such as `Sun, 06 Nov 1994 08:49:37 GMT`.
 pub fn retry_after(value: &[u8]) -> Option<String> {
-    (value.len() <= 40 && value.iter().all(|b| (b' '..=b'~').contains(b)))
-        .then(|| String::from_utf8(value.to_vec()).ok())
-        .flatten()
+    let text = std::str::from_utf8(value).ok()?;
+    let seconds = (1..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let date = text.len() == 29
+        && text.ends_with(" GMT")
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b" ,:".contains(&b));
+    (seconds || date).then(|| text.to_owned())
 }
 
 impl Sent {
@@ -597,14 +607,12 @@ impl Sent {
             key: self.call.key,
             default_reason: None,
         };
-        let outcome = if head.coded && (reply.is_success() || is_verdict(reply.status)) {
-            Outcome::Unknown(Doubt::Unreadable, Word::default())
-        } else if head.coded {
-            by_status(reply.status, Word::default())
-        } else {
-            let call = &self.call;
-            call.entry.dialect.outcome(&call.refund, &attempt, &reply)
-        };
+        let call = &self.call;
+        let mut outcome = call.entry.dialect.outcome(&call.refund, &attempt, &reply);
+        // A verdict whose words cannot be read may be one of those that mean that the refund is there.
+        if head.coded && is_verdict(head.status) && matches!(outcome, Outcome::Refused(..)) {
+            outcome = Outcome::Unknown(Doubt::Unreadable, Word::default());
+        }
         match outcome {
             Outcome::Refunded(receipt) => self.refunded(Status::Succeeded, receipt),
             Outcome::Pending(receipt) => self.refunded(Status::Pending, receipt),
@@ -791,12 +799,12 @@ impl Call {
         let mut secrets: Vec<Secret> = token.to_vec();
         match &self.entry.auth {
             Auth::Token(endpoint) => {
-                secrets.push(basic(&endpoint.client_id, &endpoint.client_secret));
+                secrets.push(basic_pair(&endpoint.client_id, &endpoint.client_secret));
                 secrets.push(endpoint.client_secret.clone());
             }
             Auth::Bearer(key) => secrets.push(key.clone()),
             Auth::Basic { user, password } => {
-                secrets.push(basic(user, password));
+                secrets.push(basic_pair(user, password));
                 secrets.push(password.clone());
             }
             Auth::Signature(_) => {}

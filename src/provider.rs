@@ -234,6 +234,13 @@ impl<'a> ProviderReply<'a> {
             .filter(|node| node.is_plain_object())
     }
 
+    /// Whether these characters stand anywhere in the body, whatever the body is.
+    pub fn mentions(&self, word: &str) -> bool {
+        self.body
+            .windows(word.len().max(1))
+            .any(|window| window == word.as_bytes())
+    }
+
     /// Whether the status is a 2xx.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
@@ -351,6 +358,11 @@ pub fn scalar(node: Option<Node<'_>>) -> Option<String> {
             .filter(|text| !text.is_empty())
             .map(std::borrow::Cow::into_owned),
     }
+}
+
+/// A refund's id at its provider, as text. What is absurdly long or holds control characters is none.
+pub fn identifier(node: Option<Node<'_>>) -> Option<String> {
+    scalar(node).filter(|id| id.len() <= 255 && !id.chars().any(char::is_control))
 }
 
 /// A body that is no JSON as a message: plain text yes, a page of HTML no.

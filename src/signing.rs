@@ -57,7 +57,7 @@ impl PrivateKey {
             })?;
             RsaPrivateKey::from_pkcs8_der(&der).map_err(|_| NOT_RSA)?
         };
-        if key.size().saturating_mul(8) < MIN_BITS {
+        if key.n().bits() < MIN_BITS {
             return Err("The RSA key is too short: 2048 bits are the least.");
         }
         key.validate()

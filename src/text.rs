@@ -8,11 +8,9 @@ const MAX_CHARS: usize = 500;
 const MIN_SECRET: usize = 6;
 
 /// A provider's text without the secrets that it was sent, without card numbers and control characters, and not too long.
-/// A secret may be an `authorization` header's value: what stands after its scheme is looked for.
 pub fn clean(text: &str, secrets: &[Secret]) -> String {
     let mut text = text.to_owned();
     for secret in secrets.iter().map(Secret::expose) {
-        let secret = secret.split_once(' ').map_or(secret, |(_, value)| value);
         if secret.len() >= MIN_SECRET && text.contains(secret) {
             text = text.replace(secret, "[redacted]");
         }

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{
     Attempt, Capabilities, Doubt, Echo, Idempotency, Outcome, Payload, PaymentRule, Provider,
     ProviderReply, ProviderRequest, Reason, Receipt, Refusal, Units, Word, by_status, differs,
-    echoed_amount, scalar,
+    echoed_amount, identifier, is_verdict, scalar,
 };
 use crate::json::Node;
 use crate::money::Money;
@@ -96,16 +96,16 @@ impl Provider for Bbmsl {
             code: scalar(body.get("responseCode")),
             message: scalar(body.get("message")),
         };
-        let refused_by_status = by_status(reply.status, word.clone());
-        let code_decides = reply.is_success()
-            || matches!(
-                refused_by_status,
-                Outcome::Refused(Refusal::Declined | Refusal::Rejected, _)
-            ) && word.code.is_some();
+        // A code on a refusing status says more than the status.
+        let code_decides = reply.is_success() || is_verdict(reply.status) && word.code.is_some();
         if !code_decides {
-            return refused_by_status;
+            return by_status(reply.status, word);
         }
-        if speaks_of_another_order(refund, body) {
+        let order = body.get("order");
+        if order.is_some_and(|order| !order.is_plain_object()) {
+            return Outcome::Unknown(Doubt::Unreadable, word);
+        }
+        if order.is_some_and(|order| is_another(refund, order)) {
             return Outcome::Unknown(Doubt::Mismatch, word);
         }
         match word.code.as_deref() {
@@ -120,10 +120,7 @@ impl Provider for Bbmsl {
     }
 }
 
-fn speaks_of_another_order(refund: &Refund, body: Node<'_>) -> bool {
-    let Some(order) = body.get("order") else {
-        return false;
-    };
+fn is_another(refund: &Refund, order: Node<'_>) -> bool {
     differs(order.get("id"), refund.payment.id.as_deref())
         || differs(
             order.get("merchantReference"),
@@ -156,7 +153,7 @@ fn of_transaction(refund: &Refund, body: Node<'_>, word: Word) -> Outcome {
         Echo::Other => return Outcome::Unknown(Doubt::Mismatch, word),
         Echo::Unreadable => return Outcome::Unknown(Doubt::Unreadable, word),
     };
-    let id = scalar(transaction.get("id"));
+    let id = identifier(transaction.get("id"));
     match transaction.get("status").and_then(Node::text).as_deref() {
         Some("SUCCESS") if id.is_some() => Outcome::Refunded(Receipt {
             id,

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::{
     Attempt, Capabilities, Doubt, Echo, Idempotency, Outcome, Payload, PaymentRule, Provider,
     ProviderReply, ProviderRequest, Reason, Receipt, Refusal, Units, Word, by_status, differs,
-    echoed_amount, is_verdict, scalar,
+    echoed_amount, identifier, scalar,
 };
 use crate::json::Node;
 use crate::money::Money;
@@ -89,32 +89,42 @@ impl Provider for Begateway {
         _attempt: &Attempt<'_>,
         reply: &ProviderReply<'_>,
     ) -> Outcome {
-        let Some(body) = reply.object() else {
-            return if reply.is_success() {
-                Outcome::Unknown(Doubt::Unreadable, Word::default())
-            } else {
-                by_status(reply.status, Word::default())
-            };
-        };
-        let transaction = body.get("transaction");
-        // Errors come bare, in `response` and in `error`.
-        let spoken = [transaction, body.get("response"), body.get("error")]
-            .into_iter()
-            .flatten()
-            .next()
-            .unwrap_or(body);
-        let word = word(spoken, body);
-        let duplicate = word.code.as_deref() == Some(DUPLICATE);
-        if duplicate && (reply.is_success() || is_verdict(reply.status)) {
-            return Outcome::Unknown(Doubt::MaybeThere, word);
-        }
-        match transaction {
-            Some(transaction) if reply.is_success() && transaction.is_plain_object() => {
-                of_transaction(refund, transaction, word)
+        let outcome = read(refund, reply);
+        // The words of a refusal come in many shapes, so the code counts wherever it stands.
+        match outcome {
+            Outcome::Refused(Refusal::Declined | Refusal::Rejected | Refusal::NotFound, word)
+            | Outcome::Unknown(Doubt::Unreadable, word)
+                if reply.mentions(DUPLICATE) =>
+            {
+                Outcome::Unknown(Doubt::MaybeThere, word)
             }
-            _ if reply.is_success() => Outcome::Unknown(Doubt::Unreadable, word),
-            _ => by_status(reply.status, word),
+            outcome => outcome,
         }
+    }
+}
+
+fn read(refund: &Refund, reply: &ProviderReply<'_>) -> Outcome {
+    let Some(body) = reply.object() else {
+        return if reply.is_success() {
+            Outcome::Unknown(Doubt::Unreadable, Word::default())
+        } else {
+            by_status(reply.status, Word::default())
+        };
+    };
+    let transaction = body.get("transaction");
+    // Errors come bare, in `response` and in `error`.
+    let spoken = [transaction, body.get("response"), body.get("error")]
+        .into_iter()
+        .flatten()
+        .next()
+        .unwrap_or(body);
+    let word = word(spoken, body);
+    match transaction {
+        Some(transaction) if reply.is_success() && transaction.is_plain_object() => {
+            of_transaction(refund, transaction, word)
+        }
+        _ if reply.is_success() => Outcome::Unknown(Doubt::Unreadable, word),
+        _ => by_status(reply.status, word),
     }
 }
 
@@ -149,7 +159,7 @@ fn of_transaction(refund: &Refund, transaction: Node<'_>, word: Word) -> Outcome
         Echo::Unreadable => return Outcome::Unknown(Doubt::Unreadable, word),
     };
     let receipt = Receipt {
-        id: scalar(transaction.get("uid")),
+        id: identifier(transaction.get("uid")),
         amount,
         created_at: scalar(transaction.get("created_at")),
         word: word.clone(),

@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 
 use super::{
     Attempt, Capabilities, Doubt, Idempotency, Outcome, Payload, PaymentRule, Provider,
-    ProviderReply, ProviderRequest, Reason, Receipt, Units, Word, by_status, is_verdict,
-    plain_text, scalar,
+    ProviderReply, ProviderRequest, Reason, Receipt, Units, Word, by_status, identifier,
+    is_verdict, plain_text, scalar,
 };
 use crate::refund::Refund;
 
@@ -82,10 +82,7 @@ impl Provider for Bog {
     ) -> Outcome {
         let word = word(reply);
         // No table of errors is published, so this word counts wherever it stands.
-        let already = [&word.code, &word.message]
-            .into_iter()
-            .flatten()
-            .any(|text| text.contains(ALREADY_REFUNDED));
+        let already = reply.mentions(ALREADY_REFUNDED);
         if already && (reply.is_success() || is_verdict(reply.status)) || reply.status == 409 {
             return Outcome::Unknown(Doubt::MaybeThere, word);
         }
@@ -94,7 +91,7 @@ impl Provider for Bog {
         }
         let action_id = reply
             .object()
-            .and_then(|body| scalar(body.get("action_id")));
+            .and_then(|body| identifier(body.get("action_id")));
         match (word.code.as_deref(), action_id) {
             (Some(RECEIVED), Some(action_id)) => Outcome::Pending(Receipt {
                 id: Some(action_id),

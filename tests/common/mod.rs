@@ -1,6 +1,10 @@
 //! What the core's tests share: golden files embedded in the binary (so that they also run in WebAssembly), and a
 //! refund taken through the exchange without a host.
 
+#![allow(dead_code, reason = "each test file uses its share of this module")]
+
+pub mod fixtures;
+
 use std::rc::Rc;
 
 use include_dir::{Dir, include_dir};
@@ -10,7 +14,7 @@ use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, Dispatch, Opening, Prepared, open};
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
-use refund_filter::signing::VmSigner;
+use refund_filter::signing::{PrivateKey, Signer, SignerFailed, VmSigner};
 use serde_json::{Value, json};
 
 static GOLDEN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/golden");
@@ -93,16 +97,53 @@ pub fn send(
     token: &str,
     now_ms: i64,
 ) -> Result<Box<Dispatch>, Answer> {
-    let reading = match open(config, &call_headers(key)) {
+    send_with(
+        config,
+        &call_headers(key),
+        body,
+        token,
+        now_ms,
+        &mut signer(),
+    )
+}
+
+/// The same with headers and a signer of one's own.
+pub fn send_with(
+    config: &Rc<Config>,
+    headers: &Headers<'_>,
+    body: &[u8],
+    token: &str,
+    now_ms: i64,
+    signer: &mut dyn Signer,
+) -> Result<Box<Dispatch>, Answer> {
+    let reading = match open(config, headers) {
         Opening::Read(reading) => reading,
         Opening::Answer(answer) => return Err(answer),
         Opening::NotOurs => panic!("not ours"),
     };
-    match reading.finish(body, now_ms, &mut signer()) {
+    match reading.finish(body, now_ms, signer) {
         Prepared::Dispatch(dispatch) => Ok(dispatch),
         Prepared::Answer(answer) => Err(answer),
         Prepared::Wait(waiting) => Ok(Box::new(
             waiting.with_token(Secret::new(token.to_owned()), now_ms),
         )),
+    }
+}
+
+/// A signer for tests of which the signature is not the subject: RSA would be most of their time.
+pub struct StubSigner;
+
+impl Signer for StubSigner {
+    fn sign(&mut self, _key: &PrivateKey, _text: &[u8]) -> Result<Vec<u8>, SignerFailed> {
+        Ok(vec![0x5a; 256])
+    }
+}
+
+/// A signer that fails.
+pub struct FailingSigner;
+
+impl Signer for FailingSigner {
+    fn sign(&mut self, _key: &PrivateKey, _text: &[u8]) -> Result<Vec<u8>, SignerFailed> {
+        Err(SignerFailed)
     }
 }
