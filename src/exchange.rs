@@ -3,9 +3,9 @@
 //! Each step consumes the one before it, so none runs twice and nothing is sent twice:
 //!
 //! ```text
-//! open ─► Reading ─► Dispatch ─► Sent ─► Answer
-//!            │          ▲
-//!            └► Waiting ┘   (for a bearer token)
+//! open ─► Reading ─┬──────────────────► Dispatch ─► Sent ─► Answer
+//!                  ├► Waiting (a token) ────┤
+//!                  └► Unsigned (OpenBao) ───┘
 //! ```
 //!
 //! Every step can end in an [`Answer`] of its own.
@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::config::{Auth, Config, ProviderEntry, TokenEndpoint};
+use crate::config::{Auth, Config, ProviderEntry};
 use crate::headers::Headers;
 use crate::idempotency::{IdempotencyKey, KeyFault, ProviderKey};
 use crate::problem::{Code, Fault, Problem, ProviderWord, Retry};
@@ -26,8 +26,8 @@ use crate::provider::{
     Refusal, Word, is_verdict,
 };
 use crate::refund::{Amount, Refund, Refunded, Status, Unacceptable};
-use crate::secret::Secret;
-use crate::signing::Signer;
+use crate::secret::{Carried, Secret};
+use crate::signing::{KeyRing, Signer, SignerChoice, Signing, Transit};
 use crate::text;
 use crate::token::{Failure, FailureKind};
 
@@ -50,6 +50,17 @@ pub struct Answer {
     pub word: &'static str,
     /// The bearer token that the provider has just refused.
     pub refused_token: Option<Secret>,
+    /// What the platform team must look at.
+    pub alarm: Option<Box<Alarm>>,
+}
+
+/// What the platform team must look at: a line for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm {
+    /// The provider's configured name.
+    pub provider: String,
+    /// What is wrong. Never a secret.
+    pub sentence: String,
 }
 
 /// What becomes of a request at its headers.
@@ -75,12 +86,11 @@ pub fn open(config: &Rc<Config>, headers: &Headers<'_>) -> Opening {
         Opening::Answer(caller.problem(&Problem::not_refunded(code, Retry::No, detail)))
     };
     if headers.first(":method") != Some(b"POST") {
-        let Opening::Answer(mut answer) = refuse(
+        let mut answer = caller.problem(&Problem::not_refunded(
             Code::MethodNotAllowed,
+            Retry::No,
             "Nothing was sent. Ask for a refund with POST.",
-        ) else {
-            return Opening::NotOurs;
-        };
+        ));
         answer.headers.push(&b"allow"[..], &b"POST"[..]);
         return Opening::Answer(answer);
     }
@@ -109,10 +119,15 @@ pub fn open(config: &Rc<Config>, headers: &Headers<'_>) -> Opening {
     let announced = headers
         .first("content-length")
         .and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
+    let secrets = config.secret_headers.iter().filter_map(|name| {
+        let value = headers.first(name)?.to_vec();
+        Some((name.clone(), Secret::new(String::from_utf8(value).ok()?)))
+    });
     let reading = Reading {
         config: Rc::clone(config),
         caller,
         key,
+        secrets: secrets.collect(),
     };
     if announced.is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > MAX_BODY))
     {
@@ -146,8 +161,16 @@ fn is_json(headers: &Headers<'_>) -> bool {
     is_json && charset_fits && is_plain
 }
 
+/// The answer to a call whose headers the host does not show.
+pub fn unreadable_call() -> Answer {
+    Caller::default().problem(&gateway_error(
+        500,
+        "Nothing was sent: the gateway cannot read the call. Send it again with the same key.",
+    ))
+}
+
 /// What is kept of the caller's headers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Caller {
     request_id: Option<Vec<u8>>,
     passed_on: Headers<'static>,
@@ -182,6 +205,7 @@ impl Caller {
             body,
             word,
             refused_token: None,
+            alarm: None,
         }
     }
 
@@ -218,6 +242,8 @@ pub struct Reading {
     config: Rc<Config>,
     caller: Caller,
     key: IdempotencyKey,
+    /// What stood in the headers that carry secrets.
+    secrets: Vec<(String, Secret)>,
 }
 
 /// What becomes of a call when its body is there.
@@ -229,6 +255,8 @@ pub enum Prepared {
     Dispatch(Box<Dispatch>),
     /// It needs a bearer token first.
     Wait(Box<Waiting>),
+    /// It must be signed by OpenBao first.
+    Sign(Box<Unsigned>),
 }
 
 impl Reading {
@@ -278,8 +306,14 @@ impl Reading {
         }
     }
 
-    /// Turns the whole body into the provider's request. `now_ms` is Unix time in milliseconds.
-    pub fn finish(self, body: &[u8], now_ms: i64, signer: &mut dyn Signer) -> Prepared {
+    /// Turns the whole body into the provider's request. `now_ms` is Unix time in milliseconds; `filter_state` reads Envoy's.
+    pub fn finish(
+        self,
+        body: &[u8],
+        now_ms: i64,
+        signer: &mut dyn Signer,
+        filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
+    ) -> Prepared {
         if body.len() > MAX_BODY {
             return Prepared::Answer(self.too_large());
         }
@@ -316,38 +350,57 @@ impl Reading {
             headers,
             body,
         } = entry.dialect.request(&refund, &attempt);
-        let (body, key_id) = match body {
-            Payload::Plain(body) => (body, None),
-            Payload::ToSign { text, seal } => match sign(&entry, &text, now_ms, signer) {
-                Ok((signature, key_id)) => (seal(&text, &signature), Some(key_id)),
-                Err(sentence) => {
-                    return Prepared::Answer(self.caller.problem(&Problem::not_refunded(
-                        Code::SigningUnavailable,
-                        Retry::SameKey,
-                        sentence,
-                    )));
-                }
-            },
+        let carried = Carried {
+            headers: &self.secrets,
+            filter_state,
         };
-        let waiting = Waiting {
-            call: Call {
-                caller: self.caller,
-                entry,
-                refund,
-                key,
-            },
+        let call = Call {
+            caller: self.caller,
+            entry: Rc::clone(&entry),
+            refund,
+            key,
+            shown: Vec::new(),
+        };
+        let draft = Draft {
+            call,
             path,
             headers,
-            body,
-            key_id,
         };
-        let authorization = match &waiting.call.entry.auth {
-            Auth::Token(_) => return Prepared::Wait(Box::new(waiting)),
-            Auth::Bearer(key) => Some(bearer(key)),
-            Auth::Basic { user, password } => Some(basic(user, password)),
-            Auth::Signature(_) => None,
-        };
-        Prepared::Dispatch(Box::new(waiting.dispatch(authorization, None, now_ms)))
+        match body {
+            Payload::Plain(body) => draft.authorize(body, &entry.auth, &carried, now_ms),
+            Payload::ToSign { text, seal } => match &entry.auth {
+                Auth::Signature(Signing::Keys {
+                    ring,
+                    signer: choice,
+                }) => match sign(ring, *choice, &text, now_ms, signer, &carried) {
+                    Ok((signature, key_id)) => Prepared::Dispatch(Box::new(draft.dispatch(
+                        seal(&text, &signature),
+                        None,
+                        Some(key_id),
+                        now_ms,
+                    ))),
+                    Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
+                },
+                Auth::Signature(Signing::Transit(transit)) => {
+                    match transit.token.resolve_for_header(&carried) {
+                        Ok(token) => Prepared::Sign(Box::new(Unsigned {
+                            draft,
+                            text,
+                            seal,
+                            token,
+                        })),
+                        Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
+                    }
+                }
+                Auth::Token(_) | Auth::Bearer(_) | Auth::Basic { .. } | Auth::Injected => {
+                    Prepared::Answer(
+                        draft
+                            .call
+                            .unsigned("No signing key is configured for this provider."),
+                    )
+                }
+            },
+        }
     }
 }
 
@@ -362,28 +415,29 @@ pub(crate) fn basic(user: &str, password: &Secret) -> Secret {
 }
 
 /// The base64 of user and password, as it goes over the wire.
-fn basic_pair(user: &str, password: &Secret) -> Secret {
+pub(crate) fn basic_pair(user: &str, password: &Secret) -> Secret {
     let pair = Secret::new(format!("{user}:{}", password.expose()));
     Secret::new(STANDARD.encode(pair.expose()))
 }
 
 fn sign(
-    entry: &ProviderEntry,
+    ring: &KeyRing,
+    choice: SignerChoice,
     text: &str,
     now_ms: i64,
     signer: &mut dyn Signer,
-) -> Result<(String, String), &'static str> {
-    let Auth::Signature(ring) = &entry.auth else {
-        return Err("Nothing was sent: no signing key is configured for this provider.");
-    };
-    let key = ring.active(now_ms.div_euclid(1_000)).ok_or(
-        "Nothing was sent: no signing key of this provider is in its time. The platform team must add one; then send the \
-         call again with the same key.",
-    )?;
-    let signature = signer.sign(&key.key, text.as_bytes()).map_err(
-        |_| "Nothing was sent: the signer failed. Send the call again with the same key.",
-    )?;
-    Ok((STANDARD.encode(signature), key.id.clone()))
+    carried: &Carried<'_>,
+) -> Result<(String, String), String> {
+    let active = ring
+        .active(now_ms.div_euclid(1_000))
+        .ok_or("No signing key of this provider is in its time.")?;
+    let key = active
+        .key(carried)
+        .map_err(|sentence| format!("The signing key {} cannot be used. {sentence}", active.id))?;
+    let signature = signer
+        .sign(choice, &key, text.as_bytes())
+        .map_err(|_| format!("The signer failed with the key {}.", active.id))?;
+    Ok((STANDARD.encode(signature), active.id.clone()))
 }
 
 /// A refund on its way: what is needed to make an answer of whatever comes.
@@ -393,16 +447,82 @@ struct Call {
     entry: Rc<ProviderEntry>,
     refund: Refund,
     key: ProviderKey,
+    /// What the provider, or the token endpoint, is shown: never to be passed on where it comes back.
+    shown: Vec<Secret>,
+}
+
+/// A provider's request without what proves who calls.
+#[derive(Debug)]
+struct Draft {
+    call: Call,
+    path: String,
+    headers: Vec<(&'static str, String)>,
 }
 
 /// A refund that waits for a bearer token. Nothing was sent.
 #[derive(Debug)]
 pub struct Waiting {
-    call: Call,
-    path: String,
-    headers: Vec<(&'static str, String)>,
+    draft: Draft,
     body: String,
-    key_id: Option<String>,
+    client_secret: Secret,
+}
+
+/// A refund that waits for OpenBao's signature. Nothing was sent.
+#[derive(Debug)]
+pub struct Unsigned {
+    draft: Draft,
+    text: String,
+    seal: fn(&str, &str) -> String,
+    token: Secret,
+}
+
+impl Unsigned {
+    /// The configured provider.
+    pub fn entry(&self) -> &Rc<ProviderEntry> {
+        &self.draft.call.entry
+    }
+
+    /// The request to OpenBao: its cluster, headers and body.
+    pub fn request(&self) -> Option<(&str, Headers<'static>, String)> {
+        let transit = self.transit()?;
+        Some((
+            &transit.cluster,
+            transit.request_headers(&self.token),
+            Transit::request_body(&self.text),
+        ))
+    }
+
+    /// Goes on with OpenBao's answer.
+    pub fn reply(self, status: u16, body: &[u8], now_ms: i64) -> Prepared {
+        let signed = self
+            .transit()
+            .and_then(|transit| transit.read_reply(status, body));
+        match signed {
+            Some((signature, key_id)) => {
+                let body = (self.seal)(&self.text, &signature);
+                let dispatch = self.draft.dispatch(body, None, Some(key_id), now_ms);
+                Prepared::Dispatch(Box::new(dispatch))
+            }
+            None => Prepared::Answer(self.failed()),
+        }
+    }
+
+    /// The answer in place of Envoy's own while the signature is awaited. Nothing was sent.
+    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
+        self.draft.call.caller.problem(&nothing_left(reply))
+    }
+
+    /// The answer where OpenBao gives no signature.
+    pub fn failed(self) -> Answer {
+        self.draft.call.unsigned("OpenBao gave no signature.")
+    }
+
+    fn transit(&self) -> Option<&Transit> {
+        match &self.draft.call.entry.auth {
+            Auth::Signature(Signing::Transit(transit)) => Some(transit),
+            _ => None,
+        }
+    }
 }
 
 /// A provider's request, ready to leave.
@@ -425,17 +545,14 @@ pub struct Dispatch {
 }
 
 impl Waiting {
-    /// The token endpoint that must give the token.
-    pub fn endpoint(&self) -> Option<&TokenEndpoint> {
-        match &self.call.entry.auth {
-            Auth::Token(endpoint) => Some(endpoint),
-            Auth::Bearer(_) | Auth::Basic { .. } | Auth::Signature(_) => None,
-        }
-    }
-
     /// The configured provider.
     pub fn entry(&self) -> &Rc<ProviderEntry> {
-        &self.call.entry
+        &self.draft.call.entry
+    }
+
+    /// The client secret for the token endpoint, as this call brought it.
+    pub fn client_secret(&self) -> &Secret {
+        &self.client_secret
     }
 
     /// The body that will be sent: a filter replaces it while it still holds it.
@@ -443,14 +560,29 @@ impl Waiting {
         &self.body
     }
 
+    fn shown_to_the_endpoint(&self) -> Vec<Secret> {
+        match &self.draft.call.entry.auth {
+            Auth::Token(endpoint) => vec![
+                basic_pair(&endpoint.client_id, &self.client_secret),
+                self.client_secret.clone(),
+            ],
+            _ => Vec::new(),
+        }
+    }
+
     /// Goes on with a token.
-    pub fn with_token(self, token: Secret, now_ms: i64) -> Dispatch {
+    pub fn with_token(mut self, token: Secret, now_ms: i64) -> Dispatch {
         let authorization = bearer(&token);
-        self.dispatch(Some(authorization), Some(token), now_ms)
+        // The token first: a 401 of the provider's drops it.
+        let mut shown = vec![token];
+        shown.append(&mut self.shown_to_the_endpoint());
+        self.draft.call.shown = shown;
+        self.draft
+            .dispatch(self.body, Some(authorization), None, now_ms)
     }
 
     /// The answer where there is no token.
-    pub fn without_token(self, failure: &Failure) -> Answer {
+    pub fn without_token(mut self, failure: &Failure) -> Answer {
         let (code, sentence) = match failure.kind {
             FailureKind::Refused => (
                 Code::ProviderAuthFailed,
@@ -471,29 +603,73 @@ impl Waiting {
             .retry_after
             .clone()
             .filter(|_| failure.kind == FailureKind::RateLimited);
+        self.draft.call.shown = self.shown_to_the_endpoint();
+        let call = &self.draft.call;
         problem.provider = failure
             .status
-            .map(|status| self.call.provider_word(status, failure.word(), &[]));
-        self.call.caller.problem(&problem)
+            .map(|status| call.provider_word(status, failure.word()));
+        call.caller.problem(&problem)
     }
 
     /// The answer in place of Envoy's own while the token is awaited. Nothing was sent.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.call.caller.problem(&nothing_left(reply))
+        self.draft.call.caller.problem(&nothing_left(reply))
+    }
+}
+
+impl Draft {
+    /// Adds the credentials of a provider that wants them in a header.
+    fn authorize(
+        mut self,
+        body: String,
+        auth: &Auth,
+        carried: &Carried<'_>,
+        now_ms: i64,
+    ) -> Prepared {
+        let authorization = match auth {
+            Auth::Token(endpoint) => match endpoint.client_secret.resolve_for_header(carried) {
+                Ok(client_secret) => {
+                    return Prepared::Wait(Box::new(Waiting {
+                        draft: self,
+                        body,
+                        client_secret,
+                    }));
+                }
+                Err(sentence) => Err(sentence),
+            },
+            Auth::Bearer(key) => key.resolve_for_header(carried).map(|key| {
+                let authorization = bearer(&key);
+                self.call.shown = vec![key];
+                Some(authorization)
+            }),
+            Auth::Basic { user, password } => {
+                password.resolve_for_header(carried).map(|password| {
+                    let authorization = basic(user, &password);
+                    self.call.shown = vec![basic_pair(user, &password), password];
+                    Some(authorization)
+                })
+            }
+            Auth::Injected | Auth::Signature(_) => Ok(None),
+        };
+        match authorization {
+            Ok(authorization) => {
+                Prepared::Dispatch(Box::new(self.dispatch(body, authorization, None, now_ms)))
+            }
+            Err(sentence) => Prepared::Answer(self.call.alarm(503, Code::GatewayError, sentence)),
+        }
     }
 
     fn dispatch(
         self,
+        body: String,
         authorization: Option<Secret>,
-        token: Option<Secret>,
+        key_id: Option<String>,
         now_ms: i64,
     ) -> Dispatch {
-        let Waiting {
+        let Draft {
             call,
             path,
             headers: own,
-            body,
-            key_id,
         } = self;
         let base = &call.entry.base_url;
         let retry = call.entry.dialect.capabilities().retry_when_unknown();
@@ -529,7 +705,6 @@ impl Waiting {
             retry_until: call.retry_until(now_ms),
             sent: Sent {
                 call,
-                token,
                 sent_ms: now_ms,
             },
         }
@@ -540,7 +715,6 @@ impl Waiting {
 #[derive(Debug)]
 pub struct Sent {
     call: Call,
-    token: Option<Secret>,
     sent_ms: i64,
 }
 
@@ -628,7 +802,9 @@ impl Sent {
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
         let once = reply.attempts <= 1;
         let details = reply.details;
-        let problem = if !reply.connected && once {
+        // The injector answers before a byte is written, on a connection that may be warm.
+        let not_injected = details == "failed_to_inject_credential";
+        let problem = if once && (!reply.connected || not_injected) {
             nothing_left(reply)
         } else if once && details.contains("remote_refused_stream_reset") {
             // RFC 9113, 8.7: a refused stream was not processed.
@@ -659,7 +835,7 @@ impl Sent {
             refund,
             ..
         } = &self.call;
-        let Word { code, message } = self.call.clean(receipt.word, self.token.as_slice());
+        let Word { code, message } = self.call.clean(receipt.word);
         let body = Refunded {
             id: receipt.id.as_deref(),
             provider: &entry.name,
@@ -731,7 +907,8 @@ impl Sent {
         if retry == Retry::SameKey {
             problem.retry_after.clone_from(&head.retry_after);
         }
-        let refused_token = (head.status == 401).then(|| self.token.clone()).flatten();
+        let fetched = matches!(self.call.entry.auth, Auth::Token(_)) && head.status == 401;
+        let refused_token = self.call.shown.first().cloned().filter(|_| fetched);
         let mut answer = self.provider_problem(problem, head.status, word);
         answer.refused_token = refused_token;
         answer
@@ -774,7 +951,7 @@ impl Sent {
         if problem.retry == Retry::SameKey {
             problem.retry_until = self.call.retry_until(self.sent_ms);
         }
-        problem.provider = Some(self.call.provider_word(status, word, self.token.as_slice()));
+        problem.provider = Some(self.call.provider_word(status, word));
         self.call.caller.problem(&problem)
     }
 
@@ -794,36 +971,51 @@ impl Sent {
 }
 
 impl Call {
-    /// The provider's words, fit for an answer: short, without card numbers, and without the credentials that it was sent.
-    fn clean(&self, word: Word, token: &[Secret]) -> Word {
-        let mut secrets: Vec<Secret> = token.to_vec();
-        match &self.entry.auth {
-            Auth::Token(endpoint) => {
-                secrets.push(basic_pair(&endpoint.client_id, &endpoint.client_secret));
-                secrets.push(endpoint.client_secret.clone());
-            }
-            Auth::Bearer(key) => secrets.push(key.clone()),
-            Auth::Basic { user, password } => {
-                secrets.push(basic_pair(user, password));
-                secrets.push(password.clone());
-            }
-            Auth::Signature(_) => {}
-        }
-        let clean = |text: Option<String>| text.map(|text| text::clean(&text, &secrets));
+    /// The provider's words, fit for an answer: short, without card numbers, and without the credentials that it was shown.
+    fn clean(&self, word: Word) -> Word {
+        let clean = |text: Option<String>| text.map(|text| text::clean(&text, &self.shown));
         Word {
             code: clean(word.code),
             message: clean(word.message),
         }
     }
 
-    fn provider_word(&self, status: u16, word: Word, token: &[Secret]) -> ProviderWord {
-        let Word { code, message } = self.clean(word, token);
+    fn provider_word(&self, status: u16, word: Word) -> ProviderWord {
+        let Word { code, message } = self.clean(word);
         ProviderWord {
             name: self.entry.name.clone(),
             status: Some(status),
             code,
             message,
         }
+    }
+
+    /// The answer where there is no signature. Nothing was sent.
+    fn unsigned(&self, sentence: impl Into<String>) -> Answer {
+        self.alarm(
+            Code::SigningUnavailable.status(),
+            Code::SigningUnavailable,
+            sentence.into(),
+        )
+    }
+
+    /// The answer where something of the platform team's is missing. Nothing was sent.
+    fn alarm(&self, status: u16, code: Code, sentence: String) -> Answer {
+        let mut answer = self.caller.problem(&Problem {
+            status,
+            ..Problem::not_refunded(
+                code,
+                Retry::SameKey,
+                format!(
+                    "Nothing was sent. {sentence} The platform team must mend that; then send the call again with the same key."
+                ),
+            )
+        });
+        answer.alarm = Some(Box::new(Alarm {
+            provider: self.entry.name.clone(),
+            sentence,
+        }));
+        answer
     }
 
     /// Until when the provider keeps this refund's key, where it says so.

@@ -10,6 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::mem;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,15 +19,19 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 use rand_core::{OsRng, RngCore};
 
-use crate::config::{Config, ProviderEntry};
+use crate::config::{Auth, Config, ProviderEntry};
 use crate::exchange::{
-    Answer, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading, ReplyHead, Sent, Waiting,
-    open, retry_after,
+    Answer, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading, ReplyHead, Sent, Unsigned,
+    Waiting, open, retry_after, unreadable_call,
 };
 use crate::headers::Headers;
-use crate::host::{self, Buffer, Level, Map};
+use crate::host::{self, Buffer, Level, Map, Metric};
+use crate::problem::Fault;
 use crate::secret::Secret;
-use crate::signing::VmSigner;
+use crate::signing::{
+    PrivateKey, Signer, SignerChoice, SignerFailed, Signing, TRANSIT_TIMEOUT_MS, VmSigner,
+    host_arguments, host_signature,
+};
 use crate::token::{self, Failure, FailureKind, Look, Record, Token, Turn};
 
 /// How long a call's body may take, in milliseconds: less than the `request_timeout` of envoy.yaml.
@@ -39,6 +44,10 @@ const TICK_SOON_MS: u32 = 1;
 const TICK_TOKEN_MS: u32 = 5;
 /// How often bodies are looked after, in milliseconds.
 const TICK_BODY_MS: u32 = 50;
+/// How often the gauges are set, in milliseconds.
+const TICK_GAUGES_MS: u32 = 5_000;
+/// How often the same sentence goes to the log, in milliseconds.
+const ALARM_EVERY_MS: i64 = 10_000;
 
 mod start {
     #![allow(missing_docs, reason = "the SDK's macro writes a function without any")]
@@ -62,12 +71,20 @@ struct Shared {
     tick_ms: Cell<u32>,
     /// The root is done: another configuration has taken its place, and only its own streams are left.
     closing: Cell<bool>,
-    counters: RefCell<BTreeMap<String, u32>>,
+    metrics: RefCell<BTreeMap<String, u32>>,
+    /// When the gauges were last set, Unix time in milliseconds.
+    gauges_ms: Cell<i64>,
+    /// Whether the host can sign; none until that was tried.
+    host_signs: Cell<Option<bool>>,
+    /// The sentences for the platform team, and when each was last logged.
+    alarms: RefCell<BTreeMap<String, i64>>,
 }
 
 /// A token fetch: for whom, and under which lease.
 struct Fetch {
     provider: Rc<ProviderEntry>,
+    /// As the call brought it that asked first: a root context sees no filter state.
+    client_secret: Secret,
     lease: u64,
 }
 
@@ -79,6 +96,8 @@ struct Watch {
     since_ms: Cell<i64>,
     /// Whether the host has called with a part of the body.
     body_seen: Cell<bool>,
+    /// [`body_bytes`] at the headers, when no body had come.
+    body_base: Cell<u64>,
 }
 
 /// Where a stream stands.
@@ -91,6 +110,8 @@ enum State {
     Reading(Reading),
     /// The call waits for a token.
     Waiting(Box<Waiting>),
+    /// The call waits for OpenBao's signature.
+    Signing(Box<Unsigned>),
     /// The provider's request may have left.
     Sent(Sent),
     /// The provider's reply is being read.
@@ -121,24 +142,102 @@ impl Shared {
     }
 
     fn count(&self, name: String) {
-        let mut counters = self.counters.borrow_mut();
-        let id = match counters.get(&name) {
-            Some(id) => Some(*id),
-            None => {
-                let id = host::counter(&name);
-                if let Some(id) = id {
-                    counters.insert(name, id);
-                }
-                id
-            }
-        };
-        if let Some(id) = id {
+        if let Some(id) = self.metric(Metric::Counter, name) {
             host::count(id);
+        }
+    }
+
+    /// The host takes a new id for every definition, also of a name that it knows.
+    fn metric(&self, kind: Metric, name: String) -> Option<u32> {
+        let mut metrics = self.metrics.borrow_mut();
+        if let Some(id) = metrics.get(&name) {
+            return Some(*id);
+        }
+        let id = host::metric(kind, &name)?;
+        metrics.insert(name, id);
+        Some(id)
+    }
+
+    /// Whether Envoy has the function `sign` (1.37 and later). Without arguments it refuses in one way or another; only where
+    /// there is no such function the host does not find it.
+    fn host_signs(&self) -> bool {
+        self.host_signs.get().unwrap_or_else(|| {
+            let signs = host::call_foreign_function("sign", &[]) != Err(host::NOT_FOUND);
+            self.host_signs.set(Some(signs));
+            signs
+        })
+    }
+
+    /// Who signs where the configuration says this.
+    fn signer_name(&self, choice: SignerChoice) -> &'static str {
+        match choice {
+            SignerChoice::Vm => "vm",
+            SignerChoice::Host => "host",
+            SignerChoice::Auto if self.host_signs() => "host",
+            SignerChoice::Auto => "vm",
+        }
+    }
+
+    fn count_signature(&self, entry: &ProviderEntry) {
+        let signer = match &entry.auth {
+            Auth::Signature(Signing::Keys { signer, .. }) => self.signer_name(*signer),
+            _ => "transit",
+        };
+        self.count(format!(
+            "refund.signatures.provider.{}.signer.{signer}",
+            entry.name
+        ));
+    }
+
+    /// Says what the platform team must look at, now and then where it is always the same.
+    fn tell(&self, sentence: &str) {
+        let now_ms = host::now_ms();
+        let mut alarms = self.alarms.borrow_mut();
+        alarms.retain(|_, at| now_ms.saturating_sub(*at) <= ALARM_EVERY_MS);
+        if !alarms.contains_key(sentence) {
+            host::log(Level::Error, &format!("refund-filter: {sentence}"));
+            alarms.insert(sentence.to_owned(), now_ms);
+        }
+    }
+
+    /// Sets the gauges that tell how long keys last.
+    fn set_gauges(&self) {
+        let now_ms = host::now_ms();
+        if now_ms.saturating_sub(self.gauges_ms.get()) < i64::from(TICK_GAUGES_MS) {
+            return;
+        }
+        self.gauges_ms.set(now_ms);
+        let now = now_ms.div_euclid(1_000);
+        let config = self.config.borrow();
+        for (entry, ring, _) in config.iter().flat_map(|config| config.key_rings()) {
+            let name = format!("refund.key_seconds_left.provider.{}", entry.name);
+            if let Some(seconds) = ring.seconds_left(now)
+                && let Some(id) = self.metric(Metric::Gauge, name)
+            {
+                host::record(id, seconds);
+            }
+        }
+    }
+
+    /// How often to tick when no call is waiting.
+    fn idle_tick_ms(&self) -> u32 {
+        let config = self.config.borrow();
+        let ends = config
+            .iter()
+            .flat_map(|config| config.key_rings())
+            .any(|(_, ring, _)| ring.seconds_left(0).is_some());
+        if ends && !self.closing.get() {
+            TICK_GAUGES_MS
+        } else {
+            0
         }
     }
 
     /// Sends an answer on the stream that the host's calls speak of.
     fn answer(&self, provider: &str, answer: &Answer) {
+        if let Some(alarm) = &answer.alarm {
+            self.tell(&format!("{}: {}", alarm.provider, alarm.sentence));
+        }
         let _ = host::set_property("refund_status", answer.word);
         self.count(format!(
             "refund.requests.provider.{provider}.outcome.{}",
@@ -184,6 +283,9 @@ impl Shared {
             .and_then(|()| host::set_headers(Map::Request, &dispatch.headers));
         match ready {
             Ok(()) => {
+                if dispatch.key_id.is_some() {
+                    self.count_signature(&dispatch.sent.entry());
+                }
                 watch.state.replace(State::Sent(dispatch.sent));
                 true
             }
@@ -208,7 +310,7 @@ impl Shared {
         provider: &ProviderEntry,
         mut change: impl FnMut(&mut Record) -> (T, bool),
     ) -> Option<T> {
-        let key = format!("refund.token.{}", provider.name);
+        let key = token::record_key(provider);
         // Everybody else's change is progress of theirs; this many in a row against one are not seen in practice.
         for _ in 0..1_000 {
             let (bytes, cas) = host::shared_data(&key);
@@ -234,7 +336,7 @@ impl Shared {
     }
 
     /// What a call does that needs a token now; if it is to fetch one, the root is told.
-    fn ask(&self, provider: &Rc<ProviderEntry>) -> Option<Turn> {
+    fn ask(&self, provider: &Rc<ProviderEntry>, client_secret: &Secret) -> Option<Turn> {
         let mut bytes = [0; 8];
         OsRng.try_fill_bytes(&mut bytes).ok()?;
         let lease = u64::from_le_bytes(bytes);
@@ -246,6 +348,7 @@ impl Shared {
         if let Turn::Fetch(lease) = turn {
             self.wanted.borrow_mut().push(Fetch {
                 provider: Rc::clone(provider),
+                client_secret: client_secret.clone(),
                 lease,
             });
         }
@@ -267,51 +370,73 @@ impl Context for Root {
             let result = if headers == 0 {
                 Err(Failure::unreachable())
             } else {
-                read_token_reply()
+                read_token_reply(&fetch)
             };
             self.settle(&fetch, result);
         }
     }
 
     fn on_done(&mut self) -> bool {
-        self.shared.closing.set(true);
-        if self.shared.watched.borrow().is_empty() {
-            self.shared.set_tick(0);
+        let shared = &self.shared;
+        shared.closing.set(true);
+        if shared.watched.borrow().is_empty() {
+            shared.set_tick(0);
+            // Nobody waits here for what is being fetched, and its answer will not be delivered: others must not wait for it.
+            let wanted = mem::take(&mut *shared.wanted.borrow_mut());
+            let fetching = mem::take(&mut *shared.fetching.borrow_mut());
+            for fetch in wanted.into_iter().chain(fetching.into_values()) {
+                let gone = Err(Failure::unreachable());
+                Shared::with_record(&fetch.provider, |record| {
+                    ((), record.settle(fetch.lease, &gone))
+                });
+            }
         }
         true
     }
 }
 
-fn read_token_reply() -> Result<Token, Failure> {
+/// Makes a call of the filter's own. The SDK's wrapper must be used, since it alone binds the answer to the context that is
+/// running; the statuses at which it would panic are none that Envoy gives here.
+fn dispatch(cluster: &str, headers: &Headers<'_>, body: &str, timeout_ms: u32) -> Option<u32> {
+    let pairs = headers
+        .iter()
+        .map(|(name, value)| {
+            Some((
+                std::str::from_utf8(name).ok()?,
+                std::str::from_utf8(value).ok()?,
+            ))
+        })
+        .collect::<Option<Vec<_>>>()?;
+    let timeout = Duration::from_millis(u64::from(timeout_ms));
+    dispatch_http_call(cluster, pairs, Some(body.as_bytes()), Vec::new(), timeout).ok()
+}
+
+fn read_token_reply(fetch: &Fetch) -> Result<Token, Failure> {
     let bytes = host::headers(Map::CallResponse).unwrap_or_default();
     let headers = Headers::decode(&bytes).unwrap_or_default();
     let head = ReplyHead::of(&headers);
     let body = host::buffer(Buffer::CallResponse).unwrap_or_default();
     let retry_after = headers.first("retry-after").and_then(retry_after);
     let body = if head.coded { Vec::new() } else { body };
-    token::read_reply(head.status, retry_after, &body, host::now_ms())
+    let mut result = token::read_reply(head.status, retry_after, &body, host::now_ms());
+    // All who wait see these words, and so does whoever asks later with another secret.
+    if let (Err(failure), Auth::Token(endpoint)) = (&mut result, &fetch.provider.auth) {
+        failure.redact(endpoint, &fetch.client_secret);
+    }
+    result
 }
 
 impl RootContext for Root {
     fn on_configure(&mut self, _size: usize) -> bool {
         let text = host::buffer(Buffer::Configuration).unwrap_or_default();
-        match Config::read(&text, &|name| std::env::var(name).ok()) {
+        let read = Config::read(&text, &|name| std::env::var(name).ok());
+        let checked = read.and_then(|config| self.check_signers(config));
+        let (accepted, word) = match checked {
             Ok(config) => {
-                let names: Vec<_> = config
-                    .providers()
-                    .map(|provider| format!("{} ({})", provider.name, provider.kind.as_str()))
-                    .collect();
-                host::log(
-                    Level::Info,
-                    &format!(
-                        "refund-filter {}: configured for POST {}: {}",
-                        crate::VERSION,
-                        config.path,
-                        names.join(", ")
-                    ),
-                );
+                self.announce(&config);
                 self.shared.config.replace(Some(Rc::new(config)));
-                true
+                self.shared.set_tick(self.shared.idle_tick_ms());
+                (true, "accepted")
             }
             Err(faults) => {
                 for fault in faults {
@@ -323,12 +448,16 @@ impl RootContext for Root {
                         ),
                     );
                 }
-                false
+                (false, "refused")
             }
-        }
+        };
+        self.shared
+            .count(format!("refund.configurations.result.{word}"));
+        accepted
     }
 
     fn on_tick(&mut self) {
+        self.shared.set_gauges();
         let wanted = mem::take(&mut *self.shared.wanted.borrow_mut());
         for fetch in wanted {
             self.fetch(fetch);
@@ -343,7 +472,7 @@ impl RootContext for Root {
         let watched = self.shared.watched.borrow();
         let waits = |watch: &Rc<Watch>| matches!(*watch.state.borrow(), State::Waiting(_));
         self.shared.set_tick(if watched.is_empty() {
-            0
+            self.shared.idle_tick_ms()
         } else if watched.values().any(waits) {
             TICK_TOKEN_MS
         } else {
@@ -366,33 +495,69 @@ impl RootContext for Root {
 }
 
 impl Root {
-    fn fetch(&self, fetch: Fetch) {
-        let crate::config::Auth::Token(endpoint) = &fetch.provider.auth else {
-            return;
-        };
-        let headers = token::request_headers(endpoint);
-        let pairs: Vec<(&str, &str)> = headers
-            .iter()
-            .filter_map(|(name, value)| {
-                Some((
-                    std::str::from_utf8(name).ok()?,
-                    std::str::from_utf8(value).ok()?,
-                ))
+    /// A configuration that insists on the host's signer needs a host that has one.
+    fn check_signers(&self, config: Config) -> Result<Config, Vec<Fault>> {
+        let faults: Vec<Fault> = config
+            .key_rings()
+            .filter(|(_, _, choice)| *choice == SignerChoice::Host && !self.shared.host_signs())
+            .map(|(entry, _, _)| {
+                Fault::at(
+                    format!("/providers/{}/signing/signer", entry.name),
+                    "This Envoy has no function `sign` (1.37 and later have it): use auto or vm.",
+                )
             })
             .collect();
-        let timeout = Duration::from_millis(u64::from(token::FETCH_TIMEOUT_MS));
-        match dispatch_http_call(
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(faults)
+        }
+    }
+
+    fn announce(&self, config: &Config) {
+        let names: Vec<_> = config
+            .providers()
+            .map(|entry| {
+                let signer = match &entry.auth {
+                    Auth::Signature(Signing::Keys { signer, .. }) => {
+                        match self.shared.signer_name(*signer) {
+                            "host" => ", signed by the host",
+                            _ => ", signed in the module",
+                        }
+                    }
+                    Auth::Signature(Signing::Transit(_)) => ", signed by OpenBao",
+                    _ => "",
+                };
+                format!("{} ({}{signer})", entry.name, entry.kind.as_str())
+            })
+            .collect();
+        host::log(
+            Level::Info,
+            &format!(
+                "refund-filter {}: configured for POST {}: {}",
+                crate::VERSION,
+                config.path,
+                names.join(", ")
+            ),
+        );
+    }
+
+    fn fetch(&self, fetch: Fetch) {
+        let Auth::Token(endpoint) = &fetch.provider.auth else {
+            return;
+        };
+        let headers = token::request_headers(endpoint, &fetch.client_secret);
+        match dispatch(
             &endpoint.cluster,
-            pairs,
-            Some(token::REQUEST_BODY.as_bytes()),
-            Vec::new(),
-            timeout,
+            &headers,
+            token::REQUEST_BODY,
+            token::FETCH_TIMEOUT_MS,
         ) {
-            Ok(call) => {
+            Some(call) => {
                 self.shared.fetching.borrow_mut().insert(call, fetch);
             }
             // No such cluster, or no host in it.
-            Err(_) => self.settle(&fetch, Err(Failure::unreachable())),
+            None => self.settle(&fetch, Err(Failure::unreachable())),
         }
     }
 
@@ -478,7 +643,7 @@ impl Root {
                 State::Reading(reading) => {
                     let answer = if waited_ms > BODY_TIMEOUT_MS {
                         reading.stalled()
-                    } else if !watch.body_seen.get() && body_is_withheld(id) {
+                    } else if !watch.body_seen.get() && body_is_withheld(id, &watch) {
                         host::log(
                             Level::Error,
                             "refund-filter: Envoy holds a body back: set allow_on_headers_stop_iteration: true in the plugin's \
@@ -497,6 +662,7 @@ impl Root {
                 }
                 State::Waiting(waiting) => {
                     let entry = Rc::clone(waiting.entry());
+                    let client_secret = waiting.client_secret().clone();
                     drop(state);
                     let look = looks.entry(entry.name.clone()).or_insert_with(|| {
                         Shared::with_record(&entry, |record| (record.look(now_ms), false))
@@ -511,13 +677,13 @@ impl Root {
                         }
                         Some(Look::Ask) => {
                             // Once for all who wait; what comes of it is seen at the next look.
-                            self.shared.ask(&entry);
+                            self.shared.ask(&entry, &client_secret);
                             *look = Some(Look::Wait);
                         }
                         Some(Look::Wait) | None => {}
                     }
                 }
-                State::Done | State::Sent(_) | State::Replying(..) => {
+                State::Done | State::Signing(_) | State::Sent(_) | State::Replying(..) => {
                     drop(state);
                     self.shared.unwatch(id);
                 }
@@ -528,12 +694,15 @@ impl Root {
 
 /// Whether bytes of a body have come of which the filter was not told. With `allow_on_headers_stop_iteration` it is told in
 /// the same event.
-fn body_is_withheld(id: u32) -> bool {
-    if host::set_effective_context(id).is_err() {
-        return false;
-    }
+fn body_is_withheld(id: u32, watch: &Watch) -> bool {
+    host::set_effective_context(id).is_ok() && body_bytes() > watch.body_base.get()
+}
+
+/// What Envoy has received of this call beyond its headers. Not nought at the start where a filter in front has changed the
+/// headers, hence a difference.
+fn body_bytes() -> u64 {
     let size = |name| host::integer_property(&["request", name]).unwrap_or_default();
-    size("total_size") > size("headers_bytes")
+    size("total_size").saturating_sub(size("headers_bytes"))
 }
 
 /// One request and its response.
@@ -545,7 +714,52 @@ struct Stream {
     provider: String,
 }
 
+/// Signs by the host or in the module, as the configuration says.
+struct GatewaySigner<'a>(&'a Shared);
+
+impl Signer for GatewaySigner<'_> {
+    fn sign(
+        &mut self,
+        choice: SignerChoice,
+        key: &PrivateKey,
+        text: &[u8],
+    ) -> Result<Vec<u8>, SignerFailed> {
+        if self.0.signer_name(choice) == "vm" {
+            return VmSigner(OsRng).sign(choice, key, text);
+        }
+        let result = host::call_foreign_function("sign", &host_arguments(key, text));
+        host_signature(key, &result.map_err(|_| SignerFailed)?)
+    }
+}
+
 impl Context for Stream {
+    fn on_http_call_response(
+        &mut self,
+        _call: u32,
+        headers: usize,
+        _body: usize,
+        _trailers: usize,
+    ) {
+        let State::Signing(unsigned) = self.watch.state.take() else {
+            return;
+        };
+        let prepared = if headers == 0 {
+            Prepared::Answer(unsigned.failed())
+        } else {
+            let bytes = host::headers(Map::CallResponse).unwrap_or_default();
+            let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
+            let body = host::buffer(Buffer::CallResponse).unwrap_or_default();
+            unsigned.reply(head.status, &body, host::now_ms())
+        };
+        if let Prepared::Dispatch(dispatch) = prepared {
+            if self.send(*dispatch) == Action::Continue {
+                let _ = host::resume_request();
+            }
+        } else if let Prepared::Answer(answer) = prepared {
+            self.answer(&answer);
+        }
+    }
+
     fn on_done(&mut self) -> bool {
         self.shared.unwatch(self.id);
         true
@@ -558,8 +772,14 @@ impl HttpContext for Stream {
         let bytes = host::headers(Map::Request);
         let (Some(config), Some(headers)) = (config, bytes.as_deref().and_then(Headers::decode))
         else {
-            return Action::Continue;
+            // Whose it is cannot be seen, nor whether it carries secrets: it goes no further.
+            return self.answer(&unreadable_call());
         };
+        for name in &config.secret_headers {
+            if headers.first(name).is_some() {
+                let _ = host::remove_request_header(name);
+            }
+        }
         match open(&config, &headers) {
             Opening::NotOurs => Action::Continue,
             Opening::Answer(answer) => self.answer(&answer),
@@ -568,6 +788,7 @@ impl HttpContext for Stream {
                 if end_of_stream {
                     return self.call_is_whole();
                 }
+                self.watch.body_base.set(body_bytes());
                 self.watch_from_now(TICK_BODY_MS);
                 Action::Pause
             }
@@ -618,6 +839,15 @@ impl HttpContext for Stream {
                 let answer = with_local_reply(|reply| waiting.local_reply(reply));
                 self.answer(&answer)
             }
+            State::Signing(unsigned) => {
+                let answer = with_local_reply(|reply| unsigned.local_reply(reply));
+                self.answer(&answer)
+            }
+            // An answer of Envoy's own after the provider's has begun.
+            State::Replying(sent, _) => {
+                let answer = with_local_reply(|reply| sent.local_reply(reply));
+                self.answer(&answer)
+            }
             State::Sent(sent) => {
                 if host::text_property(&["response", "code_details"]).as_deref()
                     != Some("via_upstream")
@@ -635,7 +865,6 @@ impl HttpContext for Stream {
                 }
                 Action::Pause
             }
-            State::Replying(..) => Action::Pause,
         }
     }
 
@@ -667,11 +896,20 @@ fn with_local_reply(answer: impl FnOnce(LocalReply<'_>) -> Answer) -> Answer {
     answer(LocalReply {
         status,
         details: &details,
-        connected: host::property(&["upstream", "local_address"])
-            .is_some_and(|address| !address.is_empty()),
+        connected: may_have_connected(),
         attempts: host::integer_property(&["upstream", "request_attempt_count"])
             .unwrap_or(u64::MAX),
     })
+}
+
+/// Whether a connection was handed out, so that bytes may have left.
+///
+/// Envoy sets the local address just before it writes the first byte, but never on a Unix socket: there its absence proves
+/// nothing.
+fn may_have_connected() -> bool {
+    let given = |name| host::text_property(&["upstream", name]).filter(|text| !text.is_empty());
+    let on_tcp = |address: String| address.parse::<SocketAddr>().is_ok();
+    given("local_address").is_some() || given("address").is_some_and(|address| !on_tcp(address))
 }
 
 impl Stream {
@@ -679,7 +917,8 @@ impl Stream {
         self.shared.unwatch(self.id);
         self.watch.state.replace(State::Done);
         if self.provider.is_empty() {
-            self.provider.push_str("none");
+            let known = answer.alarm.as_ref().map(|alarm| &*alarm.provider);
+            self.provider.push_str(known.unwrap_or("none"));
         }
         self.shared.answer(&self.provider, answer);
         Action::Pause
@@ -701,18 +940,21 @@ impl Stream {
         };
         self.shared.unwatch(self.id);
         let body = host::buffer(Buffer::Request).unwrap_or_default();
-        match reading.finish(&body, host::now_ms(), &mut VmSigner(OsRng)) {
+        let filter_state = |key: &str| host::property(&["filter_state", key]);
+        let mut signer = GatewaySigner(&self.shared);
+        match reading.finish(&body, host::now_ms(), &mut signer, &filter_state) {
             Prepared::Answer(answer) => self.answer(&answer),
             Prepared::Dispatch(dispatch) => {
                 self.provider.clone_from(&dispatch.provider);
-                self.send(*dispatch, false)
+                self.send(*dispatch)
             }
+            Prepared::Sign(unsigned) => self.ask_for_signature(unsigned),
             Prepared::Wait(waiting) => {
                 self.provider.clone_from(&waiting.entry().name);
-                match self.shared.ask(waiting.entry()) {
+                match self.shared.ask(waiting.entry(), waiting.client_secret()) {
                     Some(Turn::Use(token)) => {
                         let dispatch = waiting.with_token(token, host::now_ms());
-                        self.send(dispatch, false)
+                        self.send(dispatch)
                     }
                     Some(turn) => self.wait(waiting, turn),
                     None => {
@@ -724,8 +966,22 @@ impl Stream {
         }
     }
 
-    fn send(&mut self, dispatch: Dispatch, body_is_set: bool) -> Action {
-        if self.shared.send(&self.watch, dispatch, body_is_set) {
+    /// Has OpenBao sign. The call is the stream's own: if the client leaves, nobody needs the signature.
+    fn ask_for_signature(&mut self, unsigned: Box<Unsigned>) -> Action {
+        self.provider.clone_from(&unsigned.entry().name);
+        let call = unsigned.request().and_then(|(cluster, headers, body)| {
+            dispatch(cluster, &headers, &body, TRANSIT_TIMEOUT_MS)
+        });
+        if call.is_none() {
+            let answer = unsigned.failed();
+            return self.answer(&answer);
+        }
+        self.watch.state.replace(State::Signing(unsigned));
+        Action::Pause
+    }
+
+    fn send(&mut self, dispatch: Dispatch) -> Action {
+        if self.shared.send(&self.watch, dispatch, false) {
             Action::Continue
         } else {
             Action::Pause

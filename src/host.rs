@@ -111,6 +111,16 @@ unsafe extern "C" {
     ) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
+    fn proxy_record_metric(id: u32, value: u64) -> u32;
+    fn proxy_remove_header_map_value(map: u32, name: *const u8, size: usize) -> u32;
+    fn proxy_call_foreign_function(
+        name: *const u8,
+        name_size: usize,
+        arguments: *const u8,
+        arguments_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
 }
 
 fn done(status: u32) -> Result<(), Refused> {
@@ -274,12 +284,55 @@ pub fn reply(
     })
 }
 
-/// A counter of this name; the same id for the same name.
-pub fn counter(name: &str) -> Option<u32> {
+/// What a metric is.
+#[derive(Debug, Clone, Copy)]
+#[repr(u32)]
+pub enum Metric {
+    /// It only grows.
+    Counter = 0,
+    /// It is set.
+    Gauge = 1,
+}
+
+/// Defines a metric; a new id each time, also for a name that is defined already.
+pub fn metric(kind: Metric, name: &str) -> Option<u32> {
     let mut id = 0;
     // SAFETY: the name is alive, and the host writes to a live integer.
-    let status = unsafe { proxy_define_metric(0, name.as_ptr(), name.len(), &raw mut id) };
+    let status =
+        unsafe { proxy_define_metric(kind as u32, name.as_ptr(), name.len(), &raw mut id) };
     done(status).ok().map(|()| id)
+}
+
+/// Sets a gauge.
+pub fn record(id: u32, value: u64) {
+    // SAFETY: no pointers.
+    unsafe { proxy_record_metric(id, value) };
+}
+
+/// Takes a header away from the request.
+pub fn remove_request_header(name: &str) -> Result<(), Refused> {
+    // SAFETY: pointer and size are those of a live string.
+    done(unsafe { proxy_remove_header_map_value(Map::Request as u32, name.as_ptr(), name.len()) })
+}
+
+/// The host's status where it has nothing of that name.
+pub const NOT_FOUND: Refused = Refused(1);
+
+/// Calls a function that Envoy offers by name.
+pub fn call_foreign_function(name: &str, arguments: &[u8]) -> Result<Vec<u8>, Refused> {
+    let (mut data, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: name and arguments are alive, and the host writes to two live variables of the right size.
+    let status = unsafe {
+        proxy_call_foreign_function(
+            name.as_ptr(),
+            name.len(),
+            arguments.as_ptr(),
+            arguments.len(),
+            &raw mut data,
+            &raw mut size,
+        )
+    };
+    taken(status, data, size).ok_or(Refused(status))
 }
 
 /// Adds one to a counter.

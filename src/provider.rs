@@ -234,11 +234,11 @@ impl<'a> ProviderReply<'a> {
             .filter(|node| node.is_plain_object())
     }
 
-    /// Whether these characters stand anywhere in the body, whatever the body is.
+    /// Whether these characters stand anywhere in the body, whatever the body is and in whatever case.
     pub fn mentions(&self, word: &str) -> bool {
         self.body
             .windows(word.len().max(1))
-            .any(|window| window == word.as_bytes())
+            .any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
     }
 
     /// Whether the status is a 2xx.

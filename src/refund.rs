@@ -254,6 +254,8 @@ fn read_amount(
     match (Money::from_value(&value, assumed), currency) {
         (Ok(money), Some(_)) => Ok(Some(Amount::Exactly(money))),
         (Ok(_), None) => Ok(None),
+        // How many decimals an unknown currency has is anybody's guess.
+        (Err(AmountFault::Decimals), None) => Ok(None),
         (Err(fault), _) => {
             let sentence = match fault {
                 AmountFault::Form => {

@@ -1,4 +1,4 @@
-//! A secret that cannot be printed by accident.
+//! A secret that cannot be printed by accident, and the places from which one can come.
 
 use std::fmt;
 
@@ -23,6 +23,62 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[redacted]")
+    }
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// The configuration itself, or the environment: the same for every call.
+    Here(Secret),
+    /// Envoy's filter state under this key, set before the filter by `envoy.filters.http.set_filter_state`.
+    FilterState(String),
+    /// A request header of this name, set before the filter by `envoy.filters.http.credential_injector`.
+    Header(String),
+}
+
+/// The secrets that one call brings along.
+pub struct Carried<'a> {
+    /// Those that stood in the configured headers.
+    pub headers: &'a [(String, Secret)],
+    /// Reads the filter state.
+    pub filter_state: &'a dyn Fn(&str) -> Option<Vec<u8>>,
+}
+
+impl SecretSource {
+    /// The secret as this call brings it, without white space around it: one from a file often ends with a line break.
+    ///
+    /// The error is a sentence that says where it was looked for, and never what was found.
+    pub fn resolve(&self, carried: &Carried<'_>) -> Result<Secret, String> {
+        let (found, place) = match self {
+            SecretSource::Here(secret) => return Ok(secret.clone()),
+            SecretSource::FilterState(key) => (
+                (carried.filter_state)(key).and_then(|bytes| String::from_utf8(bytes).ok()),
+                format!("the filter state {key}"),
+            ),
+            SecretSource::Header(name) => (
+                carried
+                    .headers
+                    .iter()
+                    .find(|(known, _)| known == name)
+                    .map(|(_, secret)| secret.expose().to_owned()),
+                format!("the request header {name}"),
+            ),
+        };
+        let found = found.map(Secret::new);
+        match found.as_ref().map(|secret| secret.expose().trim()) {
+            Some(text) if !text.is_empty() => Ok(Secret::new(text.to_owned())),
+            _ => Err(format!("The gateway's secret in {place} is missing.")),
+        }
+    }
+
+    /// The same for a secret that becomes part of a header, where a control character would end it.
+    pub fn resolve_for_header(&self, carried: &Carried<'_>) -> Result<Secret, String> {
+        let secret = self.resolve(carried)?;
+        if secret.expose().chars().any(char::is_control) {
+            return Err("The gateway's secret holds control characters.".to_owned());
+        }
+        Ok(secret)
     }
 }
 

@@ -1,6 +1,8 @@
-//! Signing keys in time, the port to a signer, and the signer inside the module.
+//! Signing keys in time, and the three signers: the host's, the module's own, and OpenBao (the Vault API).
 
+use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,9 +14,13 @@ use rsa::sha2::Sha256;
 use rsa::signature::{RandomizedSigner, SignatureEncoding};
 use rsa::traits::PublicKeyParts;
 use rsa::{RsaPrivateKey, RsaPublicKey};
+use serde::Serialize;
 use sha2::Digest;
+use zeroize::Zeroizing;
 
-use crate::secret::Secret;
+use crate::headers::Headers;
+use crate::json::Node;
+use crate::secret::{Carried, Secret, SecretSource};
 
 /// The shortest modulus that is taken, in bits (BBMSL's page asks for RSA 2048).
 const MIN_BITS: usize = 2048;
@@ -23,6 +29,15 @@ const MIN_BITS: usize = 2048;
 pub struct PrivateKey {
     signing: Pkcs1v15Key<Sha256>,
     public: RsaPublicKey,
+    encoded: Encoded,
+}
+
+/// The key as it came, for a signer that parses it itself.
+enum Encoded {
+    /// PEM, PKCS#8 or PKCS#1.
+    Pem(Secret),
+    /// PKCS#8 DER.
+    Der(Zeroizing<Vec<u8>>),
 }
 
 impl fmt::Debug for PrivateKey {
@@ -38,6 +53,7 @@ impl PrivateKey {
     pub fn read(secret: &Secret) -> Result<Self, &'static str> {
         const NOT_RSA: &str = "This is no RSA private key in PKCS#8 that can be read.";
         let text = secret.expose().trim();
+        let mut encoded = Encoded::Pem(Secret::new(text.to_owned()));
         let key = if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----")
             || text.contains("Proc-Type: 4,ENCRYPTED")
         {
@@ -52,10 +68,12 @@ impl PrivateKey {
                 "This PEM is no private RSA key: PRIVATE KEY (PKCS#8) or RSA PRIVATE KEY (PKCS#1) is needed.",
             );
         } else {
-            let der = STANDARD.decode(text).map_err(|_| {
+            let der = STANDARD.decode(text).map(Zeroizing::new).map_err(|_| {
                 "The private key must be PEM (PKCS#8 or PKCS#1), or the base64 of PKCS#8 DER on one line."
             })?;
-            RsaPrivateKey::from_pkcs8_der(&der).map_err(|_| NOT_RSA)?
+            let key = RsaPrivateKey::from_pkcs8_der(&der).map_err(|_| NOT_RSA)?;
+            encoded = Encoded::Der(der);
+            key
         };
         if key.n().bits() < MIN_BITS {
             return Err("The RSA key is too short: 2048 bits are the least.");
@@ -65,6 +83,7 @@ impl PrivateKey {
         Ok(PrivateKey {
             public: key.to_public_key(),
             signing: Pkcs1v15Key::new(key),
+            encoded,
         })
     }
 }
@@ -74,12 +93,58 @@ impl PrivateKey {
 pub struct RingKey {
     /// The name for logs: never a part of the key.
     pub id: String,
-    /// The key.
-    pub key: PrivateKey,
+    /// Where the key comes from.
+    pub source: SecretSource,
     /// The first second in which it signs (Unix time); none: always did.
     pub not_before: Option<i64>,
     /// The first second in which it no longer signs (Unix time); none: for ever.
     pub not_after: Option<i64>,
+    parsed: RefCell<Option<Parsed>>,
+}
+
+/// A key's text and what came of reading it: a key that arrives with every call is read once.
+#[derive(Debug)]
+struct Parsed {
+    text: Secret,
+    key: Result<Rc<PrivateKey>, &'static str>,
+}
+
+impl RingKey {
+    /// A key that has not been read yet.
+    pub fn new(
+        id: String,
+        source: SecretSource,
+        not_before: Option<i64>,
+        not_after: Option<i64>,
+    ) -> Self {
+        RingKey {
+            id,
+            source,
+            not_before,
+            not_after,
+            parsed: RefCell::default(),
+        }
+    }
+
+    /// The key as this call brings it. The error is a sentence without a part of the key.
+    pub fn key(&self, carried: &Carried<'_>) -> Result<Rc<PrivateKey>, String> {
+        let mut parsed = self.parsed.borrow_mut();
+        let known = match (parsed.take(), &self.source) {
+            (Some(known), SecretSource::Here(_)) => known,
+            (known, source) => {
+                let text = source.resolve(carried)?;
+                known
+                    .filter(|known| known.text == text)
+                    .unwrap_or_else(|| Parsed {
+                        key: PrivateKey::read(&text).map(Rc::new),
+                        text,
+                    })
+            }
+        };
+        let key = known.key.clone();
+        *parsed = Some(known);
+        key.map_err(str::to_owned)
+    }
 }
 
 /// A provider's signing keys.
@@ -96,6 +161,41 @@ impl KeyRing {
             .filter(|key| key.not_after.is_none_or(|until| now < until))
             .max_by_key(|key| key.not_before.unwrap_or(i64::MIN))
     }
+
+    /// How many seconds are left until no key signs any more; none where one signs for ever, 0 where that is past.
+    pub fn seconds_left(&self, now: i64) -> Option<u64> {
+        let mut last = i64::MIN;
+        for key in &self.0 {
+            last = last.max(key.not_after?);
+        }
+        Some(u64::try_from(last.saturating_sub(now)).unwrap_or_default())
+    }
+}
+
+/// Which signer signs with a key ring.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SignerChoice {
+    /// The host's where it has one, else the module's own.
+    #[default]
+    Auto,
+    /// The host's: Envoy's foreign function `sign` (1.37 and later).
+    Host,
+    /// The module's own.
+    Vm,
+}
+
+/// How a provider's requests are signed.
+#[derive(Debug)]
+pub enum Signing {
+    /// With keys that the gateway holds.
+    Keys {
+        /// The keys.
+        ring: KeyRing,
+        /// Who signs with them.
+        signer: SignerChoice,
+    },
+    /// By OpenBao, which never gives the key away.
+    Transit(Transit),
 }
 
 /// The signer failed. There is nothing in it that could carry a secret.
@@ -105,7 +205,12 @@ pub struct SignerFailed;
 /// Who signs: RSASSA-PKCS1-v1_5 with SHA-256. The signature is deterministic, so every signer gives the same bytes.
 pub trait Signer {
     /// The signature over exactly these bytes.
-    fn sign(&mut self, key: &PrivateKey, text: &[u8]) -> Result<Vec<u8>, SignerFailed>;
+    fn sign(
+        &mut self,
+        choice: SignerChoice,
+        key: &PrivateKey,
+        text: &[u8],
+    ) -> Result<Vec<u8>, SignerFailed>;
 }
 
 /// The signer inside the module: blinded, and checked before anything leaves.
@@ -115,7 +220,12 @@ pub struct VmSigner<R>(
 );
 
 impl<R: CryptoRngCore> Signer for VmSigner<R> {
-    fn sign(&mut self, key: &PrivateKey, text: &[u8]) -> Result<Vec<u8>, SignerFailed> {
+    fn sign(
+        &mut self,
+        _choice: SignerChoice,
+        key: &PrivateKey,
+        text: &[u8],
+    ) -> Result<Vec<u8>, SignerFailed> {
         // `rsa` has an open advisory on timing (RUSTSEC-2023-0071): without randomness it does not blind at all.
         let signature = key
             .signing
@@ -131,5 +241,147 @@ impl<R: CryptoRngCore> Signer for VmSigner<R> {
             )
             .map_err(|_| SignerFailed)?;
         Ok(signature)
+    }
+}
+
+/// The arguments of Envoy's foreign function `sign`: the protobuf message `SignArguments` with `hash_function` (1),
+/// `private_key` (2, PKCS#8 DER) or `private_key_pem` (4), and `text` (3).
+pub fn host_arguments(key: &PrivateKey, text: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut message = Zeroizing::new(Vec::with_capacity(4096));
+    put_field(&mut message, 1, b"sha256");
+    match &key.encoded {
+        Encoded::Pem(pem) => put_field(&mut message, 4, pem.expose().as_bytes()),
+        Encoded::Der(der) => put_field(&mut message, 2, der),
+    }
+    put_field(&mut message, 3, text);
+    message
+}
+
+/// The signature in the host's `SignResult`: `result` (1, bool), `signature` (2), `error` (3).
+///
+/// A signature is as long as the key's modulus; anything else is a failure, whatever the host says.
+pub fn host_signature(key: &PrivateKey, message: &[u8]) -> Result<Vec<u8>, SignerFailed> {
+    let (mut good, mut signature) = (false, None);
+    let mut rest = message;
+    while !rest.is_empty() {
+        match take_varint(&mut rest).ok_or(SignerFailed)? {
+            0x08 => good = take_varint(&mut rest).ok_or(SignerFailed)? == 1,
+            0x12 => signature = Some(take_bytes(&mut rest).ok_or(SignerFailed)?),
+            // Other fields of bytes: the error among them, which is not for a caller.
+            tag if tag & 7 == 2 => drop(take_bytes(&mut rest).ok_or(SignerFailed)?),
+            tag if tag & 7 == 0 => drop(take_varint(&mut rest).ok_or(SignerFailed)?),
+            _ => return Err(SignerFailed),
+        }
+    }
+    signature
+        .filter(|signature| good && signature.len() == key.public.size())
+        .map(<[u8]>::to_vec)
+        .ok_or(SignerFailed)
+}
+
+fn put_field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+    // Wire type 2: a length and so many bytes.
+    message.push(number << 3 | 2);
+    let mut length = bytes.len();
+    while length > 0x7f {
+        message.push(length.to_le_bytes().first().copied().unwrap_or_default() | 0x80);
+        length >>= 7;
+    }
+    message.push(length.to_le_bytes().first().copied().unwrap_or_default());
+    message.extend_from_slice(bytes);
+}
+
+fn take_varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, after) = rest.split_first()?;
+        *rest = after;
+        value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(take_varint(rest)?).ok()?;
+    let (bytes, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    Some(bytes)
+}
+
+/// A key in OpenBao's transit engine (the Vault API).
+#[derive(Debug)]
+pub struct Transit {
+    /// The Envoy cluster that reaches OpenBao.
+    pub cluster: String,
+    /// Where the engine is mounted.
+    pub mount: String,
+    /// The key's name.
+    pub key: String,
+    /// The token that may sign with it.
+    pub token: SecretSource,
+    /// The namespace, if there is one.
+    pub namespace: Option<String>,
+}
+
+/// How long OpenBao may take, in milliseconds.
+pub const TRANSIT_TIMEOUT_MS: u32 = 5_000;
+
+impl Transit {
+    /// The headers of a request to sign (`POST /v1/:mount/sign/:name/:hash_algorithm`).
+    pub fn request_headers(&self, token: &Secret) -> Headers<'static> {
+        let mut headers = Headers::default();
+        headers.text(":method", "POST".to_owned());
+        headers.text(":scheme", "https".to_owned());
+        headers.text(":authority", self.cluster.clone());
+        headers.text(
+            ":path",
+            format!("/v1/{}/sign/{}/sha2-256", self.mount, self.key),
+        );
+        headers.text("content-type", "application/json".to_owned());
+        headers.text("accept", "application/json".to_owned());
+        headers.text("accept-encoding", "identity".to_owned());
+        headers.text("user-agent", crate::user_agent());
+        headers.text("x-vault-token", token.expose().to_owned());
+        // Without it OpenBao's agent refuses to pass a request on.
+        headers.text("x-vault-request", "true".to_owned());
+        if let Some(namespace) = &self.namespace {
+            headers.text("x-vault-namespace", namespace.clone());
+        }
+        headers
+    }
+
+    /// The body of a request to sign.
+    pub fn request_body(text: &str) -> String {
+        #[derive(Serialize)]
+        struct Body {
+            input: String,
+            signature_algorithm: &'static str,
+        }
+        crate::json_text(&Body {
+            input: STANDARD.encode(text),
+            signature_algorithm: "pkcs1v15",
+        })
+    }
+
+    /// The signature (standard base64) and the key's id for logs, `NAME:vVERSION`, from OpenBao's answer:
+    /// `{"data": {"signature": "vault:v1:BASE64"}}`.
+    pub fn read_reply(&self, status: u16, body: &[u8]) -> Option<(String, String)> {
+        if status != 200 {
+            return None;
+        }
+        let signature = Node::parse(body)
+            .ok()?
+            .get("data")?
+            .get("signature")?
+            .text()?;
+        let (version, base64) = signature.strip_prefix("vault:v")?.split_once(':')?;
+        let bytes = STANDARD.decode(base64).ok()?;
+        let sound = !version.is_empty()
+            && version.bytes().all(|b| b.is_ascii_digit())
+            && bytes.len().saturating_mul(8) >= MIN_BITS;
+        sound.then(|| (base64.to_owned(), format!("{}:v{version}", self.key)))
     }
 }

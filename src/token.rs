@@ -4,12 +4,28 @@
 //! stands here decides; the filter carries it out.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::config::TokenEndpoint;
+use crate::config::{Auth, ProviderEntry, TokenEndpoint};
+use crate::exchange::{basic, basic_pair};
 use crate::headers::Headers;
 use crate::json::Node;
 use crate::provider::{Word, scalar};
 use crate::secret::Secret;
+use crate::text;
+
+/// The name of a provider's record among what the workers share: a token belongs to one client at one endpoint, and goes to
+/// one address. The secret is no part of it, so that a rotated one does not cost the token.
+pub fn record_key(provider: &ProviderEntry) -> String {
+    let mut digest = Sha256::new();
+    if let Auth::Token(endpoint) = &provider.auth {
+        for url in [&endpoint.url, &provider.base_url] {
+            digest.update(format!("{}://{}{}\n", url.scheme, url.authority, url.path));
+        }
+        digest.update(&endpoint.client_id);
+    }
+    format!("refund.token.{}.{:x}", provider.name, digest.finalize())
+}
 
 /// How long a token endpoint may take, in milliseconds.
 pub const FETCH_TIMEOUT_MS: u32 = 5_000;
@@ -64,6 +80,17 @@ impl Failure {
             code: None,
             message: None,
             retry_after: None,
+        }
+    }
+
+    /// Takes what the endpoint was shown out of its words.
+    pub fn redact(&mut self, endpoint: &TokenEndpoint, client_secret: &Secret) {
+        let shown = [
+            basic_pair(&endpoint.client_id, client_secret),
+            client_secret.clone(),
+        ];
+        for words in [&mut self.code, &mut self.message].into_iter().flatten() {
+            *words = text::clean(words, &shown);
         }
     }
 
@@ -221,7 +248,7 @@ impl Record {
 }
 
 /// The headers of a token request (RFC 6749, 4.4.2: client credentials, HTTP Basic).
-pub fn request_headers(endpoint: &TokenEndpoint) -> Headers<'static> {
+pub fn request_headers(endpoint: &TokenEndpoint, client_secret: &Secret) -> Headers<'static> {
     let mut headers = Headers::default();
     headers.text(":method", "POST".to_owned());
     headers.text(":scheme", endpoint.url.scheme.to_owned());
@@ -243,7 +270,7 @@ pub fn request_headers(endpoint: &TokenEndpoint) -> Headers<'static> {
     headers.text("user-agent", crate::user_agent());
     headers.text(
         "authorization",
-        crate::exchange::basic(&endpoint.client_id, &endpoint.client_secret)
+        basic(&endpoint.client_id, client_secret)
             .expose()
             .to_owned(),
     );
@@ -263,7 +290,8 @@ pub fn read_reply(
     let object = Node::parse(body).ok().filter(|body| body.is_plain_object());
     let failure = |kind| Failure {
         kind,
-        status: Some(status),
+        // Envoy answers in the endpoint's place with a 503 or 504 of its own.
+        status: Some(status).filter(|_| kind != FailureKind::Unreachable || object.is_some()),
         code: object.and_then(|body| scalar(body.get("error"))),
         message: object.and_then(|body| scalar(body.get("error_description"))),
         retry_after: retry_after.clone(),

@@ -24,6 +24,7 @@ use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Dispatch, Opening, open};
 use refund_filter::headers::Headers;
 use refund_filter::problem::Fault;
+use refund_filter::secret::{Secret, SecretSource};
 use rsa::pkcs8::DecodePublicKey;
 use rsa::sha2::{Digest, Sha256};
 use rsa::{Pkcs1v15Sign, RsaPublicKey};
@@ -905,6 +906,9 @@ fn a_secret_keeps_its_inner_characters() {
             panic!("no basic")
         };
         assert_eq!(user, "361");
-        assert_eq!(password.expose(), secret.trim());
+        assert_eq!(
+            *password,
+            SecretSource::Here(Secret::new(secret.trim().to_owned()))
+        );
     }
 }

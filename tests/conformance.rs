@@ -28,6 +28,8 @@ use refund_filter::money::Currency;
 use refund_filter::provider::{Idempotency, PaymentRule, ProviderKind, Reason, Units};
 use refund_filter::signing::VmSigner;
 use serde_json::{Value, json};
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const KEY: &str = "k-1";
 
@@ -76,6 +78,21 @@ fn row(fixture: &Fixture, status: u16) -> Row<'static> {
             fixture.by_key(),
         ),
         _ => ("provider-error", 502, "unknown", fixture.by_key()),
+    }
+}
+
+/// The same for a body that cannot be read. A code that may stand in it weighs more than a refusing status: BBMSL's unlisted
+/// codes can mean that the refund is there.
+fn row_of(fixture: &Fixture, status: u16, body: &[u8]) -> Row<'static> {
+    let wanted = row(fixture, status);
+    let has_code = body
+        .windows(b"responseCode".len())
+        .any(|window| window == b"responseCode");
+    let refuses = matches!(status, 402 | 404 | 409) || wanted.0 == "provider-rejected";
+    if fixture.name() == "bbmsl" && has_code && refuses {
+        ("provider-reply-unreadable", 502, "unknown", "look_up")
+    } else {
+        wanted
     }
 }
 
@@ -721,7 +738,10 @@ fn every_status_is_answered_by_the_table_when_its_body_says_nothing() {
             for body in bodies {
                 let answer = answer(fixture, config, &head(status, &[]), body.as_bytes(), 1);
                 let checked = checked(&answer);
-                let (is, wanted) = (told(&answer, &checked), row(fixture, status));
+                let (is, wanted) = (
+                    told(&answer, &checked),
+                    row_of(fixture, status, body.as_bytes()),
+                );
                 if is != wanted {
                     faults.push(format!(
                         "{} {status} {body:?}: {is:?}, not {wanted:?}",
@@ -778,7 +798,8 @@ fn bytes_that_are_not_utf_8_say_nothing() {
             for status in [200, 400, 500] {
                 let answer = answer(fixture, config, &head(status, &[]), body, 1);
                 let checked = checked(&answer);
-                assert_eq!(told(&answer, &checked), row(fixture, status), "{status}");
+                let wanted = row_of(fixture, status, body);
+                assert_eq!(told(&answer, &checked), wanted, "{status}");
             }
         }
     });

@@ -20,7 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::fixtures::{FIXTURES, Fixture, TOKEN, checked, head, header, sent};
 use common::{NOW_MS, StubSigner, call_headers, golden_file};
-use refund_filter::config::Config;
+use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Opening, Prepared, Waiting, open};
 use refund_filter::problem::Fault;
 use refund_filter::secret::Secret;
@@ -60,6 +60,7 @@ fn waiting(fixture: &Fixture) -> Option<Box<Waiting>> {
         fixture.call().to_string().as_bytes(),
         NOW_MS,
         &mut StubSigner,
+        &|_| None,
     ) {
         Prepared::Wait(waiting) => Some(waiting),
         _ => None,
@@ -102,6 +103,7 @@ fn debug_shows_no_secret_at_any_step() {
             fixture.call().to_string().as_bytes(),
             NOW_MS,
             &mut StubSigner,
+            &|_| None,
         );
         clean_debug(name, &prepared);
         let dispatch = sent(&config, "k-1", &fixture.call()).unwrap();
@@ -132,10 +134,12 @@ fn debug_of_a_token_shows_none() {
     clean_debug("record", &record);
     clean_debug("turn", &record.ask(NOW_MS - 1, 2));
     clean_debug("look", &record.look(NOW_MS - 1));
-    let endpoint = waiting(&FIXTURES[0]).unwrap();
-    let endpoint = endpoint.endpoint().unwrap();
-    clean_debug("endpoint", endpoint);
-    let headers = token::request_headers(endpoint);
+    let waiting = waiting(&FIXTURES[0]).unwrap();
+    clean_debug("waiting", &waiting);
+    let Auth::Token(endpoint) = &waiting.entry().auth else {
+        panic!("no token")
+    };
+    let headers = token::request_headers(endpoint, waiting.client_secret());
     assert!(headers.first("authorization").is_some());
     clean_debug("headers", &headers);
 }

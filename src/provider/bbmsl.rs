@@ -85,8 +85,11 @@ impl Provider for Bbmsl {
         _attempt: &Attempt<'_>,
         reply: &ProviderReply<'_>,
     ) -> Outcome {
+        // A code on a refusing status says more than the status, even one that cannot be read.
+        let code_decides =
+            reply.is_success() || is_verdict(reply.status) && reply.mentions("responseCode");
         let Some(body) = reply.object() else {
-            return if reply.is_success() {
+            return if code_decides {
                 Outcome::Unknown(Doubt::Unreadable, Word::default())
             } else {
                 by_status(reply.status, Word::default())
@@ -96,8 +99,6 @@ impl Provider for Bbmsl {
             code: scalar(body.get("responseCode")),
             message: scalar(body.get("message")),
         };
-        // A code on a refusing status says more than the status.
-        let code_decides = reply.is_success() || is_verdict(reply.status) && word.code.is_some();
         if !code_decides {
             return by_status(reply.status, word);
         }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::{
     Attempt, Capabilities, Doubt, Echo, Idempotency, Outcome, Payload, PaymentRule, Provider,
     ProviderReply, ProviderRequest, Reason, Receipt, Refusal, Units, Word, by_status, differs,
-    echoed_amount, identifier, scalar,
+    echoed_amount, identifier, is_verdict, scalar,
 };
 use crate::json::Node;
 use crate::money::Money;
@@ -124,6 +124,16 @@ fn read(refund: &Refund, reply: &ProviderReply<'_>) -> Outcome {
             of_transaction(refund, transaction, word)
         }
         _ if reply.is_success() => Outcome::Unknown(Doubt::Unreadable, word),
+        // A refusal around a refund that did not fail contradicts itself.
+        Some(transaction)
+            if is_verdict(reply.status)
+                && !matches!(
+                    of_transaction(refund, transaction, Word::default()),
+                    Outcome::Refused(..)
+                ) =>
+        {
+            Outcome::Unknown(Doubt::Unreadable, word)
+        }
         _ => by_status(reply.status, word),
     }
 }

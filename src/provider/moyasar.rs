@@ -80,12 +80,16 @@ impl Provider for Moyasar {
             code: None,
             message: reply.object().and_then(|body| scalar(body.get("message"))),
         };
-        let processing = word
-            .message
-            .as_deref()
-            .is_some_and(|text| text.to_ascii_lowercase().contains(STILL_PROCESSING));
-        if processing && is_verdict(reply.status) {
-            return Outcome::Unknown(Doubt::InProgress, word);
+        if is_verdict(reply.status) {
+            if reply.mentions(STILL_PROCESSING) {
+                return Outcome::Unknown(Doubt::InProgress, word);
+            }
+            // A refusal around a refund of ours that did not fail contradicts itself.
+            let order = order(reply).filter(|order| order.get("transactions").is_some());
+            let of_ours = order.map(|order| of_order(refund, &attempt.key.text(), order));
+            if matches!(of_ours, Some(Outcome::Refunded(_) | Outcome::Pending(_))) {
+                return Outcome::Unknown(Doubt::Unreadable, word);
+            }
         }
         by_status(reply.status, word)
     }

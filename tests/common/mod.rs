@@ -14,7 +14,7 @@ use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, Dispatch, Opening, Prepared, open};
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
-use refund_filter::signing::{PrivateKey, Signer, SignerFailed, VmSigner};
+use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed, VmSigner};
 use serde_json::{Value, json};
 
 static GOLDEN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/golden");
@@ -121,9 +121,10 @@ pub fn send_with(
         Opening::Answer(answer) => return Err(answer),
         Opening::NotOurs => panic!("not ours"),
     };
-    match reading.finish(body, now_ms, signer) {
+    match reading.finish(body, now_ms, signer, &|_| None) {
         Prepared::Dispatch(dispatch) => Ok(dispatch),
         Prepared::Answer(answer) => Err(answer),
+        Prepared::Sign(_) => panic!("this needs OpenBao"),
         Prepared::Wait(waiting) => Ok(Box::new(
             waiting.with_token(Secret::new(token.to_owned()), now_ms),
         )),
@@ -134,7 +135,12 @@ pub fn send_with(
 pub struct StubSigner;
 
 impl Signer for StubSigner {
-    fn sign(&mut self, _key: &PrivateKey, _text: &[u8]) -> Result<Vec<u8>, SignerFailed> {
+    fn sign(
+        &mut self,
+        _choice: SignerChoice,
+        _key: &PrivateKey,
+        _text: &[u8],
+    ) -> Result<Vec<u8>, SignerFailed> {
         Ok(vec![0x5a; 256])
     }
 }
@@ -143,7 +149,12 @@ impl Signer for StubSigner {
 pub struct FailingSigner;
 
 impl Signer for FailingSigner {
-    fn sign(&mut self, _key: &PrivateKey, _text: &[u8]) -> Result<Vec<u8>, SignerFailed> {
+    fn sign(
+        &mut self,
+        _choice: SignerChoice,
+        _key: &PrivateKey,
+        _text: &[u8],
+    ) -> Result<Vec<u8>, SignerFailed> {
         Err(SignerFailed)
     }
 }

@@ -6,13 +6,19 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::project;
+use crate::{SecretsBy, project};
 
 const LISTENER: &str = "/static_resources/listeners/0";
+const ENDPOINT: &str =
+    "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
 
 /// Reads `envoy/envoy.yaml`.
 pub fn load() -> Result<Value> {
-    let path = project().join("envoy/envoy.yaml");
+    read("envoy.yaml")
+}
+
+fn read(name: &str) -> Result<Value> {
+    let path = project().join("envoy").join(name);
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("{} cannot be read", path.display()))?;
     Ok(serde_saphyr::from_str(&text)?)
@@ -51,10 +57,161 @@ pub(crate) fn set_listener_port(config: &mut Value, port: u16) -> Result<()> {
 }
 
 pub(crate) fn set_module(config: &mut Value, module: &Path) -> Result<()> {
+    *at(filter_mut(config)?, "/vm_config/code/local/filename")? = json!(module);
+    Ok(())
+}
+
+/// The environment variable for a secret that is not taken by SDS.
+pub(crate) fn variable(secret: &str) -> String {
+    secret.to_uppercase().replace('-', "_")
+}
+
+/// The filter state of each secret in envoy.yaml, and the name of its SDS file.
+const SECRETS: [(&str, &str); 4] = [
+    ("refund.bog_client_secret", "bog-client-secret"),
+    ("refund.moyasar_api_key", "moyasar-api-key"),
+    ("refund.begateway_secret_key", "begateway-secret-key"),
+    ("refund.bbmsl_key", "bbmsl-key"),
+];
+
+/// Has the secrets come by this way, from this folder.
+pub fn set_secrets(config: &mut Value, by: SecretsBy, folder: &Path) -> Result<()> {
+    let manager = at(
+        config,
+        &format!("{LISTENER}/filter_chains/0/filters/0/typed_config"),
+    )?;
+    if by != SecretsBy::FilterState {
+        let filters = at(manager, "/http_filters")?
+            .as_array_mut()
+            .context("http_filters is no list")?;
+        filters.retain(|filter| filter["name"] != "envoy.filters.http.set_filter_state");
+    }
+    match by {
+        SecretsBy::FilterState => {}
+        SecretsBy::Header => {
+            let mut parts = read("secrets-by-header.yaml")?;
+            let injectors = parts["http_filters"].take();
+            manager["early_header_mutation_extensions"] =
+                parts["early_header_mutation_extensions"].take();
+            if let (Some(filters), Value::Array(injectors)) =
+                (manager["http_filters"].as_array_mut(), injectors)
+            {
+                filters.splice(0..0, injectors);
+            }
+        }
+        SecretsBy::Environment => {
+            let filter = named(manager, "/http_filters", "refund_filter")?;
+            at(filter, "/typed_config/config/vm_config")?["environment_variables"] =
+                json!({"host_env_keys": SECRETS.map(|(_, secret)| variable(secret))});
+        }
+    }
+    change_plugin(config, |plugin| take_secrets_by(plugin, by))?;
+    move_secrets(config, folder);
+    Ok(())
+}
+
+/// Puts this way in place of every filter state in the plugin's configuration.
+fn take_secrets_by(value: &mut Value, by: SecretsBy) {
+    let state = value.get("filter_state").and_then(Value::as_str);
+    let known = SECRETS.iter().find(|(known, _)| state == Some(known));
+    match (known, by, &mut *value) {
+        (Some((_, secret)), SecretsBy::Header, place) => {
+            *place = json!({"header": format!("x-refund-{secret}")});
+        }
+        (Some((_, secret)), SecretsBy::Environment, place) => {
+            *place = json!({"env": variable(secret)});
+        }
+        (_, _, Value::Array(items)) => {
+            items.iter_mut().for_each(|item| take_secrets_by(item, by));
+        }
+        (_, _, Value::Object(members)) => {
+            members
+                .values_mut()
+                .for_each(|item| take_secrets_by(item, by));
+        }
+        _ => {}
+    }
+}
+
+/// The `config` of the refund filter.
+pub fn filter_mut(config: &mut Value) -> Result<&mut Value> {
     let filters = format!("{LISTENER}/filter_chains/0/filters/0/typed_config/http_filters");
     let filter = named(config, &filters, "refund_filter")?;
-    *at(filter, "/typed_config/config/vm_config/code/local/filename")? = json!(module);
+    at(filter, "/typed_config/config")
+}
+
+/// Changes the plugin's configuration, which stands in envoy.yaml as text.
+pub fn change_plugin(config: &mut Value, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let text = at(filter_mut(config)?, "/configuration/value")?;
+    let mut plugin = serde_json::from_str(text.as_str().unwrap_or_default())?;
+    change(&mut plugin);
+    *text = json!(plugin.to_string());
     Ok(())
+}
+
+/// Splices transit.yaml in: OpenBao at `address` signs for BBMSL.
+pub fn sign_by_transit(
+    config: &mut Value,
+    address: SocketAddr,
+    ca: &Path,
+    secrets: &Path,
+) -> Result<()> {
+    let mut parts = read("transit.yaml")?;
+    // The dev server's certificate has this name.
+    let mut cluster = parts["cluster"].take();
+    let tls = at(&mut cluster, "/transport_socket/typed_config")?;
+    tls["sni"] = json!("localhost");
+    let validation = at(tls, "/common_tls_context/validation_context")?;
+    validation["trusted_ca"]["filename"] = json!(ca);
+    validation["match_typed_subject_alt_names"][0]["matcher"]["exact"] = json!("localhost");
+    *at(&mut cluster, ENDPOINT)? = json!({"address": address.ip(), "port_value": address.port()});
+    list(config, "/static_resources/clusters")?.push(cluster);
+    let filters = format!("{LISTENER}/filter_chains/0/filters/0/typed_config/http_filters");
+    let states = named(config, &filters, "envoy.filters.http.set_filter_state")?;
+    list(states, "/typed_config/on_request_headers")?.push(parts["set_filter_state"].take());
+    let signing = parts["signing"].take();
+    change_plugin(config, |plugin| {
+        plugin["providers"]["bbmsl"]["signing"] = signing
+    })?;
+    move_secrets(config, secrets);
+    Ok(())
+}
+
+/// Splices credentials-injected.yaml in: Envoy's injector adds Moyasar's and beGateway's `authorization`.
+pub fn inject_credentials(config: &mut Value, secrets: &Path) -> Result<()> {
+    let mut parts = read("credentials-injected.yaml")?;
+    for name in ["moyasar", "begateway"] {
+        let provider = parts["providers"][name].take();
+        change_plugin(config, |plugin| plugin["providers"][name] = provider)?;
+        let cluster = named(config, "/static_resources/clusters", name)?;
+        let options = at(cluster, "/typed_extension_protocol_options")?;
+        options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]["http_filters"] =
+            parts["clusters"][name]["http_filters"].take();
+    }
+    move_secrets(config, secrets);
+    Ok(())
+}
+
+fn list<'a>(config: &'a mut Value, pointer: &str) -> Result<&'a mut Vec<Value>> {
+    at(config, pointer)?
+        .as_array_mut()
+        .with_context(|| format!("envoy.yaml has no list at {pointer}"))
+}
+
+/// Puts this run's folder in place of the one of the examples.
+fn move_secrets(value: &mut Value, folder: &Path) {
+    match value {
+        Value::String(text) => {
+            if let Some(rest) = text.strip_prefix("/etc/refund-filter/secrets") {
+                *text = format!("{}{rest}", folder.display());
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| move_secrets(item, folder)),
+        Value::Object(members) => members
+            .values_mut()
+            .for_each(|item| move_secrets(item, folder)),
+        _ => {}
+    }
 }
 
 pub(crate) fn set_upstream(
@@ -64,8 +221,7 @@ pub(crate) fn set_upstream(
     ca: &Path,
 ) -> Result<()> {
     let cluster = named(config, "/static_resources/clusters", cluster)?;
-    let endpoint = "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address";
-    *at(cluster, endpoint)? = json!({"address": address.ip(), "port_value": address.port()});
+    *at(cluster, ENDPOINT)? = json!({"address": address.ip(), "port_value": address.port()});
     let trusted =
         "/transport_socket/typed_config/common_tls_context/validation_context/trusted_ca/filename";
     *at(cluster, trusted)? = json!(ca);

@@ -1,31 +1,36 @@
 //! Real Envoy with the filter, in front of the simulated providers.
 //!
 //! What runs is the project's own `envoy/envoy.yaml`, read, changed in the tree and handed to Envoy: its ports, the
-//! providers' addresses, the certificate authority and the module's path; secrets come as environment variables, as the file
-//! says. A test changes more only where it says so ([`Options::change`]).
+//! providers' addresses, the certificate authority, the module's path and the folder of the secrets. A test changes more only
+//! where it says so ([`Options::change`]).
 
+pub mod ecds;
 mod envoy_yaml;
+pub mod openbao;
 
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use provider_simulator as simulator;
-use serde_json::Value;
+use serde_json::{Value, json};
 use simulator::{MerchantKey, OAuthClient, Provider, Shop, SigningKeys, Simulators};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-pub use envoy_yaml::{load, route_mut};
+pub use envoy_yaml::{
+    change_plugin, filter_mut, inject_credentials, load, route_mut, set_secrets, sign_by_transit,
+};
 
 /// The path of the canonical call.
 pub const PATH: &str = "/v1/refunds";
 
-/// The secrets that the testbed gives to Envoy as environment variables, and to the simulators as what they accept. Each has
-/// the word `canary` in it, so that a test can look for them where they must not be.
+/// The secrets that the testbed gives to Envoy, and to the simulators as what they accept. Each has the word `canary` in it,
+/// so that a test can look for them where they must not be.
 #[derive(Clone)]
 pub struct Secrets {
     /// BOG's OAuth2 client secret.
@@ -39,7 +44,8 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    fn new() -> Result<Self> {
+    /// New ones: the same texts, and another key pair.
+    pub fn new() -> Result<Self> {
         let keys = SigningKeys::generate()?;
         Ok(Secrets {
             bog_client_secret: "canary-bog-client-secret".into(),
@@ -50,28 +56,69 @@ impl Secrets {
     }
 }
 
+/// By which way the secrets reach the filter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SecretsBy {
+    /// As envoy.yaml has it: SDS files, through filter state (Envoy 1.38 and later).
+    #[default]
+    FilterState,
+    /// As secrets-by-header.yaml has it: SDS files, through request headers.
+    Header,
+    /// Environment variables of Envoy.
+    Environment,
+}
+
+/// A change to the configuration; it gets the folder of the secrets, too.
+pub type Change = Box<dyn FnOnce(&mut Value, &Path) + Send>;
+
 /// How a gateway starts.
 pub struct Options {
     /// The simulators' options; their credentials are set by the testbed.
     pub simulators: simulator::Options,
+    /// By which way the secrets come.
+    pub secrets_by: SecretsBy,
     /// Worker threads of Envoy.
     pub concurrency: u32,
     /// The port to listen on; 0 is any free one.
     pub port: u16,
     /// What this run changes in the configuration beyond addresses, certificates and secrets.
-    pub change: Box<dyn FnOnce(&mut Value) + Send>,
+    pub change: Change,
+    /// More secrets than envoy.yaml's own: the names of their SDS files, and their values.
+    pub more_secrets: Vec<(&'static str, String)>,
+    /// The secrets to use; made on the spot where there are none.
+    pub secrets: Option<Secrets>,
     /// Envoy's log level.
     pub log_level: &'static str,
+    /// Secrets that the simulators accept, too, in the places after those in use: a rotation goes to them.
+    pub also_accepted: Vec<Secrets>,
+    /// Whether the filter is configured by ECDS, see [`Gateway::push`].
+    pub ecds: bool,
+    /// The gateway whose simulators, secrets and folders of SDS and ECDS this one uses, too. It must stay.
+    pub beside: Option<Beside>,
+}
+
+/// What the gateways of a fleet share.
+#[derive(Clone)]
+pub struct Beside {
+    simulators: Arc<Simulators>,
+    secrets: Secrets,
+    folder: PathBuf,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
             simulators: simulator::Options::default(),
+            secrets_by: SecretsBy::of_this_envoy(),
             concurrency: 2,
             port: 0,
-            change: Box::new(|_| {}),
+            change: Box::new(|_, _| {}),
+            more_secrets: Vec::new(),
+            secrets: None,
             log_level: "info",
+            also_accepted: Vec::new(),
+            ecds: false,
+            beside: None,
         }
     }
 }
@@ -80,7 +127,7 @@ impl Options {
     /// The default, with a change to the configuration.
     pub fn changed(change: impl FnOnce(&mut Value) + Send + 'static) -> Self {
         Options {
-            change: Box::new(change),
+            change: Box::new(|config, _| change(config)),
             ..Options::default()
         }
     }
@@ -89,7 +136,7 @@ impl Options {
 /// A running gateway with its simulators. Dropping it ends both.
 pub struct Gateway {
     /// The simulated providers.
-    pub simulators: Simulators,
+    pub simulators: Arc<Simulators>,
     /// Where the gateway listens.
     pub address: SocketAddr,
     /// Where Envoy's admin listens.
@@ -97,6 +144,8 @@ pub struct Gateway {
     /// The secrets in use.
     pub secrets: Secrets,
     folder: tempfile::TempDir,
+    // The folders of SDS and ECDS are in it: the same folder, or another gateway's.
+    shared: PathBuf,
     // Killed when it is dropped.
     envoy: Child,
 }
@@ -104,33 +153,44 @@ pub struct Gateway {
 impl Gateway {
     /// Starts the simulators, then Envoy, and waits until it takes calls.
     pub async fn start(options: Options) -> Result<Gateway> {
-        let secrets = Secrets::new()?;
-        let mut simulator_options = options.simulators;
-        simulator_options.credentials = simulator::Credentials {
-            bog: vec![OAuthClient {
-                id: "10001".into(),
-                secret: secrets.bog_client_secret.clone(),
-            }],
-            moyasar: vec![secrets.moyasar_api_key.clone()],
-            begateway: vec![Shop {
-                id: "361".into(),
-                secret: secrets.begateway_secret_key.clone(),
-            }],
-            bbmsl: vec![MerchantKey {
-                merchant: "3".into(),
-                public_key: secrets.bbmsl.1.clone(),
-            }],
-        };
-        let simulators = Simulators::start(simulator_options).await?;
-
         let folder = tempfile::Builder::new()
             .prefix("refund-gateway-")
             .tempdir()?;
+        let beside = match options.beside {
+            Some(beside) => beside,
+            None => {
+                let secrets = match options.secrets {
+                    Some(secrets) => secrets,
+                    None => Secrets::new()?,
+                };
+                let mut simulator_options = options.simulators;
+                simulator_options.credentials = secrets.accepted(&options.also_accepted);
+                Beside {
+                    simulators: Arc::new(Simulators::start(simulator_options).await?),
+                    secrets,
+                    folder: folder.path().to_owned(),
+                }
+            }
+        };
+        let Beside {
+            simulators,
+            secrets,
+            folder: shared,
+        } = beside;
+        let secret_folder = shared.join("secrets");
+        if !secret_folder.exists() {
+            std::fs::create_dir(&secret_folder)?;
+            secrets.put(&secret_folder)?;
+        }
+        for (name, value) in &options.more_secrets {
+            put_secret(&secret_folder, name, value)?;
+        }
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, simulators.ca_pem())?;
         let mut config = load()?;
         envoy_yaml::set_listener_port(&mut config, options.port)?;
         envoy_yaml::set_module(&mut config, &module()?)?;
+        envoy_yaml::set_secrets(&mut config, options.secrets_by, &secret_folder)?;
         for provider in Provider::ALL {
             envoy_yaml::set_upstream(
                 &mut config,
@@ -139,7 +199,10 @@ impl Gateway {
                 &ca,
             )?;
         }
-        (options.change)(&mut config);
+        (options.change)(&mut config, &secret_folder);
+        if options.ecds {
+            ecds::discover(&mut config, &shared.join("ecds"))?;
+        }
         let config_path = folder.path().join("envoy.json");
         std::fs::write(&config_path, serde_json::to_vec_pretty(&config)?)?;
 
@@ -153,10 +216,11 @@ impl Gateway {
             .args(["--log-level", options.log_level])
             // Several run beside each other on one machine.
             .args(["--use-dynamic-base-id", "--drain-time-s", "1"])
-            .env("BOG_CLIENT_SECRET", &secrets.bog_client_secret)
-            .env("MOYASAR_API_KEY", &secrets.moyasar_api_key)
-            .env("BEGATEWAY_SECRET_KEY", &secrets.begateway_secret_key)
-            .env("BBMSL_PRIVATE_KEY", &secrets.bbmsl.0)
+            .envs(
+                secrets
+                    .by_name()
+                    .map(|(name, value)| (envoy_yaml::variable(name), value)),
+            )
             .stdin(Stdio::null())
             .stdout(File::create(folder.path().join("access.log"))?)
             .stderr(File::create(folder.path().join("envoy.log"))?)
@@ -169,6 +233,7 @@ impl Gateway {
             admin: ([127, 0, 0, 1], 0).into(),
             secrets,
             folder,
+            shared,
             envoy,
         };
         gateway.wait_until_ready(&admin_path).await?;
@@ -214,6 +279,35 @@ impl Gateway {
         let address = listeners.pointer("/listener_statuses/0/local_address/socket_address")?;
         let port = u16::try_from(address.get("port_value")?.as_u64()?).ok()?;
         Some(([127, 0, 0, 1], port).into())
+    }
+
+    /// Replaces one of the secrets in its SDS file, as an operator must: a new file, moved into place. `name` is the file's,
+    /// without its ending.
+    pub fn rotate(&self, name: &str, value: &str) -> Result<()> {
+        put_secret(&self.shared.join("secrets"), name, value)
+    }
+
+    /// What another gateway needs to be of the same fleet.
+    pub fn beside(&self) -> Beside {
+        Beside {
+            simulators: self.simulators.clone(),
+            secrets: self.secrets.clone(),
+            folder: self.shared.clone(),
+        }
+    }
+
+    fn ecds_folder(&self) -> PathBuf {
+        self.shared.join("ecds")
+    }
+
+    /// A folder of this run's, for more files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The id of Envoy's process.
+    pub fn process(&self) -> Option<u32> {
+        self.envoy.id()
     }
 
     /// The body of an admin page.
@@ -270,6 +364,82 @@ impl Gateway {
         let status = self.envoy.wait().await;
         format!("{status:?}\n{}", last_lines(&self.log(), 20))
     }
+}
+
+impl SecretsBy {
+    /// Filter state, unless `SECRETS_BY` says `header` or `environment`: so the same tests run on an older Envoy.
+    pub fn of_this_envoy() -> Self {
+        match std::env::var("SECRETS_BY").as_deref() {
+            Ok("header") => SecretsBy::Header,
+            Ok("environment") => SecretsBy::Environment,
+            _ => SecretsBy::FilterState,
+        }
+    }
+}
+
+impl Secrets {
+    /// What the simulators accept: these, and others after them.
+    fn accepted(&self, others: &[Secrets]) -> simulator::Credentials {
+        let all = || std::iter::once(self).chain(others);
+        simulator::Credentials {
+            bog: all()
+                .map(|secrets| OAuthClient {
+                    id: "10001".into(),
+                    secret: secrets.bog_client_secret.clone(),
+                })
+                .collect(),
+            moyasar: all()
+                .map(|secrets| secrets.moyasar_api_key.clone())
+                .collect(),
+            begateway: all()
+                .map(|secrets| Shop {
+                    id: "361".into(),
+                    secret: secrets.begateway_secret_key.clone(),
+                })
+                .collect(),
+            bbmsl: all()
+                .map(|secrets| MerchantKey {
+                    merchant: "3".into(),
+                    public_key: secrets.bbmsl.1.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Writes the SDS files that envoy.yaml names.
+    pub fn put(&self, folder: &Path) -> Result<()> {
+        let mut secrets = self.by_name().into_iter();
+        secrets.try_for_each(|(name, value)| put_secret(folder, name, &value))
+    }
+
+    /// The secrets by the names of their SDS files in envoy.yaml.
+    fn by_name(&self) -> [(&'static str, String); 4] {
+        // One line, so that it fits into a header, too: the base64 of PKCS#8 DER.
+        let one_line: String = self
+            .bbmsl
+            .0
+            .lines()
+            .filter(|line| !line.starts_with("-----"))
+            .collect();
+        [
+            ("bog-client-secret", self.bog_client_secret.clone()),
+            ("moyasar-api-key", self.moyasar_api_key.clone()),
+            ("begateway-secret-key", self.begateway_secret_key.clone()),
+            ("bbmsl-key", one_line),
+        ]
+    }
+}
+
+/// Writes an SDS file and moves it into place.
+fn put_secret(folder: &Path, name: &str, value: &str) -> Result<()> {
+    let resource = json!({"resources": [{
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+        "name": name,
+        "generic_secret": {"secret": {"inline_string": value}},
+    }]});
+    let draft = folder.join(format!(".{name}.part"));
+    std::fs::write(&draft, resource.to_string())?;
+    Ok(std::fs::rename(draft, folder.join(format!("{name}.yaml")))?)
 }
 
 /// What an application gets.

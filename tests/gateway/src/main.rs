@@ -1,5 +1,6 @@
-//! `./build.sh demo` and `./build.sh serve`: the gateway in front of the simulated providers, to be looked at.
+//! `./build.sh demo`, `serve` and `bench`: the gateway in front of the simulated providers, to be looked at.
 
+mod bench;
 mod demo;
 
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ struct Arguments {
 enum Command {
     /// Makes one refund at every provider, shows what went over the wire, and ends.
     Demo,
+    /// Measures the signers against each other.
+    Bench,
     /// Keeps gateway and providers up on 127.0.0.1:10000 until Ctrl-C.
     Serve,
 }
@@ -30,6 +33,7 @@ enum Command {
 async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo => demo::run().await,
+        Command::Bench => bench::run().await,
         Command::Serve => serve().await,
     };
     match result {

@@ -5,7 +5,9 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{Problem, assert_problem, plugin};
-use gateway_testbed::{Answer, Gateway, Options, Secrets, envoy, load, project, route_mut};
+use gateway_testbed::{
+    Answer, Gateway, Options, Secrets, SecretsBy, envoy, load, project, route_mut, set_secrets,
+};
 use provider_simulator as simulator;
 use reqwest::header::HeaderValue;
 use reqwest::{Method, RequestBuilder};
@@ -1429,28 +1431,35 @@ async fn refunds_are_counted_by_provider_and_outcome() {
     }
 }
 
-/// What `envoy --mode validate` says of a configuration, in the checkout: whether it takes it, and its log.
-fn validate(path: &std::path::Path, private_key: &str) -> (bool, String) {
+/// What `envoy --mode validate` says of the project's own configuration, in the checkout, with the secrets in a folder of the
+/// test's and this change: whether it takes it, and its log.
+fn validate(change: impl FnOnce(&mut Value)) -> (bool, String, simulator::SigningKeys) {
+    let keys = simulator::SigningKeys::generate().expect("a key");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = load().expect("envoy.yaml");
+    set_secrets(&mut config, SecretsBy::of_this_envoy(), folder.path()).expect("secrets");
+    change(&mut config);
+    let secrets = Secrets {
+        bbmsl: (keys.private_key.clone(), keys.public_key.clone()),
+        ..Secrets::new().expect("secrets")
+    };
+    secrets.put(folder.path()).expect("secret files");
+    let path = folder.path().join("envoy.json");
+    std::fs::write(&path, config.to_string()).expect("a file");
     let output = std::process::Command::new(envoy().expect("Envoy"))
         .args(["--mode", "validate", "-c"])
         .arg(path)
         .args(["--log-level", "info", "--use-dynamic-base-id"])
         .current_dir(project())
-        .env("BOG_CLIENT_SECRET", "canary-bog")
-        .env("MOYASAR_API_KEY", "canary-moyasar")
-        .env("BEGATEWAY_SECRET_KEY", "canary-begateway")
-        .env("BBMSL_PRIVATE_KEY", private_key)
         .output()
         .expect("Envoy ran");
     let log = as_text(&output.stderr) + &as_text(&output.stdout);
-    (output.status.success(), log)
+    (output.status.success(), log, keys)
 }
 
 #[test]
 fn envoy_takes_the_projects_own_configuration_as_it_stands() {
-    let keys = simulator::SigningKeys::generate().expect("a key");
-    let path = project().join("envoy/envoy.yaml");
-    let (taken, log) = validate(&path, &keys.private_key);
+    let (taken, log, keys) = validate(|_| {});
     assert!(taken, "{log}");
     for word in [
         "canary",
@@ -1463,8 +1472,6 @@ fn envoy_takes_the_projects_own_configuration_as_it_stands() {
 
 #[test]
 fn a_broken_plugin_configuration_is_refused_with_pointers_and_without_secrets() {
-    let keys = simulator::SigningKeys::generate().expect("a key");
-    let folder = tempfile::tempdir().expect("a folder");
     type Change = fn(&mut Value);
     let cases: [(&str, Change, &[&str]); 7] = [
         (
@@ -1524,11 +1531,7 @@ fn a_broken_plugin_configuration_is_refused_with_pointers_and_without_secrets() 
         ),
     ];
     for (case, change, pointers) in cases {
-        let mut config = load().expect("envoy.yaml");
-        plugin(&mut config, change);
-        let path = folder.path().join("envoy.json");
-        std::fs::write(&path, config.to_string()).expect("a file");
-        let (taken, log) = validate(&path, &keys.private_key);
+        let (taken, log, _) = validate(|config| plugin(config, change));
         assert!(!taken, "{case}: {log}");
         for pointer in pointers {
             assert!(

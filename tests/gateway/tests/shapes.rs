@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use common::{Problem, assert_problem};
-use gateway_testbed::{Answer, Gateway, Options, PATH};
+use gateway_testbed::{Answer, Gateway, Options, PATH, filter_mut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame};
@@ -1160,13 +1160,8 @@ async fn a_body_that_stalls_is_answered_by_the_filter() -> Result<()> {
 async fn a_gateway_that_withholds_bodies_says_what_it_lacks() -> Result<()> {
     const FIELD: &str = "allow_on_headers_stop_iteration";
     let gateway = Gateway::start(Options::changed(|config| {
-        let plugin = config
-            .pointer_mut(
-                "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0\
-                 /typed_config/config",
-            )
-            .and_then(Value::as_object_mut)
-            .expect("the plugin");
+        let plugin = filter_mut(config).expect("the filter");
+        let plugin = plugin.as_object_mut().expect("an object");
         plugin.remove(FIELD).expect("the field");
     }))
     .await?;

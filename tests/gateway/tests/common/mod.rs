@@ -7,15 +7,7 @@ use serde_json::Value;
 
 /// Changes the filter's own configuration inside Envoy's.
 pub fn plugin(config: &mut Value, change: impl FnOnce(&mut Value)) {
-    let text = config
-        .pointer_mut(
-            "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0\
-             /typed_config/config/configuration/value",
-        )
-        .expect("the plugin configuration");
-    let mut plugin = serde_json::from_str(text.as_str().expect("a text")).expect("JSON");
-    change(&mut plugin);
-    *text = plugin.to_string().into();
+    gateway_testbed::change_plugin(config, change).expect("the plugin configuration");
 }
 
 /// The members of a problem that callers decide by.
@@ -90,7 +82,9 @@ pub fn assert_problem(case: &str, answer: &Answer, expected: Problem) {
             "provider",
         ];
         assert!(known.contains(&name.as_str()), "{case}: {name} in {text}");
-        assert!(!value.is_null(), "{case}: {name} in {text}");
+        // An Envoy before 1.40 does not leave out what is empty in the problems that it writes itself.
+        let older = name == "retry_until" && std::env::var_os("ENVOY_WRITES_NULL").is_some();
+        assert!(!value.is_null() || older, "{case}: {name} in {text}");
     }
     assert_eq!(
         answer.body.get("errors").is_some(),
