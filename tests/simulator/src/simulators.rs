@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -313,9 +313,25 @@ impl Simulators {
     /// Listens again, at the same address.
     pub async fn open(&self, provider: Provider) -> Result<(), Error> {
         let site = self.site(provider);
-        if lock(&site.task).is_none() {
-            site.serve(TcpListener::bind(site.address).await?);
+        if lock(&site.task).is_some() {
+            return Ok(());
         }
-        Ok(())
+        // While it was closed, a connection of another program may have been given the port for a moment.
+        let patience = Duration::from_secs(10);
+        let begin = Instant::now();
+        loop {
+            match TcpListener::bind(site.address).await {
+                Ok(listener) => {
+                    site.serve(listener);
+                    return Ok(());
+                }
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && begin.elapsed() < patience =>
+                {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
