@@ -109,19 +109,14 @@ tests() {
   end_to_end "$OLDEST_ENVOY" "$program"
 }
 
-# The end-to-end suite on another Envoy: its version, its program. Before 1.38 secrets come by header; before 1.40 Envoy writes
+# The end-to-end suite on another Envoy: its version, its program. Before 1.38 there are no secrets in filter state: they come
+# by header, and the few tests of filter state itself, and of OpenBao with its token there, end at once. Before 1.40 Envoy writes
 # null for what is empty in problems of its own.
 end_to_end() {
-  local suites="--test contract --test providers --test shapes --test envoys_own_answers --test tokens"
-  local by=filter_state
-  case "$1" in
-    1.36.* | 1.37.*) by=header ;;
-    *) suites="$suites --test secrets --test signing --test rotation" ;;
-  esac
-  local older=()
-  [ "$1" = "$ENVOY_VERSION" ] || older=(ENVOY_WRITES_NULL=1)
-  # shellcheck disable=SC2086 # words, not one
-  env "${older[@]}" SECRETS_BY=$by ENVOY="$2" cargo test --locked --package gateway-testbed --no-fail-fast $suites
+  local settings=(SECRETS_BY=filter_state)
+  case "$1" in 1.36.* | 1.37.*) settings=(SECRETS_BY=header) ;; esac
+  [ "$1" = "$ENVOY_VERSION" ] || settings+=(ENVOY_WRITES_NULL=1)
+  env "${settings[@]}" ENVOY="$2" cargo test --locked --package gateway-testbed --no-fail-fast
 }
 
 compat() {
