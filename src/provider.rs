@@ -56,7 +56,7 @@ impl ProviderKind {
     }
 }
 
-/// What a provider can take, as data: the validation of a call and the README's table are made from it.
+/// What a provider can take, as data: the validation of a call is made from it.
 #[derive(Debug)]
 pub struct Capabilities {
     /// By what it knows a payment.
@@ -174,8 +174,6 @@ pub enum Idempotency {
     None,
     /// By a UUID.
     Uuid {
-        /// Where it stands in the provider's request, for documentation.
-        place: &'static str,
         /// Whether version 7 is taken as it is; version 4 always is.
         v7: bool,
         /// For how long the provider says that it keeps it, in seconds, if it says.

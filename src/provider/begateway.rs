@@ -25,7 +25,6 @@ pub(super) static CAPABILITIES: Capabilities = Capabilities {
     },
     reason: Reason::Required,
     idempotency: Idempotency::Uuid {
-        place: "header `RequestID`",
         v7: false,
         kept: Some(24 * 60 * 60),
     },

@@ -24,7 +24,6 @@ pub(super) static CAPABILITIES: Capabilities = Capabilities {
     },
     reason: Reason::NotSent,
     idempotency: Idempotency::Uuid {
-        place: "header `Idempotency-Key`",
         v7: false,
         kept: None,
     },

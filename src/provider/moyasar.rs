@@ -27,7 +27,6 @@ pub(super) static CAPABILITIES: Capabilities = Capabilities {
     },
     reason: Reason::NotSent,
     idempotency: Idempotency::Uuid {
-        place: "`transaction_id` in the body",
         v7: true,
         kept: None,
     },
