@@ -88,10 +88,11 @@ impl Provider for Bog {
         if !reply.is_success() {
             return by_status(reply.status, word);
         }
-        let action_id = reply
-            .object()
-            .and_then(|body| identifier(body.get("action_id")));
-        match (word.code.as_deref(), action_id) {
+        let body = reply.object();
+        let action_id = body.and_then(|body| identifier(body.get("action_id")));
+        // Only here: the word that is shown can come from a member for errors.
+        let key = body.and_then(|body| body.get("key")?.text());
+        match (key.as_deref(), action_id) {
             (Some(RECEIVED), Some(action_id)) => Outcome::Pending(Receipt {
                 id: Some(action_id),
                 amount: None,
