@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::guard::GuardSettings;
 use crate::json::{Kind, Members, Node};
 use crate::money::Currency;
 use crate::problem::Fault;
@@ -30,6 +31,8 @@ pub struct Config {
     pub path: String,
     /// The request headers that carry secrets, in lower case: taken from every request, whoever it is for.
     pub secret_headers: Vec<String>,
+    /// What is remembered of idempotency keys.
+    pub guard: GuardSettings,
     providers: BTreeMap<String, Rc<ProviderEntry>>,
 }
 
@@ -276,7 +279,11 @@ impl Reader<'_> {
         let providers = self
             .required(&mut object, "providers")
             .and_then(|node| self.object("/providers", node));
-        self.refuse_the_rest(object, "path and providers");
+        let guard = match object.take("guard") {
+            Some(node) => self.guard(node),
+            None => Some(GuardSettings::default()),
+        };
+        self.refuse_the_rest(object, "path, guard and providers");
         let providers = providers?;
         if providers.members.is_empty() {
             self.fault("/providers", "At least one provider is needed.");
@@ -301,8 +308,47 @@ impl Reader<'_> {
         Some(Config {
             path: path?,
             secret_headers: mem::take(&mut self.secret_headers),
+            guard: guard?,
             providers: entries,
         })
+    }
+
+    fn guard(&mut self, node: Node<'_>) -> Option<GuardSettings> {
+        let mut object = self.object("/guard", node)?;
+        let default = GuardSettings::default();
+        let day = 24 * 60 * 60;
+        let entries = self.count(&mut object, "entries", (0, 1 << 20));
+        let window = self.count(&mut object, "window_seconds", (0, 30 * day));
+        // A lease of nothing would make every call in flight one of which nothing more is expected.
+        let lease = self.count(&mut object, "lease_seconds", (1, 3_600));
+        self.refuse_the_rest(object, "entries, window_seconds and lease_seconds");
+        let milliseconds = |seconds: u32| i64::from(seconds).saturating_mul(1_000);
+        Some(GuardSettings {
+            entries: entries?.unwrap_or(default.entries),
+            window_ms: window?.map_or(default.window_ms, milliseconds),
+            lease_ms: lease?.map_or(default.lease_ms, milliseconds),
+        })
+    }
+
+    /// A whole number within bounds; `Some(None)` where it is left out.
+    fn count(
+        &mut self,
+        object: &mut Object<'_>,
+        name: &str,
+        (least, most): (u32, u32),
+    ) -> Option<Option<u32>> {
+        let Some(node) = object.take(name) else {
+            return Some(None);
+        };
+        let number = node.number().and_then(|number| number.parse().ok());
+        let number = number.filter(|number| (least..=most).contains(number));
+        if number.is_none() {
+            self.fault(
+                object.at(name),
+                format!("This must be a whole number from {least} to {most}."),
+            );
+        }
+        number.map(Some)
     }
 
     fn provider(&mut self, pointer: &str, name: &str, node: Node<'_>) -> Option<ProviderEntry> {

@@ -3,12 +3,13 @@
 //! Each step consumes the one before it, so none runs twice and nothing is sent twice:
 //!
 //! ```text
-//! open ─► Reading ─┬──────────────────► Dispatch ─► Sent ─► Answer
-//!                  ├► Waiting (a token) ────┤
-//!                  └► Unsigned (OpenBao) ───┘
+//! open ─► Reading ─► Accepted ─┬──────────────────► Dispatch ─► Sent ─► Answer
+//!                    (claim)   ├► Waiting (a token) ────┤
+//!                              └► Unsigned (OpenBao) ───┘
 //! ```
 //!
-//! Every step can end in an [`Answer`] of its own.
+//! Every step can end in an [`Answer`] of its own. Between [`Accepted`] and the rest stands the [`guard`](crate::guard): from
+//! there on the key is this call's, and its answer settles it.
 
 use std::rc::Rc;
 
@@ -18,9 +19,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::config::{Auth, Config, ProviderEntry};
+use crate::guard::{Claim, Digest, End, Question, Standing, StoredAnswer, Ticket};
 use crate::headers::Headers;
 use crate::idempotency::{IdempotencyKey, KeyFault, ProviderKey};
-use crate::problem::{Code, Fault, Problem, ProviderWord, Retry};
+use crate::json::Node;
+use crate::problem::{Code, Fault, Moved, Problem, ProviderWord, Retry};
 use crate::provider::{
     Attempt, Doubt, Idempotency, Outcome, Payload, ProviderReply, ProviderRequest, Receipt,
     Refusal, Word, is_verdict,
@@ -33,6 +36,12 @@ use crate::token::{Failure, FailureKind};
 
 /// The largest body of a canonical call, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
+
+/// The largest body of an answer, in bytes: the caller's names at their longest, escaped, and the provider's words.
+pub const MAX_ANSWER: usize = 10 * 1024;
+
+/// The longest time that a provider gives for a refund, in bytes: RFC 3339 with nanoseconds and an offset has 35.
+const MAX_TIME: usize = 64;
 
 /// The caller's headers that go on to the provider, besides `x-b3-*`.
 const TRACING: [&str; 4] = ["x-request-id", "traceparent", "tracestate", "b3"];
@@ -52,6 +61,44 @@ pub struct Answer {
     pub refused_token: Option<Secret>,
     /// What the platform team must look at.
     pub alarm: Option<Box<Alarm>>,
+    /// Whether it was given before, to the same call, and nothing was sent this time.
+    pub replayed: bool,
+    /// How the call ended for the guard, where the key is its own.
+    pub settles: Option<Box<Settlement>>,
+}
+
+/// What an answer means for its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// That the key is the call's.
+    pub ticket: Ticket,
+    /// How the call ended.
+    pub end: End,
+    /// What was said, where it was a problem.
+    problem: Option<Problem>,
+}
+
+impl Answer {
+    /// Says no more than is known where the key has become another call's in the meantime: what this call did not refund,
+    /// that one may have.
+    pub fn disown(&mut self, now_ms: i64) {
+        let Some(Settlement {
+            ticket,
+            problem: Some(problem),
+            ..
+        }) = self.settles.as_deref_mut()
+        else {
+            return;
+        };
+        let standing = Standing {
+            resend_until_ms: ticket.resend_until_ms,
+        };
+        if problem.outcome == Moved::No {
+            problem.retry = standing.retry(now_ms);
+            problem.under(standing, now_ms);
+            self.body = problem.body();
+        }
+    }
 }
 
 /// What the platform team must look at: a line for the log.
@@ -74,48 +121,58 @@ pub enum Opening {
     Read(Reading),
 }
 
-/// Looks at a request's headers.
-pub fn open(config: &Rc<Config>, headers: &Headers<'_>) -> Opening {
+/// What is known of earlier sends under a key: the guard's word.
+pub type Earlier<'a> = &'a dyn Fn(&Digest) -> Option<Standing>;
+
+/// Looks at a request's headers. `now_ms` is Unix time in milliseconds.
+pub fn open(
+    config: &Rc<Config>,
+    headers: &Headers<'_>,
+    now_ms: i64,
+    earlier: Earlier<'_>,
+) -> Opening {
     let path = headers.first(":path").unwrap_or_default();
     let path = path.split(|b| *b == b'?').next().unwrap_or_default();
     if path != config.path.as_bytes() {
         return Opening::NotOurs;
     }
-    let caller = Caller::of(headers);
-    let refuse = |code, detail: &str| {
-        Opening::Answer(caller.problem(&Problem::not_refunded(code, Retry::No, detail)))
-    };
+    let mut caller = Caller::of(headers, now_ms);
     if headers.first(":method") != Some(b"POST") {
-        let mut answer = caller.problem(&Problem::not_refunded(
+        let mut answer = caller.refuse(
             Code::MethodNotAllowed,
-            Retry::No,
             "Nothing was sent. Ask for a refund with POST.",
-        ));
+        );
         answer.headers.push(&b"allow"[..], &b"POST"[..]);
         return Opening::Answer(answer);
     }
+    let key = IdempotencyKey::from_header(headers.all("idempotency-key"));
     if !is_json(headers) {
-        return refuse(
+        if let Ok(key) = &key {
+            caller.standing = earlier(&key.digest());
+        }
+        return Opening::Answer(caller.refuse(
             Code::UnsupportedMediaType,
             "Nothing was sent. Send the refund as Content-Type: application/json, in UTF-8 and without a \
              Content-Encoding.",
-        );
+        ));
     }
-    let key = match IdempotencyKey::from_header(headers.all("idempotency-key")) {
+    let key = match key {
         Ok(key) => key,
         Err(KeyFault::Missing) => {
-            return refuse(
+            return Opening::Answer(caller.refuse(
                 Code::IdempotencyKeyMissing,
                 "Nothing was sent. Give every refund an Idempotency-Key of its own, and keep it when you repeat the call.",
-            );
+            ));
         }
         Err(KeyFault::Invalid) => {
-            return refuse(
+            return Opening::Answer(caller.refuse(
                 Code::IdempotencyKeyInvalid,
                 "Nothing was sent. Send one Idempotency-Key of 1 to 255 visible ASCII characters.",
-            );
+            ));
         }
     };
+    let digest = key.digest();
+    caller.standing = earlier(&digest);
     let announced = headers
         .first("content-length")
         .and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
@@ -127,6 +184,7 @@ pub fn open(config: &Rc<Config>, headers: &Headers<'_>) -> Opening {
         config: Rc::clone(config),
         caller,
         key,
+        digest,
         secrets: secrets.collect(),
     };
     if announced.is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > MAX_BODY))
@@ -163,21 +221,27 @@ fn is_json(headers: &Headers<'_>) -> bool {
 
 /// The answer to a call whose headers the host does not show.
 pub fn unreadable_call() -> Answer {
-    Caller::default().problem(&gateway_error(
+    Caller::default().problem(gateway_error(
         500,
-        "Nothing was sent: the gateway cannot read the call. Send it again with the same key.",
+        "Nothing was sent: the gateway cannot read the call.",
     ))
 }
 
-/// What is kept of the caller's headers.
+/// What is kept of the caller's headers, and of its key.
 #[derive(Debug, Clone, Default)]
 struct Caller {
     request_id: Option<Vec<u8>>,
     passed_on: Headers<'static>,
+    /// When the call came, Unix time in milliseconds.
+    came_ms: i64,
+    /// What is known of earlier sends under the key.
+    standing: Option<Standing>,
+    /// That the key is this call's.
+    ticket: Option<Ticket>,
 }
 
 impl Caller {
-    fn of(headers: &Headers<'_>) -> Self {
+    fn of(headers: &Headers<'_>, came_ms: i64) -> Self {
         let mut passed_on = Headers::default();
         for (name, value) in headers.iter() {
             let tracing =
@@ -190,11 +254,19 @@ impl Caller {
         Caller {
             request_id: headers.first("x-request-id").map(<[u8]>::to_vec),
             passed_on,
+            came_ms,
+            standing: None,
+            ticket: None,
         }
     }
 
-    fn answer(&self, status: u16, media: &'static str, word: &'static str, body: String) -> Answer {
+    fn answer(&self, status: u16, word: &'static str, body: String, end: End) -> Answer {
         let mut headers = Headers::default();
+        let media = if status < 300 {
+            "application/json"
+        } else {
+            "application/problem+json"
+        };
         headers.push(&b"content-type"[..], media.as_bytes());
         if let Some(id) = &self.request_id {
             headers.push(&b"x-request-id"[..], id.clone());
@@ -206,20 +278,40 @@ impl Caller {
             word,
             refused_token: None,
             alarm: None,
+            replayed: false,
+            settles: self.ticket.map(|ticket| {
+                Box::new(Settlement {
+                    ticket,
+                    end,
+                    problem: None,
+                })
+            }),
         }
     }
 
-    fn problem(&self, problem: &Problem) -> Answer {
-        let mut answer = self.answer(
-            problem.status,
-            "application/problem+json",
-            problem.code.as_str(),
-            problem.body(),
-        );
-        if let Some(retry_after) = &problem.retry_after {
-            answer.headers.text("retry-after", retry_after.clone());
+    /// A problem that says what is true under the key: of this send, and of those before it.
+    fn problem(&self, mut problem: Problem) -> Answer {
+        if let Some(standing) = self.standing {
+            problem.under(standing, self.came_ms);
+        }
+        let end = match (problem.outcome, problem.retry) {
+            (Moved::Unknown, _) => End::Unknown,
+            (Moved::No, Retry::No) => End::Refused,
+            (Moved::No, Retry::SameKey | Retry::LookUp) => End::Free,
+        };
+        let word = problem.code.as_str();
+        let mut answer = self.answer(problem.status, word, problem.body(), end);
+        if let Some(retry_after) = problem.retry_after.take() {
+            answer.headers.text("retry-after", retry_after);
+        }
+        if let Some(settlement) = answer.settles.as_deref_mut() {
+            settlement.problem = Some(problem);
         }
         answer
+    }
+
+    fn refuse(&self, code: Code, detail: &str) -> Answer {
+        self.problem(Problem::not_refunded(code, Retry::No, detail))
     }
 }
 
@@ -242,7 +334,19 @@ pub struct Reading {
     config: Rc<Config>,
     caller: Caller,
     key: IdempotencyKey,
+    digest: Digest,
     /// What stood in the headers that carry secrets.
+    secrets: Vec<(String, Secret)>,
+}
+
+/// A call without a fault, before anything is done for it.
+#[derive(Debug)]
+pub struct Accepted {
+    caller: Caller,
+    entry: Rc<ProviderEntry>,
+    refund: Refund,
+    key: ProviderKey,
+    question: Question,
     secrets: Vec<(String, Secret)>,
 }
 
@@ -260,28 +364,35 @@ pub enum Prepared {
 }
 
 impl Reading {
+    /// What a caller must be told of the key if this call comes to nothing before it is claimed: for the answers that
+    /// Envoy makes past the filter.
+    pub fn standing(&self) -> Option<Retry> {
+        self.caller
+            .standing
+            .map(|standing| standing.retry(self.caller.came_ms))
+    }
+
     /// The answer to a body over [`MAX_BODY`].
     pub fn too_large(&self) -> Answer {
-        self.caller.problem(&Problem::not_refunded(
+        self.caller.refuse(
             Code::BodyTooLarge,
-            Retry::No,
             "Nothing was sent. A refund call has 64 KiB at most.",
-        ))
+        )
     }
 
     /// The answer where the body stopped coming. The caller cannot tell it from a gateway that lacks the option.
     pub fn stalled(&self) -> Answer {
-        self.caller.problem(&Problem::not_refunded(
+        self.caller.problem(Problem::not_refunded(
             Code::RequestTimeout,
             Retry::SameKey,
-            "Nothing was sent: the body did not come in time. Send the call again. If every call ends like this, the \
-             gateway's plugin configuration lacks allow_on_headers_stop_iteration: true.",
+            "Nothing was sent: the body did not come in time. If every call ends like this, the gateway's plugin \
+             configuration lacks allow_on_headers_stop_iteration: true.",
         ))
     }
 
     /// The answer where bytes of the body have come and Envoy withholds them.
     pub fn withheld(&self) -> Answer {
-        self.caller.problem(&gateway_error(
+        self.caller.problem(gateway_error(
             503,
             "Nothing was sent: the filter is not given the body. The gateway's plugin configuration lacks \
              allow_on_headers_stop_iteration: true (Envoy 1.35 and later).",
@@ -294,71 +405,140 @@ impl Reading {
             413 => self.too_large(),
             408 => self.stalled(),
             // The body broke HTTP's own rules on its way in.
-            status @ 400..=499 => self.caller.problem(&Problem {
+            status @ 400..=499 => self.caller.problem(Problem {
                 status,
                 ..Problem::not_refunded(
                     Code::BadRequest,
                     Retry::No,
-                    "Nothing was sent: the gateway could not take the request as it was written. Correct it, and use a new key.",
+                    "Nothing was sent: the gateway could not take the request as it was written.",
                 )
             }),
-            _ => self.caller.problem(&nothing_left(reply)),
+            _ => self.caller.problem(nothing_left(reply)),
         }
     }
 
-    /// Turns the whole body into the provider's request. `now_ms` is Unix time in milliseconds; `filter_state` reads Envoy's.
-    pub fn finish(
-        self,
-        body: &[u8],
-        now_ms: i64,
-        signer: &mut dyn Signer,
-        filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
-    ) -> Prepared {
+    /// Reads the whole body.
+    pub fn accept(self, body: &[u8], earlier: Earlier<'_>) -> Result<Accepted, Answer> {
         if body.len() > MAX_BODY {
-            return Prepared::Answer(self.too_large());
+            return Err(self.too_large());
         }
         let (refund, entry) = match Refund::read(body, &self.config) {
             Ok((refund, entry)) => (refund, self.config.shared_provider(&entry.name)),
-            Err(Unacceptable::Malformed) => {
-                return Prepared::Answer(self.caller.problem(&Problem::not_refunded(
-                    Code::MalformedJson,
-                    Retry::No,
-                    "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.",
-                )));
-            }
-            Err(Unacceptable::Invalid(faults)) => {
-                return Prepared::Answer(self.caller.problem(&invalid(faults)));
+            Err(fault) => {
+                let mut caller = self.caller;
+                // Another call with this key may have been sent while this one's body came.
+                caller.standing = earlier(&self.digest);
+                return Err(match fault {
+                    Unacceptable::Malformed => caller.refuse(
+                        Code::MalformedJson,
+                        "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.",
+                    ),
+                    Unacceptable::Invalid(faults) => caller.problem(invalid(faults)),
+                });
             }
         };
         let Some(entry) = entry else {
-            return Prepared::Answer(self.caller.problem(&gateway_error(
+            return Err(self.caller.problem(gateway_error(
                 500,
                 "Nothing was sent. The gateway lost its configuration.",
             )));
         };
-        let takes_v7 = matches!(
-            entry.dialect.capabilities().idempotency,
-            Idempotency::Uuid { v7: true, .. }
-        );
-        let key = self.key.for_provider(&entry.name, takes_v7);
+        let idempotency = entry.dialect.capabilities().idempotency;
+        let takes_v7 = matches!(idempotency, Idempotency::Uuid { v7: true, .. });
+        let question = Question {
+            key: self.digest,
+            refund: refund.digest(&entry.name),
+            resend_until_ms: idempotency.resend_until_ms(self.caller.came_ms),
+        };
+        Ok(Accepted {
+            key: self.key.for_provider(&entry.name, takes_v7),
+            caller: self.caller,
+            entry,
+            refund,
+            question,
+            secrets: self.secrets,
+        })
+    }
+}
+
+impl Accepted {
+    /// What the guard is asked.
+    pub fn question(&self) -> &Question {
+        &self.question
+    }
+
+    /// Goes on by the guard's word. `now_ms` is Unix time in milliseconds; `filter_state` reads Envoy's.
+    pub fn proceed(
+        mut self,
+        claim: Claim,
+        now_ms: i64,
+        signer: &mut dyn Signer,
+        filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
+    ) -> Prepared {
+        // What was known of the key when the headers came is out of date.
+        self.caller.standing = None;
+        let mut resend_until_ms = self.question.resend_until_ms;
+        let keyed = resend_until_ms > 0;
+        match claim {
+            Claim::None => {}
+            // The provider's own key holds; without one nothing would.
+            Claim::NoRoom if keyed => {}
+            Claim::NoRoom => {
+                return Prepared::Answer(self.caller.problem(gateway_error(
+                    503,
+                    "Nothing was sent: this provider knows no keys, and the gateway can remember no more of them. The \
+                     platform team must look at its guard.",
+                )));
+            }
+            Claim::Taken { ticket, standing } => {
+                self.caller.ticket = Some(ticket);
+                self.caller.standing = standing;
+                resend_until_ms = ticket.resend_until_ms;
+            }
+            Claim::InFlight(standing) => return self.held(
+                Code::RefundInProgress,
+                standing.retry(now_ms),
+                standing,
+                "Nothing was sent: the same call is in flight.",
+            ),
+            Claim::Reused => {
+                return Prepared::Answer(self.caller.problem(Problem::unknown(
+                    Code::IdempotencyKeyReused,
+                    Retry::No,
+                    "Nothing was sent: this key was used with another refund.",
+                )));
+            }
+            Claim::Answered {
+                answer: Some(answer),
+                ..
+            } => return Prepared::Answer(self.caller.again(answer)),
+            Claim::Answered { standing, .. } => return self.held(
+                Code::GatewayError,
+                standing.retry(now_ms),
+                standing,
+                "Nothing was sent: an earlier call with this key left the gateway, and its end was not seen.",
+            ),
+        }
         let attempt = Attempt {
-            key,
-            default_reason: entry.default_reason.as_deref(),
+            key: self.key,
+            default_reason: self.entry.default_reason.as_deref(),
         };
         let ProviderRequest {
             path,
             headers,
             body,
-        } = entry.dialect.request(&refund, &attempt);
+        } = self.entry.dialect.request(&self.refund, &attempt);
         let carried = Carried {
             headers: &self.secrets,
             filter_state,
         };
+        let entry = Rc::clone(&self.entry);
         let call = Call {
             caller: self.caller,
-            entry: Rc::clone(&entry),
-            refund,
-            key,
+            entry: self.entry,
+            refund: self.refund,
+            key: self.key,
+            resend_until_ms,
             shown: Vec::new(),
         };
         let draft = Draft {
@@ -367,7 +547,7 @@ impl Reading {
             headers,
         };
         match body {
-            Payload::Plain(body) => draft.authorize(body, &entry.auth, &carried, now_ms),
+            Payload::Plain(body) => draft.authorize(body, &entry.auth, &carried),
             Payload::ToSign { text, seal } => match &entry.auth {
                 Auth::Signature(Signing::Keys {
                     ring,
@@ -377,7 +557,6 @@ impl Reading {
                         seal(&text, &signature),
                         None,
                         Some(key_id),
-                        now_ms,
                     ))),
                     Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
                 },
@@ -401,6 +580,39 @@ impl Reading {
                 }
             },
         }
+    }
+
+    /// The answer to a call that is not sent, since another under its key is open.
+    fn held(self, code: Code, retry: Retry, standing: Standing, sentence: &str) -> Prepared {
+        let mut problem = Problem::unknown(code, retry, sentence);
+        if retry == Retry::SameKey {
+            problem.retry_until = rfc3339(standing.resend_until_ms);
+        }
+        Prepared::Answer(self.caller.problem(problem))
+    }
+}
+
+impl Caller {
+    /// An answer that was given before, to the same call.
+    fn again(&self, stored: StoredAnswer) -> Answer {
+        let word = Node::parse(stored.body.as_bytes()).ok().and_then(|body| {
+            let code = body.get("code").and_then(Node::text);
+            match code.and_then(|code| Code::of(&code)) {
+                Some(code) => Some(code.as_str()),
+                None => Status::of(&body.get("status")?.text()?).map(Status::as_str),
+            }
+        });
+        let mut answer = self.answer(
+            stored.status,
+            word.unwrap_or_default(),
+            stored.body,
+            End::Unknown,
+        );
+        answer
+            .headers
+            .push(&b"idempotency-replayed"[..], &b"true"[..]);
+        answer.replayed = true;
+        answer
     }
 }
 
@@ -447,6 +659,8 @@ struct Call {
     entry: Rc<ProviderEntry>,
     refund: Refund,
     key: ProviderKey,
+    /// Until when the provider tells a second send from a second refund: see [`Question::resend_until_ms`].
+    resend_until_ms: i64,
     /// What the provider, or the token endpoint, is shown: never to be passed on where it comes back.
     shown: Vec<Secret>,
 }
@@ -493,14 +707,14 @@ impl Unsigned {
     }
 
     /// Goes on with OpenBao's answer.
-    pub fn reply(self, status: u16, body: &[u8], now_ms: i64) -> Prepared {
+    pub fn reply(self, status: u16, body: &[u8]) -> Prepared {
         let signed = self
             .transit()
             .and_then(|transit| transit.read_reply(status, body));
         match signed {
             Some((signature, key_id)) => {
                 let body = (self.seal)(&self.text, &signature);
-                let dispatch = self.draft.dispatch(body, None, Some(key_id), now_ms);
+                let dispatch = self.draft.dispatch(body, None, Some(key_id));
                 Prepared::Dispatch(Box::new(dispatch))
             }
             None => Prepared::Answer(self.failed()),
@@ -509,7 +723,7 @@ impl Unsigned {
 
     /// The answer in place of Envoy's own while the signature is awaited. Nothing was sent.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.draft.call.caller.problem(&nothing_left(reply))
+        self.draft.call.caller.problem(nothing_left(reply))
     }
 
     /// The answer where OpenBao gives no signature.
@@ -571,14 +785,13 @@ impl Waiting {
     }
 
     /// Goes on with a token.
-    pub fn with_token(mut self, token: Secret, now_ms: i64) -> Dispatch {
+    pub fn with_token(mut self, token: Secret) -> Dispatch {
         let authorization = bearer(&token);
         // The token first: a 401 of the provider's drops it.
         let mut shown = vec![token];
         shown.append(&mut self.shown_to_the_endpoint());
         self.draft.call.shown = shown;
-        self.draft
-            .dispatch(self.body, Some(authorization), None, now_ms)
+        self.draft.dispatch(self.body, Some(authorization), None)
     }
 
     /// The answer where there is no token.
@@ -587,15 +800,15 @@ impl Waiting {
             FailureKind::Refused => (
                 Code::ProviderAuthFailed,
                 "Nothing was sent: the token endpoint does not accept the gateway's credentials. The platform team must mend \
-                 them; then send the call again with the same key.",
+                 them.",
             ),
             FailureKind::RateLimited => (
                 Code::ProviderRateLimited,
-                "Nothing was sent: the token endpoint wants fewer calls. Send the call again later with the same key.",
+                "Nothing was sent: the token endpoint wants fewer calls.",
             ),
             FailureKind::Unreachable => (
                 Code::ProviderUnreachable,
-                "Nothing was sent: the token endpoint gave no token. Send the call again with the same key.",
+                "Nothing was sent: the token endpoint gave no token.",
             ),
         };
         let mut problem = Problem::not_refunded(code, Retry::SameKey, sentence);
@@ -608,24 +821,18 @@ impl Waiting {
         problem.provider = failure
             .status
             .map(|status| call.provider_word(status, failure.word()));
-        call.caller.problem(&problem)
+        call.caller.problem(problem)
     }
 
     /// The answer in place of Envoy's own while the token is awaited. Nothing was sent.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.draft.call.caller.problem(&nothing_left(reply))
+        self.draft.call.caller.problem(nothing_left(reply))
     }
 }
 
 impl Draft {
     /// Adds the credentials of a provider that wants them in a header.
-    fn authorize(
-        mut self,
-        body: String,
-        auth: &Auth,
-        carried: &Carried<'_>,
-        now_ms: i64,
-    ) -> Prepared {
+    fn authorize(mut self, body: String, auth: &Auth, carried: &Carried<'_>) -> Prepared {
         let authorization = match auth {
             Auth::Token(endpoint) => match endpoint.client_secret.resolve_for_header(carried) {
                 Ok(client_secret) => {
@@ -653,7 +860,7 @@ impl Draft {
         };
         match authorization {
             Ok(authorization) => {
-                Prepared::Dispatch(Box::new(self.dispatch(body, authorization, None, now_ms)))
+                Prepared::Dispatch(Box::new(self.dispatch(body, authorization, None)))
             }
             Err(sentence) => Prepared::Answer(self.call.alarm(503, Code::GatewayError, sentence)),
         }
@@ -664,7 +871,6 @@ impl Draft {
         body: String,
         authorization: Option<Secret>,
         key_id: Option<String>,
-        now_ms: i64,
     ) -> Dispatch {
         let Draft {
             call,
@@ -702,11 +908,8 @@ impl Draft {
             body,
             key_id,
             retry,
-            retry_until: call.retry_until(now_ms),
-            sent: Sent {
-                call,
-                sent_ms: now_ms,
-            },
+            retry_until: call.retry_until(),
+            sent: Sent { call },
         }
     }
 }
@@ -715,7 +918,6 @@ impl Draft {
 #[derive(Debug)]
 pub struct Sent {
     call: Call,
-    sent_ms: i64,
 }
 
 /// The head of a provider's reply, as far as it counts.
@@ -765,9 +967,9 @@ impl Sent {
 
     /// The answer where the request could not be handed to Envoy after all.
     pub fn not_sent(&self) -> Answer {
-        self.call.caller.problem(&gateway_error(
+        self.call.caller.problem(gateway_error(
             500,
-            "Nothing was sent: the gateway could not write the provider's request. Send the call again with the same key.",
+            "Nothing was sent: the gateway could not write the provider's request.",
         ))
     }
 
@@ -819,13 +1021,33 @@ impl Sent {
                 Code::ProviderError,
                 "The connection to the provider broke, and the refund may have been made.",
             )
+        } else if details == "response_payload_too_large" {
+            self.after_sending(
+                Code::ProviderReplyUnreadable,
+                "The provider's answer is larger than the gateway takes, and the refund may have been made.",
+            )
         } else {
             self.after_sending(
                 Code::GatewayError,
                 "The gateway failed after the request may have left, and the refund may have been made.",
             )
         };
-        self.call.caller.problem(&problem)
+        self.call.caller.problem(problem)
+    }
+
+    /// What would have been the answer where the stream ended without one: the caller left, or Envoy answered past the
+    /// filter. It settles the key. `replying`: the provider's reply had begun.
+    pub fn ended(self, reply: LocalReply<'_>, replying: bool) -> Answer {
+        self.local_reply(LocalReply {
+            connected: reply.connected || replying,
+            // A reply that has begun is not one that was refused before.
+            details: if replying && reply.details.contains("refused_stream") {
+                "upstream_reset"
+            } else {
+                reply.details
+            },
+            ..reply
+        })
     }
 
     fn refunded(self, status: Status, receipt: Receipt) -> Answer {
@@ -846,13 +1068,16 @@ impl Sent {
             reference: refund.reference.as_deref(),
             provider_code: code.as_deref(),
             provider_message: message.as_deref(),
-            created_at: receipt
-                .created_at
-                .as_deref()
-                .filter(|time| OffsetDateTime::parse(time, &Rfc3339).is_ok()),
+            created_at: receipt.created_at.as_deref().filter(|time| {
+                time.len() <= MAX_TIME && OffsetDateTime::parse(time, &Rfc3339).is_ok()
+            }),
         }
         .body();
-        caller.answer(status.http(), "application/json", status.as_str(), body)
+        let end = match status {
+            Status::Succeeded => End::Refunded,
+            Status::Pending => End::Pending,
+        };
+        caller.answer(status.http(), status.as_str(), body, end)
     }
 
     fn refused(self, head: &ReplyHead, refusal: Refusal, word: Word, attempts: u64) -> Answer {
@@ -887,21 +1112,13 @@ impl Sent {
         // provider has no key so is everything: after a retry by the route the send before it may have been the refund.
         let capabilities = self.call.entry.dialect.capabilities();
         let keyed = capabilities.idempotency != Idempotency::None;
-        let certain = attempts <= 1 || (200..300).contains(&head.status) && keyed;
-        let mut problem = if certain {
-            let advice = match retry {
-                Retry::No => {
-                    "No money was moved. Repeating the call would end the same way: mend the cause and use a new key."
-                }
-                _ => "No money was moved. Send the call again later with the same key.",
-            };
-            Problem::not_refunded(code, retry, format!("{sentence} {advice}"))
+        let verdict = (200..300).contains(&head.status) && keyed;
+        let mut problem = if verdict || attempts <= 1 && self.call.caller.standing.is_none() {
+            Problem::not_refunded(code, retry, sentence)
         } else {
             self.after_sending(
                 code,
-                &format!(
-                    "{sentence} The route had sent it before, and that may have been the refund."
-                ),
+                &format!("{sentence} It had been sent before, and that may have been the refund."),
             )
         };
         if retry == Retry::SameKey {
@@ -909,7 +1126,14 @@ impl Sent {
         }
         let fetched = matches!(self.call.entry.auth, Auth::Token(_)) && head.status == 401;
         let refused_token = self.call.shown.first().cloned().filter(|_| fetched);
-        let mut answer = self.provider_problem(problem, head.status, word);
+        let mut answer = if verdict {
+            // The provider's own word on this refund: whatever was not known of it before is known now.
+            let mut told = self;
+            told.call.caller.standing = None;
+            told.provider_problem(problem, head.status, word)
+        } else {
+            self.provider_problem(problem, head.status, word)
+        };
         answer.refused_token = refused_token;
         answer
     }
@@ -931,14 +1155,13 @@ impl Sent {
             Doubt::MaybeThere => Problem::unknown(
                 Code::ProviderRejected,
                 Retry::LookUp,
-                "The provider refused, and that can mean that the refund is there already. Look the refund up before \
-                 anything else.",
+                "The provider refused, and that can mean that the refund is there already.",
             ),
             Doubt::Mismatch => Problem::unknown(
                 Code::ProviderReplyMismatch,
                 Retry::LookUp,
                 "The provider's answer names another amount, currency or payment than was asked for, so it is not known what \
-                 was refunded. Look the refund up before anything else.",
+                 was refunded.",
             ),
         };
         if head.status == 503 {
@@ -949,23 +1172,17 @@ impl Sent {
 
     fn provider_problem(self, mut problem: Problem, status: u16, word: Word) -> Answer {
         if problem.retry == Retry::SameKey {
-            problem.retry_until = self.call.retry_until(self.sent_ms);
+            problem.retry_until = self.call.retry_until();
         }
         problem.provider = Some(self.call.provider_word(status, word));
-        self.call.caller.problem(&problem)
+        self.call.caller.problem(problem)
     }
 
     /// A problem of which money may have moved, with the advice that this provider allows.
     fn after_sending(&self, code: Code, sentence: &str) -> Problem {
         let retry = self.call.entry.dialect.capabilities().retry_when_unknown();
-        let advice = match retry {
-            Retry::SameKey => "Send the same call again with the same key: it cannot refund twice.",
-            _ => {
-                "Look the refund up before anything else: this provider knows no keys, and a second call could refund again."
-            }
-        };
-        let mut problem = Problem::unknown(code, retry, format!("{sentence} {advice}"));
-        problem.retry_until = self.call.retry_until(self.sent_ms);
+        let mut problem = Problem::unknown(code, retry, sentence);
+        problem.retry_until = self.call.retry_until();
         problem
     }
 }
@@ -1001,14 +1218,12 @@ impl Call {
 
     /// The answer where something of the platform team's is missing. Nothing was sent.
     fn alarm(&self, status: u16, code: Code, sentence: String) -> Answer {
-        let mut answer = self.caller.problem(&Problem {
+        let mut answer = self.caller.problem(Problem {
             status,
             ..Problem::not_refunded(
                 code,
                 Retry::SameKey,
-                format!(
-                    "Nothing was sent. {sentence} The platform team must mend that; then send the call again with the same key."
-                ),
+                format!("Nothing was sent. {sentence} The platform team must mend that."),
             )
         });
         answer.alarm = Some(Box::new(Alarm {
@@ -1019,19 +1234,30 @@ impl Call {
     }
 
     /// Until when the provider keeps this refund's key, where it says so.
-    fn retry_until(&self, sent_ms: i64) -> Option<String> {
-        let Idempotency::Uuid {
-            kept: Some(kept), ..
-        } = self.entry.dialect.capabilities().idempotency
-        else {
-            return None;
-        };
-        let until = sent_ms.div_euclid(1_000).checked_add(kept)?;
-        OffsetDateTime::from_unix_timestamp(until)
-            .ok()?
-            .format(&Rfc3339)
-            .ok()
+    fn retry_until(&self) -> Option<String> {
+        rfc3339(self.resend_until_ms)
     }
+}
+
+impl Problem {
+    /// Makes it one of a key under which another send may have moved money, whatever became of this one.
+    fn under(&mut self, standing: Standing, now_ms: i64) {
+        self.after_another_send(standing.retry(now_ms));
+        if self.retry == Retry::SameKey && self.retry_until.is_none() {
+            self.retry_until = rfc3339(standing.resend_until_ms);
+        }
+    }
+}
+
+/// A time as callers read it; none for one that never comes.
+fn rfc3339(time_ms: i64) -> Option<String> {
+    if time_ms <= 0 || time_ms == i64::MAX {
+        return None;
+    }
+    OffsetDateTime::from_unix_timestamp(time_ms.div_euclid(1_000))
+        .ok()?
+        .format(&Rfc3339)
+        .ok()
 }
 
 fn invalid(errors: Vec<Fault>) -> Problem {
@@ -1040,7 +1266,7 @@ fn invalid(errors: Vec<Fault>) -> Problem {
         ..Problem::not_refunded(
             Code::InvalidRequest,
             Retry::No,
-            "Nothing was sent. Mend the faults under errors, and use a new key.",
+            "Nothing was sent. The faults stand under errors.",
         )
     }
 }
@@ -1056,7 +1282,7 @@ fn unreachable_provider() -> Problem {
     Problem::not_refunded(
         Code::ProviderUnreachable,
         Retry::SameKey,
-        "Nothing was sent: the provider could not be reached. Send the call again with the same key.",
+        "Nothing was sent: the provider could not be reached.",
     )
 }
 
@@ -1073,11 +1299,9 @@ fn nothing_left(reply: LocalReply<'_>) -> Problem {
         match details {
             "route_not_found" | "cluster_not_found" => {
                 "Nothing was sent: the gateway has no route to this provider. The platform team must add one that matches the \
-                 filter state wasm.refund_provider; then send the call again with the same key."
+                 filter state wasm.refund_provider."
             }
-            _ => {
-                "Nothing was sent: the gateway answered in the provider's place. Send the call again with the same key."
-            }
+            _ => "Nothing was sent: the gateway answered in the provider's place.",
         },
     )
 }

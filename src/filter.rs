@@ -21,11 +21,13 @@ use rand_core::{OsRng, RngCore};
 
 use crate::config::{Auth, Config, ProviderEntry};
 use crate::exchange::{
-    Answer, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading, ReplyHead, Sent, Unsigned,
-    Waiting, open, retry_after, unreadable_call,
+    Answer, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading, ReplyHead, Sent,
+    Settlement, Unsigned, Waiting, open, retry_after, unreadable_call,
 };
+use crate::guard::{self, Claim, Digest, Guard, GuardSettings, Question, Standing};
 use crate::headers::Headers;
 use crate::host::{self, Buffer, Level, Map, Metric};
+use crate::memory::{Memory, NotWritten, swap};
 use crate::problem::Fault;
 use crate::secret::Secret;
 use crate::signing::{
@@ -78,6 +80,8 @@ struct Shared {
     host_signs: Cell<Option<bool>>,
     /// The sentences for the platform team, and when each was last logged.
     alarms: RefCell<BTreeMap<String, i64>>,
+    /// The size of the guard's table in this process; none until it was looked up.
+    guard_entries: Cell<Option<u32>>,
 }
 
 /// A token fetch: for whom, and under which lease.
@@ -233,17 +237,23 @@ impl Shared {
         }
     }
 
-    /// Sends an answer on the stream that the host's calls speak of.
-    fn answer(&self, provider: &str, answer: &Answer) {
+    /// Sends an answer on the stream that the host's calls speak of, and settles its key before anybody can see it.
+    fn answer(&self, provider: &str, mut answer: Answer) {
+        self.settle(&mut answer);
         if let Some(alarm) = &answer.alarm {
             self.tell(&format!("{}: {}", alarm.provider, alarm.sentence));
         }
         let _ = host::set_property("refund_status", answer.word);
-        self.count(format!(
-            "refund.requests.provider.{provider}.outcome.{}",
+        // Counted apart: what is told again is no further refund.
+        let word = if answer.replayed {
+            "replayed"
+        } else {
             answer.word
+        };
+        self.count(format!(
+            "refund.requests.provider.{provider}.outcome.{word}"
         ));
-        let details = format!("refund_{}", answer.word.replace('-', "_"));
+        let details = format!("refund_{}", word.replace('-', "_"));
         if host::reply(
             answer.status,
             &details,
@@ -298,7 +308,7 @@ impl Shared {
                         refused.0
                     ),
                 );
-                self.answer(&dispatch.provider, &answer);
+                self.answer(&dispatch.provider, answer);
                 false
             }
         }
@@ -310,36 +320,84 @@ impl Shared {
         provider: &ProviderEntry,
         mut change: impl FnMut(&mut Record) -> (T, bool),
     ) -> Option<T> {
-        let key = token::record_key(provider);
-        // Everybody else's change is progress of theirs; this many in a row against one are not seen in practice.
-        for _ in 0..1_000 {
-            let (bytes, cas) = host::shared_data(&key);
-            if cas == 0 {
-                // A swap needs a number: where nothing is stored yet, 0 would overwrite what another worker stores now,
-                // and this one is taken by nobody.
-                let _ =
-                    host::set_shared_data(&key, Record::default().encode().as_bytes(), u32::MAX);
-                continue;
-            }
-            let mut record = Record::decode(&bytes);
+        swap(&Host, &token::record_key(provider), |bytes| {
+            let mut record = Record::decode(bytes);
             let (result, changed) = change(&mut record);
-            if !changed {
-                return Some(result);
-            }
-            match host::set_shared_data(&key, record.encode().as_bytes(), cas) {
-                Ok(()) => return Some(result),
-                Err(host::CAS_MISMATCH) => {}
-                Err(_) => return None,
-            }
+            (result, changed.then(|| record.encode().into_bytes()))
+        })
+    }
+
+    /// The guard, if it is on.
+    fn guard(&self) -> Option<Guard<'static>> {
+        let settings = self.config.borrow().as_ref()?.guard;
+        if !settings.is_on() {
+            return None;
         }
-        None
+        let entries = self
+            .guard_entries
+            .get()
+            .or_else(|| guard::entries(&Host, settings.entries))?;
+        if self.guard_entries.replace(Some(entries)).is_none() && entries != settings.entries {
+            host::log(
+                Level::Warn,
+                "refund-filter: the guard keeps the number of entries that this process began with; another one counts from \
+                 its next start on",
+            );
+        }
+        Some(Guard {
+            memory: &Host,
+            settings: GuardSettings {
+                entries,
+                ..settings
+            },
+        })
+    }
+
+    fn count_guard(&self, word: &str) {
+        self.count(format!("refund.guard.event.{word}"));
+    }
+
+    /// What is known of earlier sends under a key.
+    fn standing(&self, key: &Digest) -> Option<Standing> {
+        self.guard()?.standing(key, host::now_ms())
+    }
+
+    /// Asks the guard for a call's key.
+    fn claim(&self, question: &Question) -> Claim {
+        let Some(guard) = self.guard() else {
+            return Claim::None;
+        };
+        let claim = match random_number() {
+            Some(lease) => guard.claim(question, lease, host::now_ms()),
+            // Without a lease of its own a call could be settled by another.
+            None => Claim::NoRoom,
+        };
+        match &claim {
+            Claim::None | Claim::Taken { .. } => {}
+            Claim::NoRoom => self.count_guard("no_room"),
+            Claim::InFlight(_) => self.count_guard("in_flight"),
+            Claim::Reused => self.count_guard("reused"),
+            Claim::Answered { .. } => self.count_guard("replayed"),
+        }
+        claim
+    }
+
+    /// Tells the guard how a call ended. Where the key has become another call's, the answer says no more than is known.
+    fn settle(&self, answer: &mut Answer) {
+        let (Some(settlement), Some(guard)) = (&answer.settles, self.guard()) else {
+            return;
+        };
+        let now_ms = host::now_ms();
+        let Settlement { ticket, end, .. } = **settlement;
+        if !guard.settle(&ticket, end, answer.status, &answer.body, now_ms) {
+            self.count_guard("late");
+            answer.disown(now_ms);
+        }
     }
 
     /// What a call does that needs a token now; if it is to fetch one, the root is told.
     fn ask(&self, provider: &Rc<ProviderEntry>, client_secret: &Secret) -> Option<Turn> {
-        let mut bytes = [0; 8];
-        OsRng.try_fill_bytes(&mut bytes).ok()?;
-        let lease = u64::from_le_bytes(bytes);
+        let lease = random_number()?;
         let turn = Self::with_record(provider, |record| {
             let turn = record.ask(host::now_ms(), lease);
             let changed = matches!(turn, Turn::Fetch(_));
@@ -354,6 +412,28 @@ impl Shared {
         }
         Some(turn)
     }
+}
+
+/// The host's shared data.
+struct Host;
+
+impl Memory for Host {
+    fn read(&self, name: &str) -> (Vec<u8>, u32) {
+        host::shared_data(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], number: u32) -> Result<(), NotWritten> {
+        host::set_shared_data(name, bytes, number).map_err(|refused| match refused {
+            host::CAS_MISMATCH => NotWritten::TooLate,
+            _ => NotWritten::Refused,
+        })
+    }
+}
+
+fn random_number() -> Option<u64> {
+    let mut bytes = [0; 8];
+    OsRng.try_fill_bytes(&mut bytes).ok()?;
+    Some(u64::from_le_bytes(bytes))
 }
 
 /// The plugin in one worker.
@@ -623,12 +703,12 @@ impl Root {
         let name = waiting.entry().name.clone();
         match found {
             Ok(token) => {
-                let dispatch = waiting.with_token(token, host::now_ms());
+                let dispatch = waiting.with_token(token);
                 if self.shared.send(watch, dispatch, true) {
                     let _ = host::resume_request();
                 }
             }
-            Err(failure) => self.shared.answer(&name, &waiting.without_token(&failure)),
+            Err(failure) => self.shared.answer(&name, waiting.without_token(&failure)),
         }
     }
 
@@ -642,6 +722,12 @@ impl Root {
             match &*state {
                 State::Reading(reading) => {
                     let answer = if waited_ms > BODY_TIMEOUT_MS {
+                        if !watch.body_seen.get() {
+                            self.shared.tell(
+                                "a body did not begin in time: the caller sent none, or the plugin's configuration lacks \
+                                 allow_on_headers_stop_iteration: true",
+                            );
+                        }
                         reading.stalled()
                     } else if !watch.body_seen.get() && body_is_withheld(id, &watch) {
                         host::log(
@@ -657,7 +743,7 @@ impl Root {
                     watch.state.replace(State::Done);
                     self.shared.unwatch(id);
                     if host::set_effective_context(id).is_ok() {
-                        self.shared.answer("none", &answer);
+                        self.shared.answer("none", answer);
                     }
                 }
                 State::Waiting(waiting) => {
@@ -749,19 +835,20 @@ impl Context for Stream {
             let bytes = host::headers(Map::CallResponse).unwrap_or_default();
             let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
             let body = host::buffer(Buffer::CallResponse).unwrap_or_default();
-            unsigned.reply(head.status, &body, host::now_ms())
+            unsigned.reply(head.status, &body)
         };
         if let Prepared::Dispatch(dispatch) = prepared {
             if self.send(*dispatch) == Action::Continue {
                 let _ = host::resume_request();
             }
         } else if let Prepared::Answer(answer) = prepared {
-            self.answer(&answer);
+            self.answer(answer);
         }
     }
 
     fn on_done(&mut self) -> bool {
         self.shared.unwatch(self.id);
+        self.settle_without_answer();
         true
     }
 }
@@ -773,17 +860,22 @@ impl HttpContext for Stream {
         let (Some(config), Some(headers)) = (config, bytes.as_deref().and_then(Headers::decode))
         else {
             // Whose it is cannot be seen, nor whether it carries secrets: it goes no further.
-            return self.answer(&unreadable_call());
+            return self.answer(unreadable_call());
         };
         for name in &config.secret_headers {
             if headers.first(name).is_some() {
                 let _ = host::remove_request_header(name);
             }
         }
-        match open(&config, &headers) {
+        let earlier = |key: &Digest| self.shared.standing(key);
+        match open(&config, &headers, host::now_ms(), &earlier) {
             Opening::NotOurs => Action::Continue,
-            Opening::Answer(answer) => self.answer(&answer),
+            Opening::Answer(answer) => self.answer(answer),
             Opening::Read(reading) => {
+                // For local_reply_config: what Envoy answers past the filter must not say that no money has moved.
+                if let Some(retry) = reading.standing() {
+                    let _ = host::set_property("refund_retry", retry.as_str());
+                }
                 self.watch.state.replace(State::Reading(reading));
                 if end_of_stream {
                     return self.call_is_whole();
@@ -810,7 +902,7 @@ impl HttpContext for Stream {
         if size > MAX_BODY {
             let answer = reading.too_large();
             drop(state);
-            return self.answer(&answer);
+            return self.answer(answer);
         }
         drop(state);
         if end_of_stream {
@@ -833,27 +925,27 @@ impl HttpContext for Stream {
             State::Done => Action::Continue,
             State::Reading(reading) => {
                 let answer = with_local_reply(|reply| reading.local_reply(reply));
-                self.answer(&answer)
+                self.answer(answer)
             }
             State::Waiting(waiting) => {
                 let answer = with_local_reply(|reply| waiting.local_reply(reply));
-                self.answer(&answer)
+                self.answer(answer)
             }
             State::Signing(unsigned) => {
                 let answer = with_local_reply(|reply| unsigned.local_reply(reply));
-                self.answer(&answer)
+                self.answer(answer)
             }
             // An answer of Envoy's own after the provider's has begun.
             State::Replying(sent, _) => {
-                let answer = with_local_reply(|reply| sent.local_reply(reply));
-                self.answer(&answer)
+                let answer = with_local_reply(|reply| sent.ended(reply, true));
+                self.answer(answer)
             }
             State::Sent(sent) => {
                 if host::text_property(&["response", "code_details"]).as_deref()
                     != Some("via_upstream")
                 {
                     let answer = with_local_reply(|reply| sent.local_reply(reply));
-                    return self.answer(&answer);
+                    return self.answer(answer);
                 }
                 // For local_reply_config: what Envoy answers from here on does not pass the filter.
                 let _ = host::set_property("refund_reply", "started");
@@ -888,7 +980,7 @@ impl HttpContext for Stream {
     }
 }
 
-/// What Envoy tells about an answer of its own.
+/// What Envoy tells about an answer of its own, or about the end of a stream.
 fn with_local_reply(answer: impl FnOnce(LocalReply<'_>) -> Answer) -> Answer {
     let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
     let bytes = host::headers(Map::Response).unwrap_or_default();
@@ -913,7 +1005,20 @@ fn may_have_connected() -> bool {
 }
 
 impl Stream {
-    fn answer(&mut self, answer: &Answer) -> Action {
+    /// Settles the key of a call that ended without an answer of the filter's: the caller left, or Envoy answered past the
+    /// filter.
+    fn settle_without_answer(&self) {
+        let mut answer = match self.watch.state.take() {
+            State::Done | State::Reading(_) => return,
+            State::Waiting(waiting) => with_local_reply(|reply| waiting.local_reply(reply)),
+            State::Signing(unsigned) => with_local_reply(|reply| unsigned.local_reply(reply)),
+            State::Sent(sent) => with_local_reply(|reply| sent.ended(reply, false)),
+            State::Replying(sent, _) => with_local_reply(|reply| sent.ended(reply, true)),
+        };
+        self.shared.settle(&mut answer);
+    }
+
+    fn answer(&mut self, answer: Answer) -> Action {
         self.shared.unwatch(self.id);
         self.watch.state.replace(State::Done);
         if self.provider.is_empty() {
@@ -940,10 +1045,15 @@ impl Stream {
         };
         self.shared.unwatch(self.id);
         let body = host::buffer(Buffer::Request).unwrap_or_default();
+        let accepted = match reading.accept(&body, &|key| self.shared.standing(key)) {
+            Ok(accepted) => accepted,
+            Err(answer) => return self.answer(answer),
+        };
+        let claim = self.shared.claim(accepted.question());
         let filter_state = |key: &str| host::property(&["filter_state", key]);
         let mut signer = GatewaySigner(&self.shared);
-        match reading.finish(&body, host::now_ms(), &mut signer, &filter_state) {
-            Prepared::Answer(answer) => self.answer(&answer),
+        match accepted.proceed(claim, host::now_ms(), &mut signer, &filter_state) {
+            Prepared::Answer(answer) => self.answer(answer),
             Prepared::Dispatch(dispatch) => {
                 self.provider.clone_from(&dispatch.provider);
                 self.send(*dispatch)
@@ -953,13 +1063,13 @@ impl Stream {
                 self.provider.clone_from(&waiting.entry().name);
                 match self.shared.ask(waiting.entry(), waiting.client_secret()) {
                     Some(Turn::Use(token)) => {
-                        let dispatch = waiting.with_token(token, host::now_ms());
+                        let dispatch = waiting.with_token(token);
                         self.send(dispatch)
                     }
                     Some(turn) => self.wait(waiting, turn),
                     None => {
                         let answer = waiting.without_token(&Failure::unreachable());
-                        self.answer(&answer)
+                        self.answer(answer)
                     }
                 }
             }
@@ -974,7 +1084,7 @@ impl Stream {
         });
         if call.is_none() {
             let answer = unsigned.failed();
-            return self.answer(&answer);
+            return self.answer(answer);
         }
         self.watch.state.replace(State::Signing(unsigned));
         Action::Pause
@@ -992,7 +1102,7 @@ impl Stream {
         // Here and now the body can be replaced for sure; when the token comes, only the headers are left to be written.
         if host::set_buffer(Buffer::Request, waiting.body().as_bytes()).is_err() {
             let answer = waiting.without_token(&Failure::unreachable());
-            return self.answer(&answer);
+            return self.answer(answer);
         }
         self.watch.state.replace(State::Waiting(waiting));
         self.watch_from_now(match turn {
@@ -1014,6 +1124,6 @@ impl Stream {
         if let Some(token) = &answer.refused_token {
             Shared::with_record(&entry, |record| ((), record.refused(token)));
         }
-        self.answer(&answer)
+        self.answer(answer)
     }
 }

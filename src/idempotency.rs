@@ -1,7 +1,9 @@
 //! The caller's idempotency key, and the key that a provider gets for it.
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use uuid::{Builder, Uuid, Variant};
+
+use crate::guard::Digest;
 
 /// The longest key that is taken, in characters.
 const MAX_LENGTH: usize = 255;
@@ -36,6 +38,11 @@ impl IdempotencyKey {
         String::from_utf8(text)
             .map(IdempotencyKey)
             .map_err(|_| KeyFault::Invalid)
+    }
+
+    /// The name of this key in the guard, which keeps no key's text.
+    pub fn digest(&self) -> Digest {
+        Digest::of([self.0.as_bytes()])
     }
 
     /// The key's text, without quotes.

@@ -24,11 +24,13 @@ pub mod config;
 pub mod exchange;
 #[cfg(target_os = "wasi")]
 pub mod filter;
+pub mod guard;
 pub mod headers;
 #[cfg(target_os = "wasi")]
 mod host;
 pub mod idempotency;
 pub mod json;
+pub mod memory;
 pub mod money;
 pub mod problem;
 pub mod provider;

@@ -21,6 +21,8 @@ pub enum Code {
     IdempotencyKeyMissing,
     /// An `Idempotency-Key` that cannot be one, or two of them.
     IdempotencyKeyInvalid,
+    /// The key was used with another refund.
+    IdempotencyKeyReused,
     /// What the contract or this provider cannot take.
     InvalidRequest,
     /// The same key is in flight at the provider.
@@ -52,6 +54,38 @@ pub enum Code {
 }
 
 impl Code {
+    /// The problem of this name.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == name)
+    }
+
+    /// All of them.
+    pub const ALL: [Code; 23] = [
+        Code::BadRequest,
+        Code::MethodNotAllowed,
+        Code::UnsupportedMediaType,
+        Code::BodyTooLarge,
+        Code::RequestTimeout,
+        Code::MalformedJson,
+        Code::IdempotencyKeyMissing,
+        Code::IdempotencyKeyInvalid,
+        Code::IdempotencyKeyReused,
+        Code::InvalidRequest,
+        Code::RefundInProgress,
+        Code::RefundDeclined,
+        Code::ProviderRejected,
+        Code::PaymentNotFound,
+        Code::ProviderAuthFailed,
+        Code::ProviderRateLimited,
+        Code::ProviderUnreachable,
+        Code::ProviderTimeout,
+        Code::ProviderError,
+        Code::ProviderReplyUnreadable,
+        Code::ProviderReplyMismatch,
+        Code::SigningUnavailable,
+        Code::GatewayError,
+    ];
+
     /// The code as callers see it.
     pub fn as_str(self) -> &'static str {
         self.entry().0
@@ -90,6 +124,11 @@ impl Code {
                 "idempotency-key-invalid",
                 400,
                 "The Idempotency-Key header is invalid",
+            ),
+            Code::IdempotencyKeyReused => (
+                "idempotency-key-reused",
+                422,
+                "The key was used with another refund",
             ),
             Code::InvalidRequest => ("invalid-request", 422, "The refund call has faults"),
             Code::RefundInProgress => (
@@ -223,7 +262,7 @@ pub struct Problem {
     pub code: Code,
     /// The HTTP status: the code's own, but for `gateway-error`, which is 500 or 503.
     pub status: u16,
-    /// What happened, whether money may have moved, and what to do.
+    /// What happened, in a sentence or two. Whether money may have moved, and what to do, is added from `outcome` and `retry`.
     pub detail: String,
     /// Whether money may have moved.
     pub outcome: Moved,
@@ -263,6 +302,42 @@ impl Problem {
         }
     }
 
+    /// Makes it a problem of a key under which another send may have moved money, whatever became of this one. A fault of
+    /// the call itself stays one that no repeating mends.
+    pub fn after_another_send(&mut self, retry: Retry) {
+        if self.outcome == Moved::Unknown {
+            return;
+        }
+        self.outcome = Moved::Unknown;
+        if self.retry != Retry::No {
+            self.retry = retry;
+        }
+        self.detail
+            .push_str(" Another send under this key may have been the refund.");
+    }
+
+    /// Whether money may have moved, and what to do.
+    fn advice(&self) -> &'static str {
+        match (self.outcome, self.retry) {
+            (Moved::No, Retry::SameKey) => {
+                "No money has moved. Send the call again with the same key."
+            }
+            (Moved::No, _) => {
+                "No money has moved. It would end the same way again: mend the cause, and use a new key."
+            }
+            (Moved::Unknown, Retry::SameKey) => {
+                "Money may have moved. Send the same call again with the same key, which cannot refund twice; never with a \
+                 new one."
+            }
+            (Moved::Unknown, Retry::LookUp) => {
+                "Money may have moved. Look the refund up before anything else; a call with a new key could refund again."
+            }
+            (Moved::Unknown, Retry::No) => {
+                "Money may have moved under this key. Only a refund of its own takes a new one."
+            }
+        }
+    }
+
     /// The problem's body.
     pub fn body(&self) -> String {
         #[derive(Serialize)]
@@ -270,7 +345,7 @@ impl Problem {
             r#type: String,
             title: &'a str,
             status: u16,
-            detail: &'a str,
+            detail: String,
             code: &'a str,
             outcome: Moved,
             retry: Retry,
@@ -286,7 +361,7 @@ impl Problem {
             r#type: format!("urn:refund-filter:{code}"),
             title: self.code.title(),
             status: self.status,
-            detail: &self.detail,
+            detail: format!("{} {}", self.detail, self.advice()),
             code,
             outcome: self.outcome,
             retry: self.retry,

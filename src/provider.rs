@@ -181,6 +181,21 @@ pub enum Idempotency {
     },
 }
 
+impl Idempotency {
+    /// Until when a second send is no second refund, if the first leaves now (Unix time in milliseconds): [`i64::MAX`] where
+    /// it never is one as far as the provider says, 0 where it always may be.
+    pub fn resend_until_ms(self, now_ms: i64) -> i64 {
+        match self {
+            Idempotency::None => 0,
+            Idempotency::Uuid { kept: None, .. } => i64::MAX,
+            Idempotency::Uuid {
+                kept: Some(seconds),
+                ..
+            } => now_ms.saturating_add(seconds.saturating_mul(1_000)),
+        }
+    }
+}
+
 /// One send of a refund.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt<'a> {

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::config::{Config, ProviderEntry};
+use crate::guard::Digest;
 use crate::json::{Kind, Malformed, Node};
 use crate::money::{AmountFault, Currency, Money};
 use crate::problem::Fault;
@@ -62,6 +63,27 @@ impl From<Malformed> for Unacceptable {
 }
 
 impl Refund {
+    /// The digest of the whole call as parsed, for the guard: `10` and `10.00` are one amount.
+    pub fn digest(&self, provider: &str) -> Digest {
+        let amount = match self.amount {
+            Amount::Full => String::new(),
+            Amount::Exactly(money) => format!("{} {}", money.value(), money.currency.code()),
+        };
+        let optional = |text: &Option<String>| match text {
+            Some(text) => format!("+{text}"),
+            None => String::new(),
+        };
+        let parts = [
+            provider.to_owned(),
+            amount,
+            optional(&self.payment.id),
+            optional(&self.payment.reference),
+            optional(&self.reason),
+            optional(&self.reference),
+        ];
+        Digest::of(parts.iter().map(String::as_bytes))
+    }
+
     /// Reads a canonical call, and finds all its faults at once: the contract's rules, then those of the provider that it
     /// names.
     pub fn read<'c>(
@@ -428,6 +450,13 @@ pub enum Status {
 }
 
 impl Status {
+    /// The status of this word.
+    pub fn of(word: &str) -> Option<Self> {
+        [Status::Succeeded, Status::Pending]
+            .into_iter()
+            .find(|status| status.as_str() == word)
+    }
+
     /// The word as callers see it.
     pub fn as_str(self) -> &'static str {
         match self {

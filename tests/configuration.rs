@@ -19,9 +19,9 @@ use std::rc::Rc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::fixtures::{FIXTURES, Fixture, checked, header, sent};
-use common::{FailingSigner, NOW_MS, StubSigner, call_headers, golden_file, send, send_with};
+use common::{FailingSigner, NOW_MS, StubSigner, call_headers, golden_file, open, send, send_with};
 use refund_filter::config::{Auth, Config};
-use refund_filter::exchange::{Dispatch, Opening, open};
+use refund_filter::exchange::{Dispatch, Opening};
 use refund_filter::headers::Headers;
 use refund_filter::problem::Fault;
 use refund_filter::secret::{Secret, SecretSource};
@@ -182,10 +182,10 @@ fn the_path_can_be_chosen() {
     );
     let mut headers = Headers::default();
     headers.text(":path", "/v1/refunds".into());
-    assert!(matches!(open(&config, &headers), Opening::NotOurs));
+    assert!(matches!(open(&config, &headers, NOW_MS), Opening::NotOurs));
     let mut headers = Headers::default();
     headers.text(":path", "/refunds?x".into());
-    assert!(!matches!(open(&config, &headers), Opening::NotOurs));
+    assert!(!matches!(open(&config, &headers, NOW_MS), Opening::NotOurs));
     for path in [
         json!(""),
         json!("v1"),

@@ -1616,7 +1616,8 @@ fn what_was_not_handed_to_envoy_was_not_sent() {
 #[test]
 fn the_core_keeps_to_its_path_and_method() {
     each(|fixture, config| {
-        use refund_filter::exchange::{Opening, open};
+        use common::open;
+        use refund_filter::exchange::Opening;
         let with = |path: &str, method: &str| {
             let mut headers = Headers::default();
             for (name, value) in [
@@ -1628,7 +1629,7 @@ fn the_core_keeps_to_its_path_and_method() {
             ] {
                 headers.text(name, value.to_owned());
             }
-            open(config, &headers)
+            open(config, &headers, NOW_MS)
         };
         for path in [
             "/v1/refunds",

@@ -17,11 +17,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use common::fixtures::{FIXTURES, Fixture, checked, head, header, pointers, sent, sent_bytes};
-use common::{NOW_MS, StubSigner, call_headers, send_with};
+use common::{NOW_MS, StubSigner, call_headers, open, send_with};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::config::Config;
-use refund_filter::exchange::{MAX_BODY, Opening, ReplyHead, open};
+use refund_filter::exchange::{MAX_BODY, Opening, ReplyHead};
 use refund_filter::headers::Headers;
 use serde_json::{Map, Value, json};
 
@@ -538,7 +538,7 @@ fn sixty_four_kib_go_in_and_one_byte_more_does_not() {
         ] {
             let mut headers = call_headers("k-1");
             headers.text("content-length", length.into());
-            match open(config, &headers) {
+            match open(config, &headers, NOW_MS) {
                 Opening::Read(_) => assert!(read, "{length}"),
                 Opening::Answer(answer) => {
                     assert!(!read, "{length}");
@@ -695,7 +695,7 @@ fn headers_that_stand_twice_or_lie_are_refused() {
         for (name, value) in extra {
             headers.push(name.as_bytes(), value.to_vec());
         }
-        match open(&config, &headers) {
+        match open(&config, &headers, NOW_MS) {
             Opening::Read(_) => "read".to_owned(),
             Opening::Answer(answer) => checked(&answer)["code"].as_str().unwrap().to_owned(),
             Opening::NotOurs => "not ours".to_owned(),
@@ -880,7 +880,7 @@ proptest! {
         for (name, value) in &values {
             headers.push(name.as_bytes(), value.clone());
         }
-        if let Opening::Answer(answer) = open(&FIXTURES[0].config_once(), &headers) {
+        if let Opening::Answer(answer) = open(&FIXTURES[0].config_once(), &headers, NOW_MS) {
             checked(&answer);
         }
     }

@@ -19,9 +19,10 @@ use std::fmt::Debug;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::fixtures::{FIXTURES, Fixture, TOKEN, checked, head, header, sent};
-use common::{NOW_MS, StubSigner, call_headers, golden_file};
+use common::{NOW_MS, SharedData, StubSigner, call_headers, finish, golden_file, open};
 use refund_filter::config::{Auth, Config};
-use refund_filter::exchange::{Opening, Prepared, Waiting, open};
+use refund_filter::exchange::{Opening, Prepared, Waiting};
+use refund_filter::guard::{Guard, GuardSettings};
 use refund_filter::problem::Fault;
 use refund_filter::secret::Secret;
 use refund_filter::token::{self, Failure, FailureKind, Record, Token};
@@ -53,10 +54,11 @@ fn clean_debug(what: &str, value: &impl Debug) {
 }
 
 fn waiting(fixture: &Fixture) -> Option<Box<Waiting>> {
-    let Opening::Read(reading) = open(&fixture.config(), &call_headers("k-1")) else {
+    let Opening::Read(reading) = open(&fixture.config(), &call_headers("k-1"), NOW_MS) else {
         panic!("not read")
     };
-    match reading.finish(
+    match finish(
+        reading,
         fixture.call().to_string().as_bytes(),
         NOW_MS,
         &mut StubSigner,
@@ -94,12 +96,13 @@ fn debug_shows_no_secret_at_any_step() {
         let config = fixture.config();
         clean_debug(name, &config);
         clean_debug(name, config.provider(name).unwrap());
-        let opening = open(&config, &call_headers("k-1"));
+        let opening = open(&config, &call_headers("k-1"), NOW_MS);
         clean_debug(name, &opening);
         let Opening::Read(reading) = opening else {
             panic!("not read")
         };
-        let prepared = reading.finish(
+        let prepared = finish(
+            reading,
             fixture.call().to_string().as_bytes(),
             NOW_MS,
             &mut StubSigner,
@@ -550,5 +553,56 @@ fn text_that_is_no_json_is_refused_without_a_word_of_it() {
     ] {
         let faults = Config::read(text.as_bytes(), &|_| None).unwrap_err();
         clean(text, &format!("{faults:?}"));
+    }
+}
+
+/// What the guard keeps outlives the call: it holds answers as callers get them, and no key's text.
+#[test]
+fn the_guard_stores_no_secret() {
+    for fixture in FIXTURES {
+        let memory = SharedData::default();
+        let settings = GuardSettings::default();
+        let guard = Guard {
+            memory: &memory,
+            settings,
+        };
+        let key = "callers-own-key";
+        let Opening::Read(reading) = open(&fixture.config(), &call_headers(key), NOW_MS) else {
+            panic!("not read")
+        };
+        let body = fixture.call().to_string();
+        let accepted = reading.accept(body.as_bytes(), &|_| None).unwrap();
+        let claim = guard.claim(accepted.question(), 1, NOW_MS);
+        let sent = match accepted.proceed(claim, NOW_MS, &mut StubSigner, &|_| None) {
+            Prepared::Dispatch(dispatch) => dispatch.sent,
+            Prepared::Wait(waiting) => waiting.with_token(Secret::new(TOKEN.into())).sent,
+            other => panic!("{other:?}"),
+        };
+        // A provider that sends back what it was shown, and a card number.
+        let said = format!("{} 4111111111111111", fixture.secrets.join(" "));
+        let reply = fixture.refusal_reply(&said, &said);
+        let answer = sent.reply(&head(500, &[]), reply.as_bytes(), 1);
+        let settlement = answer.settles.as_ref().unwrap();
+        assert!(guard.settle(
+            &settlement.ticket,
+            settlement.end,
+            answer.status,
+            &answer.body,
+            NOW_MS
+        ));
+        let stored = memory.0.borrow();
+        assert!(
+            stored
+                .values()
+                .any(|(bytes, _)| { String::from_utf8_lossy(bytes).contains("provider-error") })
+        );
+        for (name, (bytes, _)) in stored.iter() {
+            let text = format!("{name} {}", String::from_utf8_lossy(bytes));
+            clean(fixture.name(), &text);
+            assert!(
+                !text.contains(key) && !text.contains("4111111111111111"),
+                "{text}"
+            );
+        }
     }
 }

@@ -18,12 +18,12 @@ use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{FailingSigner, NOW_MS, StubSigner, call_headers, golden_file};
+use common::{FailingSigner, NOW_MS, StubSigner, call_headers, golden_file, open};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Opening, Prepared, open};
+use refund_filter::exchange::{Opening, Prepared};
 use refund_filter::secret::{Carried, Secret, SecretSource};
 use refund_filter::signing::{
     KeyRing, PrivateKey, RingKey, Signer, SignerChoice, SignerFailed, Transit, VmSigner,
@@ -765,10 +765,10 @@ const CALL: &str =
     r#"{"provider":"bbmsl","payment":{"id":"4922"},"amount":{"value":"10.00","currency":"USD"}}"#;
 
 fn finish(signing: &Value, signer: &mut dyn Signer, state: Option<&str>) -> Prepared {
-    let Opening::Read(reading) = open(&config(signing), &call_headers("k-1")) else {
+    let Opening::Read(reading) = open(&config(signing), &call_headers("k-1"), NOW_MS) else {
         panic!("not read")
     };
-    reading.finish(CALL.as_bytes(), NOW_MS, signer, &|_| {
+    common::finish(reading, CALL.as_bytes(), NOW_MS, signer, &|_| {
         state.map(|text| text.as_bytes().to_vec())
     })
 }
@@ -826,7 +826,7 @@ fn the_signed_text_goes_to_bbmsl_with_openssls_signature() {
     assert_eq!(headers.first("x-request-id"), None);
     assert_eq!(body, Transit::request_body(text));
     let reply = signed(&format!("vault:v7:{signature}"));
-    let Prepared::Dispatch(dispatch) = unsigned.reply(200, reply.as_bytes(), NOW_MS) else {
+    let Prepared::Dispatch(dispatch) = unsigned.reply(200, reply.as_bytes()) else {
         panic!("not sent")
     };
     assert_eq!(dispatch.key_id.as_deref(), Some("k:v7"));
@@ -895,7 +895,7 @@ fn no_signature_no_refund() {
         };
         assert_unsigned(
             "OpenBao said no",
-            unsigned.reply(status, body.as_bytes(), NOW_MS),
+            unsigned.reply(status, body.as_bytes()),
             "OpenBao",
         );
     }

@@ -5,14 +5,18 @@
 
 pub mod fixtures;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use include_dir::{Dir, include_dir};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, Dispatch, Opening, Prepared, open};
+use refund_filter::exchange::{self, Answer, Dispatch, Opening, Prepared, Reading};
+use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
+use refund_filter::memory::{Memory, NotWritten};
 use refund_filter::secret::Secret;
 use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed, VmSigner};
 use serde_json::{Value, json};
@@ -89,6 +93,45 @@ pub fn call_headers(key: &str) -> Headers<'static> {
     headers
 }
 
+/// Shared data as the host has it.
+#[derive(Default)]
+pub struct SharedData(pub RefCell<BTreeMap<String, (Vec<u8>, u32)>>);
+
+impl Memory for SharedData {
+    fn read(&self, name: &str) -> (Vec<u8>, u32) {
+        self.0.borrow().get(name).cloned().unwrap_or_default()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], number: u32) -> Result<(), NotWritten> {
+        let mut values = self.0.borrow_mut();
+        let value = values.entry(name.to_owned()).or_default();
+        if number != 0 && value.1 != 0 && value.1 != number {
+            return Err(NotWritten::TooLate);
+        }
+        *value = (bytes.to_vec(), value.1 + 1);
+        Ok(())
+    }
+}
+
+/// Looks at a call's headers, with nothing known of its key.
+pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now_ms: i64) -> Opening {
+    exchange::open(config, headers, now_ms, &|_| None)
+}
+
+/// Goes on with a call's body, without a guard.
+pub fn finish(
+    reading: Reading,
+    body: &[u8],
+    now_ms: i64,
+    signer: &mut dyn Signer,
+    filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
+) -> Prepared {
+    match reading.accept(body, &|_| None) {
+        Ok(accepted) => accepted.proceed(Claim::None, now_ms, signer, filter_state),
+        Err(answer) => Prepared::Answer(answer),
+    }
+}
+
 /// A call taken up to the moment in which the provider's request leaves, or to its answer.
 pub fn send(
     config: &Rc<Config>,
@@ -116,18 +159,16 @@ pub fn send_with(
     now_ms: i64,
     signer: &mut dyn Signer,
 ) -> Result<Box<Dispatch>, Answer> {
-    let reading = match open(config, headers) {
+    let reading = match open(config, headers, now_ms) {
         Opening::Read(reading) => reading,
         Opening::Answer(answer) => return Err(answer),
         Opening::NotOurs => panic!("not ours"),
     };
-    match reading.finish(body, now_ms, signer, &|_| None) {
+    match finish(reading, body, now_ms, signer, &|_| None) {
         Prepared::Dispatch(dispatch) => Ok(dispatch),
         Prepared::Answer(answer) => Err(answer),
         Prepared::Sign(_) => panic!("this needs OpenBao"),
-        Prepared::Wait(waiting) => Ok(Box::new(
-            waiting.with_token(Secret::new(token.to_owned()), now_ms),
-        )),
+        Prepared::Wait(waiting) => Ok(Box::new(waiting.with_token(Secret::new(token.to_owned())))),
     }
 }
 

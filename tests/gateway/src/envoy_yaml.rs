@@ -192,6 +192,21 @@ pub fn inject_credentials(config: &mut Value, secrets: &Path) -> Result<()> {
     Ok(())
 }
 
+/// `envoy/fleet.yaml` in front of these gateways.
+pub(crate) fn fleet(gateways: &[SocketAddr]) -> Result<Value> {
+    let mut config = read("fleet.yaml")?;
+    set_listener_port(&mut config, 0)?;
+    let endpoints = "/static_resources/clusters/0/load_assignment/endpoints/0/lb_endpoints";
+    *at(&mut config, endpoints)? = gateways
+        .iter()
+        .map(|gateway| {
+            let address = json!({"address": gateway.ip(), "port_value": gateway.port()});
+            json!({"endpoint": {"address": {"socket_address": address}}})
+        })
+        .collect();
+    Ok(config)
+}
+
 fn list<'a>(config: &'a mut Value, pointer: &str) -> Result<&'a mut Vec<Value>> {
     at(config, pointer)?
         .as_array_mut()

@@ -146,8 +146,148 @@ pub struct Gateway {
     folder: tempfile::TempDir,
     // The folders of SDS and ECDS are in it: the same folder, or another gateway's.
     shared: PathBuf,
-    // Killed when it is dropped.
-    envoy: Child,
+    envoy: Running,
+}
+
+/// An Envoy of this run. Killed when it is dropped.
+struct Running {
+    process: Child,
+    admin: SocketAddr,
+    address: SocketAddr,
+}
+
+/// How Envoy is started.
+struct Start<'a> {
+    config: &'a Value,
+    /// For its configuration and its logs.
+    folder: &'a Path,
+    concurrency: u32,
+    log_level: &'a str,
+    environment: Vec<(String, String)>,
+}
+
+impl Running {
+    async fn start(start: Start<'_>) -> Result<Running> {
+        let folder = start.folder;
+        let config_path = folder.join("envoy.json");
+        std::fs::write(&config_path, serde_json::to_vec_pretty(start.config)?)?;
+        let admin_path = folder.join("admin");
+        let process = Command::new(envoy()?)
+            .arg("--config-path")
+            .arg(&config_path)
+            .arg("--admin-address-path")
+            .arg(&admin_path)
+            .args(["--concurrency", &start.concurrency.to_string()])
+            .args(["--log-level", start.log_level])
+            // Several run beside each other on one machine.
+            .args(["--use-dynamic-base-id", "--drain-time-s", "1"])
+            .envs(start.environment)
+            .stdin(Stdio::null())
+            .stdout(File::create(folder.join("access.log"))?)
+            .stderr(File::create(folder.join("envoy.log"))?)
+            .kill_on_drop(true)
+            .spawn()
+            .context("Envoy did not start")?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut running = Running {
+            process,
+            admin: nowhere,
+            address: nowhere,
+        };
+        running.wait_until_ready(folder, &admin_path).await?;
+        Ok(running)
+    }
+
+    async fn wait_until_ready(&mut self, folder: &Path, admin_path: &Path) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let log = || {
+            let log = std::fs::read_to_string(folder.join("envoy.log"));
+            last_lines(&log.unwrap_or_default(), 20)
+        };
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("Envoy ended with {status}:\n{}", log());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "Envoy was not ready in time:\n{}",
+                log()
+            );
+            sleep(Duration::from_millis(20)).await;
+            let Ok(text) = std::fs::read_to_string(admin_path) else {
+                continue;
+            };
+            let Ok(address) = text.trim().parse() else {
+                continue;
+            };
+            self.admin = address;
+            let ready = get(self.admin, "/ready").await;
+            if ready.is_ok_and(|text| text.trim() == "LIVE")
+                && let Some(address) = self.listening().await
+            {
+                self.address = address;
+                return Ok(());
+            }
+        }
+    }
+
+    async fn listening(&self) -> Option<SocketAddr> {
+        let text = get(self.admin, "/listeners?format=json").await.ok()?;
+        let listeners: Value = serde_json::from_str(&text).ok()?;
+        let address = listeners.pointer("/listener_statuses/0/local_address/socket_address")?;
+        let port = u16::try_from(address.get("port_value")?.as_u64()?).ok()?;
+        Some(([127, 0, 0, 1], port).into())
+    }
+}
+
+/// The body of an admin page.
+async fn get(admin: SocketAddr, path: &str) -> Result<String> {
+    let url = format!("http://{admin}{path}");
+    Ok(reqwest::get(url).await?.text().await?)
+}
+
+/// `envoy/fleet.yaml`, running in front of gateways. Dropping it ends it.
+pub struct Front {
+    envoy: Running,
+    // Where it runs.
+    _folder: tempfile::TempDir,
+}
+
+impl Front {
+    /// Starts it in front of these.
+    pub async fn start(gateways: &[SocketAddr]) -> Result<Front> {
+        let folder = tempfile::Builder::new().prefix("refund-front-").tempdir()?;
+        let config = envoy_yaml::fleet(gateways)?;
+        let envoy = Running::start(Start {
+            config: &config,
+            folder: folder.path(),
+            concurrency: 2,
+            log_level: "info",
+            environment: Vec::new(),
+        })
+        .await?;
+        Ok(Front {
+            envoy,
+            _folder: folder,
+        })
+    }
+
+    /// Makes a canonical call through it.
+    pub async fn refund(&self, key: &str, body: &impl ToString) -> Result<Answer> {
+        refund(self.envoy.address, key, body).await
+    }
+}
+
+/// Makes a canonical call over HTTP/1.1, on a connection of its own.
+async fn refund(address: SocketAddr, key: &str, body: &impl ToString) -> Result<Answer> {
+    let response = reqwest::Client::new()
+        .post(format!("http://{address}{PATH}"))
+        .header("content-type", "application/json")
+        .header("idempotency-key", key)
+        .body(body.to_string())
+        .send()
+        .await?;
+    Answer::read(response).await
 }
 
 impl Gateway {
@@ -203,82 +343,26 @@ impl Gateway {
         if options.ecds {
             ecds::discover(&mut config, &shared.join("ecds"))?;
         }
-        let config_path = folder.path().join("envoy.json");
-        std::fs::write(&config_path, serde_json::to_vec_pretty(&config)?)?;
-
-        let admin_path = folder.path().join("admin");
-        let envoy = Command::new(envoy()?)
-            .arg("--config-path")
-            .arg(&config_path)
-            .arg("--admin-address-path")
-            .arg(&admin_path)
-            .args(["--concurrency", &options.concurrency.to_string()])
-            .args(["--log-level", options.log_level])
-            // Several run beside each other on one machine.
-            .args(["--use-dynamic-base-id", "--drain-time-s", "1"])
-            .envs(
-                secrets
-                    .by_name()
-                    .map(|(name, value)| (envoy_yaml::variable(name), value)),
-            )
-            .stdin(Stdio::null())
-            .stdout(File::create(folder.path().join("access.log"))?)
-            .stderr(File::create(folder.path().join("envoy.log"))?)
-            .kill_on_drop(true)
-            .spawn()
-            .context("Envoy did not start")?;
-        let mut gateway = Gateway {
+        let environment = secrets
+            .by_name()
+            .map(|(name, value)| (envoy_yaml::variable(name), value));
+        let envoy = Running::start(Start {
+            config: &config,
+            folder: folder.path(),
+            concurrency: options.concurrency,
+            log_level: options.log_level,
+            environment: environment.into(),
+        })
+        .await?;
+        Ok(Gateway {
             simulators,
-            address: ([127, 0, 0, 1], options.port).into(),
-            admin: ([127, 0, 0, 1], 0).into(),
+            address: envoy.address,
+            admin: envoy.admin,
             secrets,
             folder,
             shared,
             envoy,
-        };
-        gateway.wait_until_ready(&admin_path).await?;
-        Ok(gateway)
-    }
-
-    async fn wait_until_ready(&mut self, admin_path: &Path) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            if let Some(status) = self.envoy.try_wait()? {
-                bail!(
-                    "Envoy ended with {status}:\n{}",
-                    last_lines(&self.log(), 20)
-                );
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "Envoy was not ready in time:\n{}",
-                last_lines(&self.log(), 20)
-            );
-            sleep(Duration::from_millis(20)).await;
-            let Ok(text) = std::fs::read_to_string(admin_path) else {
-                continue;
-            };
-            let Ok(address) = text.trim().parse() else {
-                continue;
-            };
-            self.admin = address;
-            let ready = self
-                .admin("/ready")
-                .await
-                .is_ok_and(|text| text.trim() == "LIVE");
-            if ready && let Some(address) = self.listening().await {
-                self.address = address;
-                return Ok(());
-            }
-        }
-    }
-
-    async fn listening(&self) -> Option<SocketAddr> {
-        let text = self.admin("/listeners?format=json").await.ok()?;
-        let listeners: Value = serde_json::from_str(&text).ok()?;
-        let address = listeners.pointer("/listener_statuses/0/local_address/socket_address")?;
-        let port = u16::try_from(address.get("port_value")?.as_u64()?).ok()?;
-        Some(([127, 0, 0, 1], port).into())
+        })
     }
 
     /// Replaces one of the secrets in its SDS file, as an operator must: a new file, moved into place. `name` is the file's,
@@ -307,13 +391,12 @@ impl Gateway {
 
     /// The id of Envoy's process.
     pub fn process(&self) -> Option<u32> {
-        self.envoy.id()
+        self.envoy.process.id()
     }
 
     /// The body of an admin page.
     pub async fn admin(&self, path: &str) -> Result<String> {
-        let url = format!("http://{}{path}", self.admin);
-        Ok(reqwest::get(url).await?.text().await?)
+        get(self.admin, path).await
     }
 
     /// The URL of the canonical call.
@@ -323,14 +406,7 @@ impl Gateway {
 
     /// Makes a canonical call over HTTP/1.1.
     pub async fn refund(&self, key: &str, body: &impl ToString) -> Result<Answer> {
-        let response = reqwest::Client::new()
-            .post(self.url())
-            .header("content-type", "application/json")
-            .header("idempotency-key", key)
-            .body(body.to_string())
-            .send()
-            .await?;
-        Answer::read(response).await
+        refund(self.address, key, body).await
     }
 
     /// Envoy's log so far.
@@ -346,9 +422,9 @@ impl Gateway {
     /// Ends Envoy as an operator would and waits for it.
     pub async fn stop(mut self) -> Result<()> {
         let asked = self.admin_post("/quitquitquit").await;
-        match tokio::time::timeout(Duration::from_secs(10), self.envoy.wait()).await {
+        match tokio::time::timeout(Duration::from_secs(10), self.envoy.process.wait()).await {
             Ok(_) => asked,
-            Err(_) => Ok(self.envoy.kill().await?),
+            Err(_) => Ok(self.envoy.process.kill().await?),
         }
     }
 
@@ -361,7 +437,7 @@ impl Gateway {
 
     /// Completes when Envoy ends by itself.
     pub async fn ended(&mut self) -> String {
-        let status = self.envoy.wait().await;
+        let status = self.envoy.process.wait().await;
         format!("{status:?}\n{}", last_lines(&self.log(), 20))
     }
 }

@@ -137,7 +137,7 @@ async fn meets(
 ) -> Result<()> {
     let case = format!("{provider:?}: {fault:?}");
     let case = case.get(..200).unwrap_or(&case);
-    let key = format!("key-{nth}");
+    let key = format!("{provider:?}-{nth}");
     gateway.simulators.next_fault(provider, fault);
     let received = gateway.simulators.received(provider);
     let answer = timeout(PATIENCE, gateway.refund(&key, &refund(provider, nth))).await??;
@@ -272,11 +272,15 @@ async fn a_refused_connection_has_sent_nothing() -> Result<()> {
     for provider in PROVIDERS {
         let case = format!("{provider:?}");
         gateway.simulators.close(provider).await;
-        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        let answer = gateway
+            .refund(cluster(provider), &refund(provider, 1))
+            .await?;
         assert_answer(&case, provider, &answer, UNREACHABLE);
         assert_eq!(gateway.simulators.received(provider), 0, "{case}");
         gateway.simulators.open(provider).await?;
-        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        let answer = gateway
+            .refund(cluster(provider), &refund(provider, 1))
+            .await?;
         assert_refunded(&case, &answer);
         assert_eq!(booked(&gateway, provider, 1), 1, "{case}");
     }
@@ -298,7 +302,9 @@ async fn a_certificate_that_is_not_the_providers_gets_nothing() -> Result<()> {
                 .simulators
                 .set_certificate(provider, certificate)
                 .await?;
-            let answer = gateway.refund("key", &refund(provider, 1)).await?;
+            let answer = gateway
+                .refund(cluster(provider), &refund(provider, 1))
+                .await?;
             assert_answer(&case, provider, &answer, UNREACHABLE);
             assert_eq!(gateway.simulators.received(provider), 0, "{case}");
         }
@@ -306,7 +312,9 @@ async fn a_certificate_that_is_not_the_providers_gets_nothing() -> Result<()> {
             .simulators
             .set_certificate(provider, Certificate::Valid)
             .await?;
-        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        let answer = gateway
+            .refund(cluster(provider), &refund(provider, 1))
+            .await?;
         assert_refunded(&format!("{provider:?}"), &answer);
     }
     Ok(())
@@ -334,7 +342,7 @@ async fn a_connection_that_does_not_come_about_in_time_has_sent_nothing() -> Res
         .await?;
         for provider in PROVIDERS {
             let body = refund(provider, 1);
-            let call = gateway.refund("key", &body);
+            let call = gateway.refund(cluster(provider), &body);
             let answer = timeout(PATIENCE, call).await??;
             assert_answer(
                 &format!("{provider:?}: {case}"),
@@ -358,7 +366,9 @@ async fn a_provider_without_a_host_gets_nothing() -> Result<()> {
     }))
     .await?;
     for provider in PROVIDERS {
-        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        let answer = gateway
+            .refund(cluster(provider), &refund(provider, 1))
+            .await?;
         assert_answer(&format!("{provider:?}"), provider, &answer, UNREACHABLE);
     }
     Ok(())
@@ -381,7 +391,9 @@ async fn a_call_over_the_circuit_breakers_limit_is_not_sent() -> Result<()> {
         })
         .await?;
         for provider in PROVIDERS {
-            let answer = gateway.refund("key", &refund(provider, 1)).await?;
+            let answer = gateway
+                .refund(cluster(provider), &refund(provider, 1))
+                .await?;
             assert_answer(
                 &format!("{provider:?}, {case}"),
                 provider,
@@ -431,7 +443,9 @@ async fn a_provider_without_a_route_is_the_gateways_error_and_gets_nothing() -> 
         let gateway = Gateway::start(Options::changed(change)).await?;
         for provider in PROVIDERS {
             let case = format!("{provider:?}: {case}");
-            let answer = gateway.refund("key", &refund(provider, 1)).await?;
+            let answer = gateway
+                .refund(cluster(provider), &refund(provider, 1))
+                .await?;
             assert_answer(&case, provider, &answer, GATEWAY_ERROR);
             assert_eq!(gateway.simulators.received(provider), 0, "{case}");
         }
@@ -525,7 +539,9 @@ async fn a_reply_over_the_buffer_limit_is_unreadable() -> Result<()> {
             // Well under it there is nothing to complain of.
             let fault = Fault::Oversize { bytes: 300_000 };
             gateway.simulators.next_fault(provider, fault);
-            let answer = gateway.refund("key-2", &refund(provider, 2)).await?;
+            let answer = gateway
+                .refund(&format!("{provider:?}-2"), &refund(provider, 2))
+                .await?;
             assert_refunded(&format!("{provider:?}, {alpn:?}"), &answer);
         }
     }
@@ -609,7 +625,7 @@ async fn a_retry_by_the_route_keeps_the_key_and_refunds_once() -> Result<()> {
             let received = gateway.simulators.received(provider);
             gateway.simulators.next_fault(provider, fault);
             let answer = gateway
-                .refund(&format!("key-{nth}"), &refund(provider, nth))
+                .refund(&format!("{provider:?}-{nth}"), &refund(provider, nth))
                 .await?;
             assert_refunded(&case, &answer);
             assert_eq!(
@@ -660,7 +676,7 @@ async fn a_refusal_after_an_attempt_that_may_have_refunded_stays_unknown() -> Re
             gateway.simulators.next_fault(provider, says(500, true));
             gateway.simulators.next_fault(provider, last.clone());
             gateway.simulators.next_fault(provider, last);
-            let key = format!("key-{nth}");
+            let key = format!("{provider:?}-{nth}");
             let answer = gateway.refund(&key, &refund(provider, nth)).await?;
             assert_answer(&case, provider, &answer, problem);
             assert!(
@@ -701,7 +717,7 @@ async fn a_refused_connection_after_an_attempt_that_may_have_refunded_stays_unkn
         };
         let body = refund(provider, 1);
         let (answer, closed) = timeout(PATIENCE, async {
-            tokio::join!(gateway.refund("key", &body), close)
+            tokio::join!(gateway.refund(cluster(provider), &body), close)
         })
         .await?;
         closed?;
@@ -713,7 +729,7 @@ async fn a_refused_connection_after_an_attempt_that_may_have_refunded_stays_unkn
         );
         assert_eq!(gateway.simulators.received(provider), 1, "{case}");
         gateway.simulators.open(provider).await?;
-        let answer = gateway.refund("key", &body).await?;
+        let answer = gateway.refund(cluster(provider), &body).await?;
         assert_refunded(&case, &answer);
         assert_eq!(booked(&gateway, provider, 1), 1, "{case}");
     }
@@ -726,7 +742,9 @@ async fn only_a_connection_that_was_refused_once_has_surely_sent_nothing() -> Re
     let gateway = gateway_over(Alpn::Both, retrying).await?;
     for provider in PROVIDERS {
         gateway.simulators.close(provider).await;
-        let answer = gateway.refund("key", &refund(provider, 1)).await?;
+        let answer = gateway
+            .refund(cluster(provider), &refund(provider, 1))
+            .await?;
         let problem = match provider {
             // Never retried.
             Provider::Bbmsl => UNREACHABLE,

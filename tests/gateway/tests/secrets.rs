@@ -500,7 +500,7 @@ async fn with_header(gateway: &Gateway, place: &Place, value: &str, nth: u64) ->
     let response = reqwest::Client::new()
         .post(gateway.url())
         .header("content-type", "application/json")
-        .header("idempotency-key", format!("callers-{nth}"))
+        .header("idempotency-key", format!("callers-{}-{nth}", place.header))
         .header(place.header, value)
         .body(refund(place.provider, nth).to_string())
         .send()

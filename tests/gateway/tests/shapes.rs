@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use common::{Problem, assert_problem};
+use common::{Problem, assert_problem, plugin};
 use gateway_testbed::{Answer, Gateway, Options, PATH, filter_mut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::BodyExt as _;
@@ -844,7 +844,10 @@ async fn bytes_of_the_provider_that_are_no_text_do_no_harm() -> Result<()> {
                 alpn,
                 ..simulator::Options::default()
             },
-            ..Options::default()
+            // The same call again is to get another reply of the provider's, and not its first answer.
+            ..Options::changed(|config| {
+                plugin(config, |plugin| plugin["guard"] = json!({"entries": 0}));
+            })
         })
         .await?;
         let mut nth = 0;
@@ -916,7 +919,7 @@ async fn bytes_of_the_provider_that_are_no_text_do_no_harm() -> Result<()> {
                 };
                 gateway.simulators.next_fault(provider, fault);
                 let answer = gateway
-                    .refund(&format!("key-{nth}"), &refund(provider, nth))
+                    .refund(&format!("{provider:?}-{nth}"), &refund(provider, nth))
                     .await?;
                 assert_problem(&case, &answer, problem);
                 assert!(
@@ -931,7 +934,7 @@ async fn bytes_of_the_provider_that_are_no_text_do_no_harm() -> Result<()> {
             // Where the reply itself is good, its other headers do not matter.
             nth += 1;
             let answer = gateway
-                .refund(&format!("key-{nth}"), &refund(provider, nth))
+                .refund(&format!("{provider:?}-{nth}"), &refund(provider, nth))
                 .await?;
             assert_refunded("a good one", provider, nth, &answer);
             let exchange = gateway
@@ -957,7 +960,7 @@ async fn bytes_of_the_provider_that_are_no_text_do_no_harm() -> Result<()> {
             };
             gateway.simulators.next_fault(provider, fault);
             let answer = gateway
-                .refund(&format!("key-{nth}"), &refund(provider, nth))
+                .refund(&format!("{provider:?}-{nth}"), &refund(provider, nth))
                 .await?;
             let case = format!("{provider:?}, {alpn:?}: a good reply with such headers");
             assert_refunded(&case, provider, nth, &answer);
@@ -1002,7 +1005,7 @@ async fn a_reply_head_that_breaks_http_is_a_provider_error() -> Result<()> {
             };
             gateway.simulators.next_fault(provider, fault);
             let answer = gateway
-                .refund(&format!("key-{nth}"), &refund(provider, nth))
+                .refund(&format!("{provider:?}-{nth}"), &refund(provider, nth))
                 .await?;
             let problem = by_key(provider, "provider-error", 502);
             let case = format!("{provider:?}: {:?}", String::from_utf8_lossy(header));
@@ -1120,6 +1123,8 @@ async fn mixed_call(client: &reqwest::Client, url: &str, nth: u64) -> Result<Ans
     Answer::read(response).await
 }
 
+const FIELD: &str = "allow_on_headers_stop_iteration";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_stalls_is_answered_by_the_filter() -> Result<()> {
     let gateway = Gateway::start(Options::default()).await?;
@@ -1151,14 +1156,22 @@ async fn a_body_that_stalls_is_answered_by_the_filter() -> Result<()> {
         ("half of it", half),
         ("over HTTP/2", over_2),
     ] {
-        assert_problem(case, &answer.context(case)?, timeout_problem);
+        let answer = answer.context(case)?;
+        assert_problem(case, &answer, timeout_problem);
+        assert!(answer.text.contains(FIELD), "{case}: {}", answer.text);
     }
+    // A body that does not begin looks the same to the filter as one that it is not given: who runs it is told of both.
+    let log = gateway.log();
+    assert!(
+        log.lines()
+            .any(|line| line.contains("refund-filter") && line.contains(FIELD)),
+        "{log}"
+    );
     assert_alive(&gateway).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_withholds_bodies_says_what_it_lacks() -> Result<()> {
-    const FIELD: &str = "allow_on_headers_stop_iteration";
     let gateway = Gateway::start(Options::changed(|config| {
         let plugin = filter_mut(config).expect("the filter");
         let plugin = plugin.as_object_mut().expect("an object");
