@@ -205,7 +205,9 @@ impl Application for Bbmsl {
         state.next += 1;
         let id = 3757 + state.next;
         if !matches!(order.behaviour, Behaviour::Answers { booked: false, .. }) {
-            state.ledger.book(order, *amount, None, &id.to_string());
+            state
+                .ledger
+                .book(request, order, *amount, None, &id.to_string());
         }
         Reply::of(200, &answer(&call, state.ledger.refunded(order), id))
     }

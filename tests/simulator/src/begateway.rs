@@ -78,7 +78,7 @@ impl Begateway {
         let hex = || Uuid::new_v4().simple().to_string();
         let uid = format!("2-{:.10}", hex());
         if !matches!(order.behaviour, Behaviour::Answers { booked: false, .. }) {
-            state.ledger.book(&order, amount, key, &uid);
+            state.ledger.book(request, &order, amount, key, &uid);
         }
         let receipt = format!(
             "https://demo-backoffice.begateway.com/customer/transactions/{uid}/{}{}",

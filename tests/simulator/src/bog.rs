@@ -220,7 +220,7 @@ impl Bog {
             _ => {}
         }
         let action = Uuid::new_v4().to_string();
-        state.ledger.book(&order, amount, key, &action);
+        state.ledger.book(request, &order, amount, key, &action);
         Reply::of(
             200,
             &Json::object([

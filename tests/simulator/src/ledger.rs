@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::SystemTime;
 
+use crate::Received;
 use crate::orders::{Behaviour, Order};
 
 /// One refund that a provider took on.
@@ -13,6 +14,8 @@ use crate::orders::{Behaviour, Order};
 pub struct Refunded {
     /// Counts from 0 at this provider.
     pub sequence: u64,
+    /// The request that booked it, by [`crate::Received::sequence`].
+    pub request: u64,
     /// When it was booked.
     pub at: SystemTime,
     /// The provider's identifier of the payment: order id, `parent_uid`.
@@ -48,10 +51,18 @@ impl Ledger {
     }
 
     /// Books a refund of what the caller found to be left.
-    pub fn book(&mut self, order: &Order, minor_units: u64, key: Option<&str>, refund: &str) {
+    pub fn book(
+        &mut self,
+        request: &Received,
+        order: &Order,
+        minor_units: u64,
+        key: Option<&str>,
+        refund: &str,
+    ) {
         *self.refunded.entry(order.id.to_string()).or_default() += minor_units;
         self.entries.push(Refunded {
             sequence: self.entries.len() as u64,
+            request: request.sequence,
             at: SystemTime::now(),
             payment: order.id.to_string(),
             minor_units,

@@ -109,7 +109,7 @@ impl Moyasar {
         })
     }
 
-    fn refund(&self, state: &mut State, call: &Call) -> Reply {
+    fn refund(&self, state: &mut State, request: &Received, call: &Call) -> Reply {
         let order = Uuid::try_parse(&call.order)
             .ok()
             .and_then(|id| orders::by_id(Provider::Moyasar, &id.to_string()));
@@ -135,7 +135,7 @@ impl Moyasar {
         };
         if !matches!(order.behaviour, Behaviour::Answers { booked: false, .. }) {
             let key = call.transaction.as_deref();
-            state.ledger.book(&order, call.amount, key, &id);
+            state.ledger.book(request, &order, call.amount, key, &id);
         }
         let refunds = state.refunds.entry(order.id.to_string()).or_default();
         refunds.push(refund_transaction(&id, status, call.amount, refunds.len()));
@@ -186,14 +186,14 @@ impl Application for Moyasar {
         };
         let mut state = lock(&self.state);
         let Some(id) = call.transaction.as_ref().map(|id| id.to_ascii_lowercase()) else {
-            return self.refund(&mut state, &call);
+            return self.refund(&mut state, request, &call);
         };
         match state.replies.get(&id) {
             // The page does not say what another amount under the same id meets: it is the same refund, with its first amount.
             Some((order, reply)) if *order == call.order => reply.clone(),
             Some(_) => invalid("transaction_id", "The value belongs to another order."),
             None => {
-                let reply = self.refund(&mut state, &call);
+                let reply = self.refund(&mut state, request, &call);
                 // A refusal made no transaction, so that the id is still free.
                 if reply.status == 200 {
                     state.replies.insert(id, (call.order, reply.clone()));
