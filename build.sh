@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|demo|serve|test|compat|bench]. Everything it needs goes into folders of the checkout.
+# The one entry: ./build.sh [build|demo|serve|test|compat|bench|soak]. Everything it needs goes into folders of the checkout.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -142,12 +142,12 @@ wasm_tests() {
 }
 
 command="${1:-build}"
-[ $# -le 1 ] || fail "one word at most: build, demo, serve, test, compat or bench."
+[ $# -le 1 ] || fail "one word at most: build, demo, serve, test, compat, bench or soak."
 case "$command" in
   build) build ;;
-  demo | serve) testbed "$command" ;;
+  demo | serve | soak) testbed "$command" ;;
   test) tests ;;
   compat) compat ;;
   bench) get_openbao && testbed bench ;;
-  *) fail "'$command' is none of build, demo, serve, test, compat and bench." ;;
+  *) fail "'$command' is none of build, demo, serve, test, compat, bench and soak." ;;
 esac

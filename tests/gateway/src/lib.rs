@@ -7,6 +7,7 @@
 pub mod ecds;
 mod envoy_yaml;
 pub mod openbao;
+pub mod soak;
 
 use std::fs::File;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! `./build.sh demo`, `serve` and `bench`: the gateway in front of the simulated providers, to be looked at.
+//! `./build.sh demo`, `serve`, `bench` and `soak`: the gateway in front of the simulated providers, to be looked at.
 
 mod bench;
 mod demo;
@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use gateway_testbed::soak::Plan;
 use gateway_testbed::{Gateway, Options};
 
 /// The port of envoy.yaml, and of the README's curl lines.
@@ -25,6 +26,8 @@ enum Command {
     Demo,
     /// Measures the signers against each other.
     Bench,
+    /// Refunds under faults for three minutes, and holds every answer against the providers' ledgers.
+    Soak,
     /// Keeps gateway and providers up on 127.0.0.1:10000 until Ctrl-C.
     Serve,
 }
@@ -34,6 +37,7 @@ async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo => demo::run().await,
         Command::Bench => bench::run().await,
+        Command::Soak => soak().await,
         Command::Serve => serve().await,
     };
     match result {
@@ -43,6 +47,10 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+async fn soak() -> Result<()> {
+    gateway_testbed::soak::run(Plan::full()?).await
 }
 
 async fn serve() -> Result<()> {

@@ -1,0 +1,328 @@
+//! A reconciliation soak: thousands of refunds through a real Envoy while providers, their token endpoint, callers and the
+//! configuration fail and change, and at the end every word that a caller got is held against the providers' ledgers.
+//!
+//! No refund twice, none lost, no statement false; the memory flat, and no trap.
+
+mod caller;
+mod faults;
+mod reckoning;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use provider_simulator as simulator;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng as _};
+use serde_json::{Value, json};
+use simulator::Provider;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::{Gateway, Options, route_mut};
+use caller::{Caller, History, PROVIDERS, Refund};
+
+/// Whether the gateway is to remember keys: replay a final answer with `idempotency-replayed`, refuse the key of another
+/// refund, count every earlier send in `outcome`, and never send to BBMSL again what is unknown.
+const REMEMBERS_KEYS: bool = false;
+
+/// Concurrent callers.
+const CALLERS: usize = 24;
+/// In place of envoy.yaml's 30 s, so that a provider that hangs costs little.
+const ROUTE_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// Refunds between two disturbances; the memory is looked at after each.
+const STEP: u64 = 40;
+/// How long a provider is closed.
+const CLOSED: Duration = Duration::from_millis(200);
+/// What Envoy's memory may grow by between the early samples and the late ones, in kB.
+const GROWTH: u64 = 16_000;
+/// Nothing measures time; this only ends a wait that would not end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How much a run does.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Refunds asked for.
+    pub refunds: u64,
+    /// No refund begins after that.
+    pub longest: Duration,
+    /// All chance comes from it, but for the order in which concurrent callers come through.
+    pub seed: u64,
+}
+
+impl Plan {
+    /// Some 20 seconds, for a test.
+    pub fn short() -> Result<Plan> {
+        Ok(Plan {
+            refunds: 1_500,
+            longest: Duration::from_secs(60),
+            seed: seed()?,
+        })
+    }
+
+    /// Three minutes at most.
+    pub fn full() -> Result<Plan> {
+        Ok(Plan {
+            refunds: 12_000,
+            longest: Duration::from_secs(165),
+            seed: seed()?,
+        })
+    }
+}
+
+/// `SEED`, else another one every time.
+fn seed() -> Result<u64> {
+    match std::env::var("SEED") {
+        Ok(text) => text.parse().context("SEED is no whole number"),
+        Err(_) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+            Ok(u64::from(now.subsec_nanos()))
+        }
+    }
+}
+
+/// What the callers share.
+struct Load {
+    gateway: Gateway,
+    plan: Plan,
+    next: AtomicU64,
+    done: AtomicU64,
+    histories: Mutex<Vec<History>>,
+}
+
+/// What is seen of Envoy at one moment.
+struct Sample {
+    /// Resident memory in kB.
+    resident: u64,
+    /// VMs.
+    active: u64,
+}
+
+/// Runs a plan, prints its counts, and stops everything. What is not as the gateway said is an error.
+pub async fn run(plan: Plan) -> Result<()> {
+    println!(
+        "soak: SEED={}, {} refunds by {CALLERS} callers",
+        plan.seed, plan.refunds
+    );
+    let mut rng = StdRng::seed_from_u64(plan.seed);
+    let load = Arc::new(Load {
+        gateway: start(&mut rng).await?,
+        plan,
+        next: AtomicU64::new(0),
+        done: AtomicU64::new(0),
+        histories: Mutex::default(),
+    });
+    let begin = Instant::now();
+    let mut callers = JoinSet::new();
+    for nth in 0..CALLERS {
+        let caller = Caller::new(&load.gateway, nth)?;
+        callers.spawn(load.clone().make_refunds(caller, begin));
+    }
+    let mut samples = Vec::new();
+    let plugin = load.gateway.plugin()?;
+    'load: for nth in 0.. {
+        while load.done.load(Ordering::SeqCst) < STEP * (nth + 1) {
+            while let Some(ended) = callers.try_join_next() {
+                ended?;
+            }
+            if callers.is_empty() {
+                break 'load;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        disturb(&load.gateway, nth, &plugin, &mut rng).await?;
+        samples.push(sample(&load.gateway).await?);
+    }
+    let took = begin.elapsed();
+    // What a provider books late is booked by then.
+    sleep(faults::LATE).await;
+    let traps = stats(&load.gateway, r"^wasm.*vm_reload").await?;
+    let load = Arc::into_inner(load).context("a caller is left")?;
+    let histories = load.histories.into_inner();
+    let histories = histories.unwrap_or_else(PoisonError::into_inner);
+    let simulators = load.gateway.simulators.clone();
+    load.gateway.stop().await?;
+
+    let reckoning = reckoning::reckon(&histories, &simulators);
+    println!("{}", reckoning.table());
+    println!(
+        "{} refunds in {} s, {} disturbances",
+        reckoning.refunds(),
+        took.as_secs(),
+        samples.len()
+    );
+    let memory = memory_is_flat(&samples);
+    println!("Envoy: {}", memory.as_deref().unwrap_or("memory grew"));
+    if let Some(failure) = reckoning.failure() {
+        bail!("{failure}\nSEED={}", plan.seed);
+    }
+    ensure!(
+        reckoning.refunds() == histories.len() && histories.len() > samples.len(),
+        "a provider had no refund"
+    );
+    for (name, count) in traps {
+        ensure!(count == 0, "{name} is {count}");
+    }
+    memory.map(drop)
+}
+
+/// The project's envoy.yaml with short routes; whether a provider speaks HTTP/2 is chance.
+async fn start(rng: &mut StdRng) -> Result<Gateway> {
+    let old: Vec<_> = PROVIDERS
+        .map(crate::cluster)
+        .into_iter()
+        .filter(|_| rng.r#gen())
+        .collect();
+    println!("HTTP/1.1 to {old:?}, HTTP/2 to the others");
+    Gateway::start(Options {
+        ecds: true,
+        simulators: simulator::Options {
+            kept_exchanges: 1_000_000,
+            ..simulator::Options::default()
+        },
+        ..Options::changed(move |config| {
+            for provider in PROVIDERS.map(crate::cluster) {
+                let route = route_mut(config, provider).expect("every provider has a route");
+                route["route"]["timeout"] = json!(format!("{}s", ROUTE_TIMEOUT.as_secs_f64()));
+            }
+            let clusters = config.pointer_mut("/static_resources/clusters");
+            for cluster in clusters.and_then(Value::as_array_mut).into_iter().flatten() {
+                if old.iter().any(|name| cluster["name"] == *name) {
+                    speak_http1(cluster);
+                }
+            }
+        })
+    })
+    .await
+}
+
+fn speak_http1(cluster: &mut Value) {
+    let options = &mut cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+    if let Some(options) = options.as_object_mut() {
+        options.remove("auto_config");
+        let http1 = json!({"http_protocol_options": {}});
+        options.insert("explicit_http_config".to_owned(), http1);
+    }
+}
+
+impl Load {
+    /// One refund after the other, until the plan is done.
+    async fn make_refunds(self: Arc<Self>, caller: Caller, begin: Instant) {
+        while begin.elapsed() < self.plan.longest {
+            let nth = self.next.fetch_add(1, Ordering::SeqCst);
+            if nth >= self.plan.refunds {
+                return;
+            }
+            // Each refund has its own chance, whoever comes first.
+            let mut rng = StdRng::seed_from_u64(self.plan.seed ^ (nth + 1).rotate_left(32));
+            let refund = Refund::by_chance(nth, &mut rng);
+            let simulators = &self.gateway.simulators;
+            let history = caller.settle(refund, simulators, &mut rng).await;
+            let mut histories = self
+                .histories
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            histories.push(history);
+            drop(histories);
+            self.done.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// What happens to all calls at once, in turn: a provider is gone for a moment, the tokens are worth nothing, a configuration
+/// is pushed.
+async fn disturb(gateway: &Gateway, nth: u64, plugin: &Value, rng: &mut StdRng) -> Result<()> {
+    let simulators = &gateway.simulators;
+    match nth % 3 {
+        0 => {
+            let provider = Provider::ALL[rng.gen_range(0..Provider::ALL.len())];
+            simulators.close(provider).await;
+            sleep(CLOSED).await;
+            simulators.open(provider).await?;
+        }
+        1 => {
+            let fault = faults::of(Provider::BogToken, rng);
+            simulators.next_fault(Provider::BogToken, fault);
+            simulators.revoke_tokens();
+        }
+        _ => {
+            let mut plugin = plugin.clone();
+            plugin["providers"]["begateway"]["default_reason"] = json!(format!("push {nth}"));
+            push(gateway, &plugin).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Pushes a configuration and waits until Envoy has taken it.
+async fn push(gateway: &Gateway, plugin: &Value) -> Result<()> {
+    let taken = async || {
+        let counter = r"^extension_config_discovery\.http_filter\..*\.update_success$";
+        anyhow::Ok(stats(gateway, counter).await?.values().sum::<u64>())
+    };
+    let before = taken().await?;
+    gateway.push(plugin)?;
+    let deadline = Instant::now() + PATIENCE;
+    while taken().await? == before {
+        ensure!(Instant::now() < deadline, "Envoy does not take a push");
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// The numbers of Envoy's statistics whose names match.
+async fn stats(gateway: &Gateway, filter: &str) -> Result<BTreeMap<String, u64>> {
+    let text = gateway.admin(&format!("/stats?filter={filter}")).await?;
+    Ok(text
+        .lines()
+        .filter_map(|line| {
+            let (name, number) = line.rsplit_once(": ")?;
+            Some((name.to_owned(), number.parse().ok()?))
+        })
+        .collect())
+}
+
+async fn sample(gateway: &Gateway) -> Result<Sample> {
+    let process = gateway.process().context("Envoy is gone")?;
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let resident = status.lines().find_map(|line| {
+        let number = line.strip_prefix("VmRSS:")?.split_whitespace().next()?;
+        number.parse().ok()
+    });
+    let active = stats(gateway, r"^wasm\..*\.active$").await?;
+    Ok(Sample {
+        resident: resident.context("no VmRSS")?,
+        active: active.values().sum(),
+    })
+}
+
+fn median(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
+/// Compares the second quarter of the samples, when everything is warm, with the last one.
+fn memory_is_flat(samples: &[Sample]) -> Result<String> {
+    let quarter = samples.len() / 4;
+    ensure!(quarter > 0, "too few refunds to tell of the memory");
+    let (early, late) = (
+        &samples[quarter..2 * quarter],
+        &samples[samples.len() - quarter..],
+    );
+    let resident = |some: &[Sample]| median(some.iter().map(|sample| sample.resident).collect());
+    let active = |some: &[Sample]| median(some.iter().map(|sample| sample.active).collect());
+    let words = format!(
+        "resident {} kB early, {} kB late; VMs {} early, {} late",
+        resident(early),
+        resident(late),
+        active(early),
+        active(late)
+    );
+    ensure!(
+        resident(late) <= resident(early) + GROWTH && active(late) <= active(early),
+        "the memory grew: {words}"
+    );
+    Ok(words)
+}
