@@ -184,6 +184,16 @@ fn of_token(rng: &mut StdRng) -> Fault {
     }
 }
 
+/// Whether it tells that nothing was refunded.
+pub(super) fn is_refusal(fault: &Fault) -> bool {
+    match fault {
+        Fault::RefusedStream => true,
+        Fault::Reply { reply, .. } => REFUSALS.contains(&reply.status),
+        Fault::HeaderOnly { status, .. } => REFUSALS.contains(status),
+        _ => false,
+    }
+}
+
 /// What a fault is counted as.
 pub(super) fn kind(fault: &Fault) -> String {
     let debug = format!("{fault:?}");

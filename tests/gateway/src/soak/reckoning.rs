@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use provider_simulator::{Exchange, Fault, Provider, Refunded, Simulators};
+use provider_simulator::{Exchange, Provider, Refunded, Simulators};
 
-use super::caller::{Call, End, History, LastWord, PROVIDERS, Why, decimal};
+use super::caller::{Call, End, History, LastWord, Why, decimal};
 use super::{REMEMBERS_KEYS, faults};
 use crate::cluster;
 
@@ -152,17 +152,6 @@ impl Reckoning {
         text
     }
 
-    /// How many refunds of all, and at least one of each provider, there were.
-    pub fn refunds(&self) -> usize {
-        let counts = self.table.get(&(REFUNDS, "asked for".to_owned()));
-        counts.map_or(0, |counts| {
-            let everywhere = PROVIDERS
-                .iter()
-                .all(|provider| counts.contains_key(provider));
-            if everywhere { counts.values().sum() } else { 0 }
-        })
-    }
-
     /// What is wrong, with the whole history of each refund; `None` where nothing is.
     pub fn failure(&self) -> Option<String> {
         if self.findings.is_empty() {
@@ -263,12 +252,7 @@ impl Case<'_> {
         let mut calls = self.history.calls.iter();
         match calls.find(|call| call.id == request_id(send)) {
             Some(call) if call.answer().is_some() => call.said("outcome") != "not_refunded",
-            _ => !matches!(
-                send.fault,
-                Some(
-                    Fault::RefusedStream | Fault::CloseBefore | Fault::Reply { booked: false, .. }
-                )
-            ),
+            _ => !send.fault.as_ref().is_some_and(faults::is_refusal),
         }
     }
 
