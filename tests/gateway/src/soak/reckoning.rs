@@ -17,8 +17,11 @@ const SHOWN: usize = 10;
 pub(super) struct Reckoning {
     table: BTreeMap<(u8, String), BTreeMap<Provider, usize>>,
     /// What is wrong with a refund, and its history.
-    findings: Vec<(Vec<String>, String)>,
+    findings: Vec<(Vec<Wrong>, String)>,
 }
+
+/// A rule that is broken, and where.
+type Wrong = (&'static str, String);
 
 /// One refund with what reached the provider and what is booked.
 struct Case<'a> {
@@ -87,7 +90,7 @@ pub(super) fn reckon(histories: &[History], simulators: &Simulators) -> Reckonin
             reckoning.add(&case);
         }
         for entry in booked.into_values().flatten() {
-            let what = vec!["is booked, and nobody asked for it".to_owned()];
+            let what = vec![("it is booked, and nobody asked for it", String::new())];
             reckoning.findings.push((what, format!("{entry:?}\n")));
         }
     }
@@ -158,9 +161,17 @@ impl Reckoning {
             return None;
         }
         let mut text = format!("{} refunds are not as was said:\n", self.findings.len());
+        let mut counts = BTreeMap::new();
+        for (rule, _) in self.findings.iter().flat_map(|(wrong, _)| wrong) {
+            *counts.entry(rule).or_insert(0) += 1;
+        }
+        for (rule, count) in counts {
+            let _ = writeln!(text, "{count:>6}  {rule}");
+        }
         for (wrong, history) in self.findings.iter().take(SHOWN) {
-            for sentence in wrong {
-                let _ = writeln!(text, "\n!! {sentence}");
+            text.push('\n');
+            for (rule, place) in wrong {
+                let _ = writeln!(text, "!! {rule} {place}");
             }
             text.push_str(history);
         }
@@ -170,75 +181,70 @@ impl Reckoning {
 
 impl Case<'_> {
     /// Every rule that this refund breaks.
-    fn wrong(&self) -> Vec<String> {
+    fn wrong(&self) -> Vec<Wrong> {
         let mut wrong = self.wrong_in_the_ledger();
         wrong.extend(self.wrong_sends());
         for call in &self.history.calls {
-            wrong.extend(self.wrong_answer(call));
+            let rules = self.wrong_answer(call).into_iter();
+            wrong.extend(rules.map(|rule| (rule, call.id.clone())));
         }
         wrong
     }
 
-    fn wrong_in_the_ledger(&self) -> Vec<String> {
+    fn wrong_in_the_ledger(&self) -> Vec<Wrong> {
         let refund = &self.history.refund;
         let mut wrong = Vec::new();
+        let mut say = |rule| wrong.push((rule, refund.order.clone()));
         if self.booked.len() > 1 {
-            wrong.push("refunded twice".to_owned());
+            say("refunded twice");
         }
         for entry in &self.booked {
             if (entry.minor_units, entry.currency) != (refund.minor_units, refund.currency()) {
-                wrong.push("another amount is booked".to_owned());
+                say("another amount is booked");
             }
-            if entry.key.is_some()
-                && refund.key.len() == 36
-                && entry.key.as_ref() != Some(&refund.key)
-            {
-                wrong.push("the caller's UUID is not the provider's key".to_owned());
+            let is_uuid = uuid::Uuid::try_parse(&refund.key).is_ok();
+            if is_uuid && entry.key.as_ref().is_some_and(|key| *key != refund.key) {
+                say("the caller's UUID is not the provider's key");
             }
         }
-        match self.history.last_word() {
-            LastWord::Succeeded | LastWord::Pending if self.booked.is_empty() => {
-                wrong.push(
-                    "lost: the last word is that it was refunded, and it is not booked".into(),
-                );
+        match (self.history.last_word(), self.booked.is_empty()) {
+            (LastWord::Succeeded | LastWord::Pending, true) => {
+                say("lost: the last word is that it was refunded, and it is not booked");
             }
-            LastWord::NotRefunded if !self.booked.is_empty() => {
-                wrong.push("false: the last word is not_refunded, and it is booked".to_owned());
+            (LastWord::NotRefunded, false) => {
+                say("false: the last word is not_refunded, and it is booked");
             }
             _ => {}
         }
         wrong
     }
 
-    fn wrong_sends(&self) -> Vec<String> {
+    fn wrong_sends(&self) -> Vec<Wrong> {
         let mut wrong = Vec::new();
         let mut keys: Vec<_> = self.sends.iter().filter_map(|send| key(send)).collect();
         keys.sort_unstable();
         keys.dedup();
         if keys.len() > 1 {
-            wrong.push(format!("sent under several keys: {keys:?}"));
+            wrong.push(("sent under several keys", keys.join(", ")));
         }
         for call in &self.history.calls {
-            let sends = self.sends_of(call).count();
-            if sends > 1 {
-                wrong.push(format!("{} was sent {sends} times", call.id));
-            }
-            if sends > 0 && call.why == Why::Reuse {
-                wrong.push(format!(
-                    "{}: another refund under this key was sent",
-                    call.id
-                ));
+            match (self.sends_of(call).count(), call.why) {
+                (0, _) => {}
+                (_, Why::Reuse) => {
+                    wrong.push(("another refund under a used key was sent", call.id.clone()));
+                }
+                (1, _) => {}
+                _ => wrong.push(("one call was sent more than once", call.id.clone())),
             }
         }
         if REMEMBERS_KEYS && self.history.refund.provider == Provider::Bbmsl {
-            for pair in self.sends.windows(2) {
-                if self.may_be_unknown(pair[0]) {
-                    wrong.push(format!(
-                        "request {} went to a provider without keys after request {}, which is unknown",
-                        pair[1].request.sequence, pair[0].request.sequence
-                    ));
-                }
-            }
+            let again = |pair: &&[&Exchange]| self.may_be_unknown(pair[0]);
+            wrong.extend(self.sends.windows(2).filter(again).map(|pair| {
+                (
+                    "sent again to a provider without keys, after a send that is unknown",
+                    request_id(pair[1]).to_owned(),
+                )
+            }));
         }
         wrong
     }
@@ -256,9 +262,9 @@ impl Case<'_> {
         }
     }
 
-    fn wrong_answer(&self, call: &Call) -> Vec<String> {
+    fn wrong_answer(&self, call: &Call) -> Vec<&'static str> {
         let mut wrong = Vec::new();
-        let mut say = |sentence: &str| wrong.push(format!("{}: {sentence}", call.id));
+        let mut say = |rule| wrong.push(rule);
         if matches!(call.end, End::Hung) {
             say("no answer");
         }
@@ -289,9 +295,7 @@ impl Case<'_> {
             }
         }
         if REMEMBERS_KEYS {
-            for sentence in self.wrong_memory(call) {
-                say(sentence);
-            }
+            wrong.extend(self.wrong_memory(call));
         }
         wrong
     }
@@ -333,18 +337,17 @@ impl Case<'_> {
     /// What a gateway that remembers keys may not do.
     fn wrong_memory(&self, call: &Call) -> Vec<&'static str> {
         let mut wrong = Vec::new();
-        let earlier = |word: fn(&Call) -> bool| {
-            let mut calls = self.history.calls.iter();
-            calls.find(|other| other.ended <= call.began && word(other))
-        };
-        let final_one = earlier(|other| other.word_by_call() > LastWord::Unknown);
-        match (call.why, call.answer(), final_one.and_then(Call::answer)) {
-            (Why::Reuse, Some(_), _) => {
-                if call.said("code") != "idempotency-key-reused" {
-                    wrong.push("another amount under a used key is not idempotency-key-reused");
-                }
+        if call.why == Why::Reuse {
+            if call.said("code") != "idempotency-key-reused" {
+                wrong.push("another amount under a used key is not idempotency-key-reused");
             }
-            (_, Some(answer), Some(first)) => {
+            return wrong;
+        }
+        let mut earlier = self.history.calls.iter();
+        let final_one = earlier
+            .find(|other| other.ended <= call.began && other.word_by_call() > LastWord::Unknown);
+        match (call.answer(), final_one.and_then(Call::answer)) {
+            (Some(answer), Some(first)) => {
                 if (answer.status, &answer.text) != (first.status, &first.text) {
                     wrong.push("the final answer is not replayed");
                 }
@@ -355,7 +358,9 @@ impl Case<'_> {
                     wrong.push("sent again after the final answer");
                 }
             }
-            (Why::Repeat, Some(_), None) if call.word_by_call() != LastWord::Unknown => {
+            (Some(_), None)
+                if call.why == Why::Repeat && call.word_by_call() != LastWord::Unknown =>
+            {
                 wrong.push("what was unknown is answered otherwise, and nobody asked the provider");
             }
             _ => {}
