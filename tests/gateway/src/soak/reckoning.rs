@@ -15,7 +15,7 @@ const SHOWN: usize = 10;
 
 /// What a run has brought.
 pub(super) struct Reckoning {
-    table: BTreeMap<(u8, String), BTreeMap<Provider, usize>>,
+    table: BTreeMap<(Section, String), BTreeMap<Provider, usize>>,
     /// What is wrong with a refund, and its history.
     findings: Vec<(Vec<Wrong>, String)>,
 }
@@ -30,21 +30,29 @@ struct Case<'a> {
     booked: Vec<&'a Refunded>,
 }
 
-/// The tables' sections, in their order.
-const SECTIONS: [&str; 6] = [
-    "refunds",
-    "calls by their answer",
-    "calls that were no first one",
-    "last words",
-    "at the provider",
-    "faults met",
-];
-const REFUNDS: u8 = 0;
-const ANSWERS: u8 = 1;
-const CALLS: u8 = 2;
-const LAST_WORDS: u8 = 3;
-const PROVIDER: u8 = 4;
-const FAULTS: u8 = 5;
+/// The table's sections, in their order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Section {
+    Refunds,
+    Answers,
+    MoreCalls,
+    LastWords,
+    Provider,
+    Faults,
+}
+
+impl Section {
+    fn title(self) -> &'static str {
+        match self {
+            Section::Refunds => "refunds",
+            Section::Answers => "calls by their answer",
+            Section::MoreCalls => "calls after a first one, or beside it",
+            Section::LastWords => "last words",
+            Section::Provider => "at the provider",
+            Section::Faults => "faults met",
+        }
+    }
+}
 
 /// Checks everything, after the last call and the last delayed booking.
 pub(super) fn reckon(histories: &[History], simulators: &Simulators) -> Reckoning {
@@ -54,12 +62,12 @@ pub(super) fn reckon(histories: &[History], simulators: &Simulators) -> Reckonin
     };
     for provider in Provider::ALL {
         let exchanges = simulators.requests(provider);
-        reckoning.count(PROVIDER, "requests", provider, exchanges.len());
+        reckoning.count(Section::Provider, "requests", provider, exchanges.len());
         for fault in exchanges
             .iter()
             .filter_map(|exchange| exchange.fault.as_ref())
         {
-            reckoning.count(FAULTS, &faults::kind(fault), provider, 1);
+            reckoning.count(Section::Faults, &faults::kind(fault), provider, 1);
         }
         let ledger = simulators.ledger(provider);
         let mut sends: HashMap<&str, Vec<&Exchange>> = HashMap::new();
@@ -93,6 +101,13 @@ pub(super) fn reckon(histories: &[History], simulators: &Simulators) -> Reckonin
             let what = vec![("it is booked, and nobody asked for it", String::new())];
             reckoning.findings.push((what, format!("{entry:?}\n")));
         }
+        // A token is fetched for nobody's refund alone.
+        if provider != Provider::BogToken {
+            for send in sends.into_values().flatten() {
+                let what = vec![("it was sent, and no call was made for it", String::new())];
+                reckoning.findings.push((what, format!("{send:?}\n")));
+            }
+        }
     }
     reckoning
 }
@@ -104,18 +119,18 @@ fn request_id(exchange: &Exchange) -> &str {
 }
 
 impl Reckoning {
-    fn count(&mut self, section: u8, row: &str, provider: Provider, more: usize) {
+    fn count(&mut self, section: Section, row: &str, provider: Provider, more: usize) {
         let row = self.table.entry((section, row.to_owned())).or_default();
         *row.entry(provider).or_default() += more;
     }
 
     fn add(&mut self, case: &Case) {
         let provider = case.history.refund.provider;
-        self.count(REFUNDS, "asked for", provider, 1);
+        self.count(Section::Refunds, "asked for", provider, 1);
         for call in &case.history.calls {
-            self.count(ANSWERS, call.word(), provider, 1);
+            self.count(Section::Answers, call.word(), provider, 1);
             if call.why != Why::First {
-                self.count(CALLS, &format!("{:?}", call.why), provider, 1);
+                self.count(Section::MoreCalls, &format!("{:?}", call.why), provider, 1);
             }
         }
         let booked = match case.booked.len() {
@@ -123,8 +138,13 @@ impl Reckoning {
             _ => ", booked",
         };
         let last_word = format!("{:?}{booked}", case.history.last_word());
-        self.count(LAST_WORDS, &last_word, provider, 1);
-        self.count(PROVIDER, "ledger entries", provider, case.booked.len());
+        self.count(Section::LastWords, &last_word, provider, 1);
+        self.count(
+            Section::Provider,
+            "ledger entries",
+            provider,
+            case.booked.len(),
+        );
         let wrong = case.wrong();
         if !wrong.is_empty() {
             self.findings.push((wrong, case.to_string()));
@@ -140,7 +160,7 @@ impl Reckoning {
         let mut last = None;
         for ((section, row), counts) in &self.table {
             if last != Some(section) {
-                let _ = write!(text, "\n{}", SECTIONS[usize::from(*section)]);
+                let _ = write!(text, "\n{}", section.title());
                 last = Some(section);
             }
             let _ = write!(text, "\n  {row:32}");
