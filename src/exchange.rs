@@ -94,7 +94,9 @@ impl Answer {
             resend_until_ms: ticket.resend_until_ms,
         };
         if problem.outcome == Moved::No {
-            problem.retry = standing.retry(now_ms);
+            if problem.retry == Retry::No {
+                problem.retry = Retry::LookUp;
+            }
             problem.under(standing, now_ms);
             self.body = problem.body();
         }
@@ -173,9 +175,13 @@ pub fn open(
     };
     let digest = key.digest();
     caller.standing = earlier(&digest);
-    let announced = headers
-        .first("content-length")
-        .and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
+    // As many digits as one likes: what is no 64-bit number is too large, too, where it is a number at all.
+    let announced = headers.first("content-length").unwrap_or_default();
+    let too_large = announced.iter().all(u8::is_ascii_digit)
+        && match std::str::from_utf8(announced).map(str::parse::<u64>) {
+            Ok(Ok(length)) => length > MAX_BODY as u64,
+            _ => !announced.is_empty(),
+        };
     let secrets = config.secret_headers.iter().filter_map(|name| {
         let value = headers.first(name)?.to_vec();
         Some((name.clone(), Secret::new(String::from_utf8(value).ok()?)))
@@ -187,8 +193,7 @@ pub fn open(
         digest,
         secrets: secrets.collect(),
     };
-    if announced.is_some_and(|length| usize::try_from(length).is_ok_and(|length| length > MAX_BODY))
-    {
+    if too_large {
         return Opening::Answer(reading.too_large());
     }
     Opening::Read(reading)
@@ -1116,10 +1121,16 @@ impl Sent {
         let mut problem = if verdict || attempts <= 1 && self.call.caller.standing.is_none() {
             Problem::not_refunded(code, retry, sentence)
         } else {
-            self.after_sending(
+            let mut problem = self.after_sending(
                 code,
                 &format!("{sentence} It had been sent before, and that may have been the refund."),
-            )
+            );
+            if retry == Retry::No {
+                // The same call would be refused again, and nothing learnt of the send before it.
+                problem.retry = Retry::LookUp;
+                problem.retry_until = None;
+            }
+            problem
         };
         if retry == Retry::SameKey {
             problem.retry_after.clone_from(&head.retry_after);

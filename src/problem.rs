@@ -302,14 +302,14 @@ impl Problem {
         }
     }
 
-    /// Makes it a problem of a key under which another send may have moved money, whatever became of this one. A fault of
-    /// the call itself stays one that no repeating mends.
+    /// Makes it a problem of a key under which another send may have moved money, whatever became of this one. `retry` is what
+    /// stands in place of `same_key`; a fault of the call itself stays one that no repeating mends.
     pub fn after_another_send(&mut self, retry: Retry) {
         if self.outcome == Moved::Unknown {
             return;
         }
         self.outcome = Moved::Unknown;
-        if self.retry != Retry::No {
+        if self.retry == Retry::SameKey {
             self.retry = retry;
         }
         self.detail

@@ -24,10 +24,6 @@ use tokio::time::{Instant, sleep};
 use crate::{Gateway, Options, route_mut};
 use caller::{Caller, History, PROVIDERS, Refund};
 
-/// Whether the gateway is to remember keys: replay a final answer with `idempotency-replayed`, refuse the key of another
-/// refund, count every earlier send in `outcome`, and never send to BBMSL again what is unknown.
-const REMEMBERS_KEYS: bool = false;
-
 /// Concurrent callers.
 const CALLERS: usize = 24;
 /// In place of envoy.yaml's 30 s, so that a provider that hangs costs little.

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{sleep, timeout};
 
-use super::{REMEMBERS_KEYS, faults};
+use super::faults;
 use crate::{Answer, Gateway, cluster};
 
 /// No answer takes as long; this only ends a call that would hang.
@@ -157,6 +157,13 @@ pub(super) enum LastWord {
     Unknown,
     Pending,
     Succeeded,
+}
+
+impl LastWord {
+    /// Whether the gateway gives it again rather than ask once more: a pending refund is asked for again.
+    pub fn is_final(self) -> bool {
+        self == LastWord::Succeeded
+    }
 }
 
 /// What a caller does next. Of two answers to the same call the larger counts.
@@ -311,10 +318,10 @@ impl Caller {
         match (refund.habit, next) {
             (Habit::Repeats, Next::Done) => calls.push(desk.call(&refund, Why::Repeat).await),
             // The provider has no key to know it by, so only a gateway that remembers it may be asked.
-            (Habit::Repeats, Next::LookUp) if REMEMBERS_KEYS => {
+            (Habit::Repeats, Next::LookUp) => {
                 calls.push(desk.call(&refund, Why::Repeat).await);
             }
-            (Habit::Reuses, Next::Done) if REMEMBERS_KEYS => {
+            (Habit::Reuses, Next::Done) => {
                 let other = refund.minor_units + 1;
                 let call = desk.prepare(&refund, Why::Reuse, other);
                 calls.push(call.wait(PATIENCE, End::Hung).await);

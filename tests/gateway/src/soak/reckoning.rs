@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use provider_simulator::{Exchange, Provider, Refunded, Simulators};
 
 use super::caller::{Call, End, History, LastWord, Why, decimal};
-use super::{REMEMBERS_KEYS, faults};
+use super::faults;
 use crate::cluster;
 
 /// How many histories a failure prints.
@@ -257,7 +257,7 @@ impl Case<'_> {
                 _ => wrong.push(("one call was sent more than once", call.id.clone())),
             }
         }
-        if REMEMBERS_KEYS && self.history.refund.provider == Provider::Bbmsl {
+        if self.history.refund.provider == Provider::Bbmsl {
             let again = |pair: &&[&Exchange]| self.may_be_unknown(pair[0]);
             wrong.extend(self.sends.windows(2).filter(again).map(|pair| {
                 (
@@ -314,9 +314,7 @@ impl Case<'_> {
                 }
             }
         }
-        if REMEMBERS_KEYS {
-            wrong.extend(self.wrong_memory(call));
-        }
+        wrong.extend(self.wrong_memory(call));
         wrong
     }
 
@@ -342,19 +340,17 @@ impl Case<'_> {
                 .any(|entry| entry.refund == call.said("id") && entry.at <= call.ended)
     }
 
-    /// Whether money had moved by this call, or, where the gateway remembers keys, by a send before it.
+    /// Whether money had moved by this call, or by a send before it.
     fn is_contradicted(&self, call: &Call) -> bool {
         self.booked.iter().any(|entry| {
             let mut sends = self.sends.iter();
             sends
                 .find(|send| send.request.sequence == entry.request)
-                .is_some_and(|send| {
-                    request_id(send) == call.id || REMEMBERS_KEYS && send.request.at < call.began
-                })
+                .is_some_and(|send| request_id(send) == call.id || send.request.at < call.began)
         })
     }
 
-    /// What a gateway that remembers keys may not do.
+    /// What a gateway may not do that remembers keys.
     fn wrong_memory(&self, call: &Call) -> Vec<&'static str> {
         let mut wrong = Vec::new();
         if call.why == Why::Reuse {
@@ -364,8 +360,8 @@ impl Case<'_> {
             return wrong;
         }
         let mut earlier = self.history.calls.iter();
-        let final_one = earlier
-            .find(|other| other.ended <= call.began && other.word_by_call() > LastWord::Unknown);
+        let final_one =
+            earlier.find(|other| other.ended <= call.began && other.word_by_call().is_final());
         match (call.answer(), final_one.and_then(Call::answer)) {
             (Some(answer), Some(first)) => {
                 if (answer.status, &answer.text) != (first.status, &first.text) {
@@ -379,7 +375,9 @@ impl Case<'_> {
                 }
             }
             (Some(_), None)
-                if call.why == Why::Repeat && call.word_by_call() != LastWord::Unknown =>
+                if call.why == Why::Repeat
+                    && self.history.refund.provider == Provider::Bbmsl
+                    && call.word_by_call() != LastWord::Unknown =>
             {
                 wrong.push("what was unknown is answered otherwise, and nobody asked the provider");
             }
@@ -407,7 +405,14 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
         ("refund-declined" | "provider-rejected" | "payment-not-found", "not_refunded") => {
             retry == "no"
         }
-        ("provider-rejected" | "provider-reply-mismatch", "unknown") => retry == "look_up",
+        // The same call would be refused again.
+        (
+            "provider-rejected"
+            | "provider-reply-mismatch"
+            | "refund-declined"
+            | "payment-not-found",
+            "unknown",
+        ) => retry == "look_up",
         (
             "provider-timeout"
             | "provider-error"
@@ -418,14 +423,9 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
         ) => retry == by_key,
         ("idempotency-key-reused", "unknown") => call.why == Why::Reuse && retry == "no",
         // An earlier send under the key is unknown: that outweighs what became of this one.
-        (
-            "provider-auth-failed"
-            | "provider-rate-limited"
-            | "provider-unreachable"
-            | "refund-declined"
-            | "payment-not-found",
-            "unknown",
-        ) => REMEMBERS_KEYS && [by_key, "look_up"].contains(&retry),
+        ("provider-auth-failed" | "provider-rate-limited" | "provider-unreachable", "unknown") => {
+            retry == by_key
+        }
         _ => false,
     }
 }
