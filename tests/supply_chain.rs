@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "a test that panics has failed, which is what it is for"
 )]
 #![cfg(not(target_arch = "wasm32"))]
