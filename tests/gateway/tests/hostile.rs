@@ -58,6 +58,13 @@ fn currency(provider: Provider) -> &'static str {
     }
 }
 
+/// Has Envoy wait less for a caller to close its side too, once it has refused it: these callers never do, and are many.
+fn close_soon(config: &mut Value) {
+    let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
+    let manager = config.pointer_mut(manager);
+    manager.expect("the connection manager")["delayed_close_timeout"] = json!("0.2s");
+}
+
 /// A gateway under attack.
 struct Target {
     gateway: Gateway,
@@ -67,7 +74,7 @@ struct Target {
 impl Target {
     async fn start() -> Result<Target> {
         Ok(Target {
-            gateway: Gateway::start(Options::default()).await?,
+            gateway: Gateway::start(Options::changed(close_soon)).await?,
             nth: AtomicU64::new(1),
         })
     }
@@ -696,7 +703,7 @@ async fn a_doubled_header_never_makes_two_of_one_call() -> Result<()> {
     ] {
         let body = target.call(Moyasar).to_string();
         let mut bytes = String::from_utf8(post(PATH, lines, &body))?;
-        if lines.contains("in one line") || case.contains("in one line") {
+        if case.contains("in one line") {
             // In place of the key that is there.
             let at = bytes.find("idempotency-key: ").context("a key")?;
             let end = at + bytes[at..].find("\r\n").context("a line")? + 2;
