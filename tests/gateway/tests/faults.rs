@@ -215,14 +215,14 @@ fn refusals(provider: Provider, statuses: &[u16]) -> Vec<Way> {
         .collect()
 }
 
-/// The same with two bodies: where the status alone counts.
+/// Where the status alone counts: each with one of these bodies, in turn.
 fn statuses(provider: Provider, statuses: &[u16]) -> Vec<Way> {
-    let all = statuses.iter().flat_map(|status| {
-        let mut ways = refusals(provider, &[*status]);
-        ways.truncate(2);
-        ways
+    let turns = statuses.iter().enumerate().filter_map(|(nth, status)| {
+        let ways = refusals(provider, &[*status]);
+        let turn = nth % ways.len();
+        ways.into_iter().nth(turn)
     });
-    all.collect()
+    turns.collect()
 }
 
 const PAGE: &str = "<!doctype html><html><body><h1>Bad Gateway</h1></body></html>";
