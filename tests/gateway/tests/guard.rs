@@ -2,11 +2,12 @@
 
 mod common;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use common::{Problem, assert_problem, plugin};
-use gateway_testbed::{Answer, Front, Gateway, Options, cluster, route_mut};
+use gateway_testbed::{Answer, Front, Gateway, Options, cluster, filter_mut, route_mut};
 use provider_simulator::{Fault, Provider, Reply, orders};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -838,5 +839,82 @@ async fn behind_the_fleets_front_a_key_is_always_the_same_gateways() -> Result<(
         }
     }
     assert!(waiting > 0 && served > waiting, "{waiting} {served}");
+    Ok(())
+}
+
+/// The filter's own module with a trap in place of what it does at a reply's trailers: it has none of its own to show.
+fn trapping_module(folder: &Path) -> Result<PathBuf> {
+    let mut module = walrus::Module::from_file(gateway_testbed::module()?)?;
+    let two = [walrus::ValType::I32; 2];
+    let mut trap = walrus::FunctionBuilder::new(&mut module.types, &two, &[walrus::ValType::I32]);
+    trap.func_body().unreachable();
+    let arguments = two.map(|kind| module.locals.add(kind)).to_vec();
+    let trap = trap.finish(arguments, &mut module.funcs);
+    let at_trailers = module
+        .exports
+        .iter_mut()
+        .find(|export| export.name == "proxy_on_response_trailers")
+        .context("the module has no such export")?;
+    at_trailers.item = trap.into();
+    let path = folder.join("trapping.wasm");
+    module.emit_wasm_file(&path)?;
+    Ok(path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_in_flight_outlives_the_trap_of_its_vm_and_then_is_unknown() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let module = trapping_module(folder.path())?;
+    let gateway = Gateway::start(Options::changed(move |config| {
+        let filter = filter_mut(config).expect("the filter");
+        filter["vm_config"]["code"]["local"]["filename"] = json!(module);
+        plugin(config, |plugin| {
+            plugin["guard"] = json!({"lease_seconds": 4})
+        });
+    }))
+    .await?;
+    for provider in [Begateway, Bbmsl] {
+        let (key, body) = (format!("{provider:?}"), one(provider, 1));
+        let trailers = Fault::Trailers(vec![(b"x-trailer".into(), b"1".into())]);
+        gateway.simulators.next_fault(provider, trailers);
+        let trapped = call(&gateway, &key, &body).await?;
+        assert_problem("trapped", &trapped, unknown(provider, "gateway-error", 500));
+        assert_eq!(booked(&gateway, provider, 1), 1);
+        // Envoy makes a new VM at the next call or after a moment, in which it answers by itself that nothing was sent by
+        // this call. Whichever VM hears of the key knows that it is in flight, until its lease runs out.
+        let mut held = 0;
+        let late = timeout(PATIENCE, async {
+            loop {
+                let answer = call(&gateway, &key, &body).await?;
+                if answer.text.contains("before it sent anything") {
+                    continue;
+                }
+                if answer.status != 409 {
+                    return anyhow::Ok(answer);
+                }
+                assert_problem(
+                    "held",
+                    &answer,
+                    unknown(provider, "refund-in-progress", 409),
+                );
+                assert_eq!(gateway.simulators.received(provider), 1);
+                held += 1;
+                sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await??;
+        assert!(held > 0);
+        if provider == Bbmsl {
+            assert_problem("late", &late, unknown(provider, "gateway-error", 500));
+            assert_eq!(gateway.simulators.received(provider), 1);
+        } else {
+            // It goes out again, under the provider's own key.
+            assert_eq!(late.status, 200, "{late:?}");
+            assert_eq!(gateway.simulators.received(provider), 2);
+        }
+        assert_eq!(booked(&gateway, provider, 1), 1);
+    }
+    let stats = gateway.admin(r"/stats?filter=vm_reload_success").await?;
+    assert!(stats.lines().any(|line| !line.ends_with(": 0")), "{stats}");
     Ok(())
 }
