@@ -9,6 +9,7 @@ mod envoy_yaml;
 pub mod openbao;
 pub mod soak;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -398,6 +399,16 @@ impl Gateway {
     /// The body of an admin page.
     pub async fn admin(&self, path: &str) -> Result<String> {
         get(self.admin, path).await
+    }
+
+    /// The numbers of Envoy's statistics whose names match.
+    pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>> {
+        let text = self.admin(&format!("/stats?filter={filter}")).await?;
+        let number = |line: &str| {
+            let (name, number) = line.rsplit_once(": ")?;
+            Some((name.to_owned(), number.parse().ok()?))
+        };
+        Ok(text.lines().filter_map(number).collect())
     }
 
     /// The URL of the canonical call.

@@ -7,7 +7,6 @@ mod caller;
 mod faults;
 mod reckoning;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -134,7 +133,7 @@ pub async fn run(plan: Plan) -> Result<()> {
     let took = begin.elapsed();
     // What a provider books late is booked by then.
     sleep(faults::LATE).await;
-    let traps = stats(&load.gateway, r"^wasm.*vm_reload").await?;
+    let traps = load.gateway.stats(r"^wasm.*vm_reload").await?;
     let load = Arc::into_inner(load).context("a caller is left")?;
     let histories = load.histories.into_inner();
     let histories = histories.unwrap_or_else(PoisonError::into_inner);
@@ -260,7 +259,7 @@ async fn disturb(gateway: &Gateway, nth: u64, plugin: &Value, rng: &mut StdRng) 
 async fn push(gateway: &Gateway, plugin: &Value) -> Result<()> {
     let taken = async || {
         let counter = r"^extension_config_discovery\.http_filter\..*\.update_success$";
-        anyhow::Ok(stats(gateway, counter).await?.values().sum::<u64>())
+        anyhow::Ok(gateway.stats(counter).await?.values().sum::<u64>())
     };
     let before = taken().await?;
     gateway.push(plugin)?;
@@ -272,18 +271,6 @@ async fn push(gateway: &Gateway, plugin: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The numbers of Envoy's statistics whose names match.
-async fn stats(gateway: &Gateway, filter: &str) -> Result<BTreeMap<String, u64>> {
-    let text = gateway.admin(&format!("/stats?filter={filter}")).await?;
-    Ok(text
-        .lines()
-        .filter_map(|line| {
-            let (name, number) = line.rsplit_once(": ")?;
-            Some((name.to_owned(), number.parse().ok()?))
-        })
-        .collect())
-}
-
 async fn sample(gateway: &Gateway) -> Result<Sample> {
     let process = gateway.process().context("Envoy is gone")?;
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
@@ -291,7 +278,7 @@ async fn sample(gateway: &Gateway) -> Result<Sample> {
         let number = line.strip_prefix("VmRSS:")?.split_whitespace().next()?;
         number.parse().ok()
     });
-    let active = stats(gateway, r"^wasm\..*\.active$").await?;
+    let active = gateway.stats(r"^wasm\..*\.active$").await?;
     Ok(Sample {
         resident: resident.context("no VmRSS")?,
         active: active.values().sum(),

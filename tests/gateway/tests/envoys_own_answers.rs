@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use common::{Problem, assert_problem};
+use common::{FOUR, Problem, assert_problem, booked, of, unknown};
 use gateway_testbed::{Answer, Gateway, Options, PATH, cluster, filter_mut, project, route_mut};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use provider_simulator::{self as simulator, Alpn, Certificate, Fault, Provider, Reply, orders};
+use provider_simulator::{self as simulator, Alpn, Certificate, Fault, Provider, Reply};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -20,13 +20,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-const PROVIDERS: [Provider; 4] = [
-    Provider::Bog,
-    Provider::Moyasar,
-    Provider::Begateway,
-    Provider::Bbmsl,
-];
 
 const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 
@@ -57,31 +50,8 @@ const REQUEST_TIMEOUT: Problem = Problem {
     retry: "same_key",
 };
 
-/// Of a refund that may have been made: `retry` goes by whether the provider knows keys.
-fn unknown(provider: Provider, code: &'static str, status: u16) -> Problem {
-    Problem {
-        code,
-        status,
-        outcome: "unknown",
-        retry: match provider {
-            Provider::Bbmsl => "look_up",
-            _ => "same_key",
-        },
-    }
-}
-
 fn refund(provider: Provider, nth: u64) -> Value {
-    let currency = match provider {
-        Provider::Bog | Provider::BogToken => "GEL",
-        Provider::Moyasar => "SAR",
-        Provider::Begateway => "USD",
-        Provider::Bbmsl => "HKD",
-    };
-    json!({
-        "provider": cluster(provider),
-        "payment": {"id": orders::fresh(provider, nth)},
-        "amount": {"value": "10.00", "currency": currency},
-    })
+    of(provider, nth, "10.00")
 }
 
 /// The problem in all its members, `retry_until` among them: beGateway keeps keys for 24 hours from the first send.
@@ -114,16 +84,6 @@ fn assert_refunded(case: &str, answer: &Answer) {
         "{case}: {}",
         answer.text
     );
-}
-
-/// How often the nth payment was refunded.
-fn booked(gateway: &Gateway, provider: Provider, nth: u64) -> usize {
-    let id = orders::fresh(provider, nth);
-    let ledger = gateway.simulators.ledger(provider);
-    ledger
-        .iter()
-        .filter(|refunded| refunded.payment == id)
-        .count()
 }
 
 /// A call that meets this fault gets this problem; the ledger is as it says; and the same key cannot refund twice.
@@ -162,7 +122,7 @@ async fn meets(
 
 /// Every route to a provider with these members.
 fn set_routes(config: &mut Value, members: &Value) {
-    for provider in PROVIDERS {
+    for provider in FOUR {
         let route = route_mut(config, cluster(provider)).expect("a route");
         merge(&mut route["route"], members);
     }
@@ -269,7 +229,7 @@ fn head(more: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_connection_has_sent_nothing() -> Result<()> {
     let gateway = Gateway::start(Options::default()).await?;
-    for provider in PROVIDERS {
+    for provider in FOUR {
         let case = format!("{provider:?}");
         gateway.simulators.close(provider).await;
         let answer = gateway
@@ -295,7 +255,7 @@ async fn a_certificate_that_is_not_the_providers_gets_nothing() -> Result<()> {
         Certificate::Expired,
         Certificate::OtherAuthority,
     ];
-    for provider in PROVIDERS {
+    for provider in FOUR {
         for certificate in wrong {
             let case = format!("{provider:?}: {certificate:?}");
             gateway
@@ -331,7 +291,7 @@ async fn a_connection_that_does_not_come_about_in_time_has_sent_nothing() -> Res
         let port = silent.local_addr()?.port();
         let gateway = Gateway::start(Options::changed(move |config| {
             set_routes(config, &json!({"timeout": route}));
-            for provider in PROVIDERS {
+            for provider in FOUR {
                 let cluster = cluster_mut(config, provider);
                 cluster["connect_timeout"] = connect.into();
                 let address =
@@ -340,7 +300,7 @@ async fn a_connection_that_does_not_come_about_in_time_has_sent_nothing() -> Res
             }
         }))
         .await?;
-        for provider in PROVIDERS {
+        for provider in FOUR {
             let body = refund(provider, 1);
             let call = gateway.refund(cluster(provider), &body);
             let answer = timeout(PATIENCE, call).await??;
@@ -358,14 +318,14 @@ async fn a_connection_that_does_not_come_about_in_time_has_sent_nothing() -> Res
 #[tokio::test(flavor = "multi_thread")]
 async fn a_provider_without_a_host_gets_nothing() -> Result<()> {
     let gateway = Gateway::start(Options::changed(|config| {
-        for provider in PROVIDERS {
+        for provider in FOUR {
             let cluster = cluster_mut(config, provider);
             cluster["type"] = "STATIC".into();
             cluster["load_assignment"]["endpoints"] = json!([]);
         }
     }))
     .await?;
-    for provider in PROVIDERS {
+    for provider in FOUR {
         let answer = gateway
             .refund(cluster(provider), &refund(provider, 1))
             .await?;
@@ -384,13 +344,13 @@ async fn a_call_over_the_circuit_breakers_limit_is_not_sent() -> Result<()> {
     ] {
         let case = format!("{alpn:?}: {limits}");
         let gateway = gateway_over(alpn, move |config| {
-            for provider in PROVIDERS {
+            for provider in FOUR {
                 let cluster = cluster_mut(config, provider);
                 cluster["circuit_breakers"] = json!({"thresholds": [limits]});
             }
         })
         .await?;
-        for provider in PROVIDERS {
+        for provider in FOUR {
             let answer = gateway
                 .refund(cluster(provider), &refund(provider, 1))
                 .await?;
@@ -441,7 +401,7 @@ async fn a_provider_without_a_route_is_the_gateways_error_and_gets_nothing() -> 
     ];
     for (case, change) in changes {
         let gateway = Gateway::start(Options::changed(change)).await?;
-        for provider in PROVIDERS {
+        for provider in FOUR {
             let case = format!("{provider:?}: {case}");
             let answer = gateway
                 .refund(cluster(provider), &refund(provider, 1))
@@ -457,7 +417,7 @@ async fn a_provider_without_a_route_is_the_gateways_error_and_gets_nothing() -> 
 async fn a_connection_that_breaks_after_sending_leaves_the_refund_unknown() -> Result<()> {
     for alpn in [Alpn::Http1, Alpn::Http2] {
         let gateway = gateway_over(alpn, |_| {}).await?;
-        for provider in PROVIDERS {
+        for provider in FOUR {
             let mut nth = 0;
             for booked in [false, true] {
                 for fault in [
@@ -486,7 +446,7 @@ async fn a_connection_that_breaks_after_sending_leaves_the_refund_unknown() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_the_provider_refuses_was_not_processed() -> Result<()> {
     let gateway = gateway_over(Alpn::Http2, |_| {}).await?;
-    for provider in PROVIDERS {
+    for provider in FOUR {
         meets(
             &gateway,
             provider,
@@ -508,7 +468,7 @@ async fn a_reply_that_does_not_come_in_time_leaves_the_refund_unknown() -> Resul
         (Alpn::Both, json!({"idle_timeout": "1s"})),
     ] {
         let gateway = gateway_over(alpn, move |config| set_routes(config, &times)).await?;
-        let calls = PROVIDERS.map(|provider| {
+        let calls = FOUR.map(|provider| {
             let gateway = &gateway;
             async move {
                 let mut nth = 0;
@@ -532,7 +492,7 @@ async fn a_reply_that_does_not_come_in_time_leaves_the_refund_unknown() -> Resul
 async fn a_reply_over_the_buffer_limit_is_unreadable() -> Result<()> {
     for alpn in [Alpn::Http1, Alpn::Http2] {
         let gateway = gateway_over(alpn, |_| {}).await?;
-        for provider in PROVIDERS {
+        for provider in FOUR {
             let problem = unknown(provider, "provider-reply-unreadable", 502);
             let fault = Fault::Oversize { bytes: 3_000_000 };
             meets(&gateway, provider, 1, fault, true, problem).await?;
@@ -560,7 +520,7 @@ fn retrying(config: &mut Value) {
         }
     });
     set_routes(config, &json!({"retry_policy": policy}));
-    for provider in PROVIDERS {
+    for provider in FOUR {
         cluster_mut(config, provider)["circuit_breakers"] =
             json!({"thresholds": [{"max_retries": 10}]});
     }
@@ -744,7 +704,7 @@ async fn a_refused_connection_after_an_attempt_that_may_have_refunded_stays_unkn
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_connection_that_was_refused_once_has_surely_sent_nothing() -> Result<()> {
     let gateway = gateway_over(Alpn::Both, retrying).await?;
-    for provider in PROVIDERS {
+    for provider in FOUR {
         gateway.simulators.close(provider).await;
         let answer = gateway
             .refund(cluster(provider), &refund(provider, 1))
@@ -1162,7 +1122,7 @@ async fn recovered(gateway: &Gateway) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trap_tells_whether_the_call_had_left() -> Result<()> {
     let gateway = trapping_gateway().await?;
-    for provider in PROVIDERS {
+    for provider in FOUR {
         let gone = Problem {
             status: 500,
             ..unknown(provider, "gateway-error", 500)

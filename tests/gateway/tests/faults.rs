@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use common::{Problem, assert_problem, plugin};
+use common::{FOUR, Problem, assert_problem, by_key, plugin};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
     Answer, Gateway, Options, PATH, Secrets, SecretsBy, cluster, project, route_mut,
@@ -39,8 +39,6 @@ use Provider::{Bbmsl, Begateway, Bog, BogToken, Moyasar};
 
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
 
 // ---- the table
 
@@ -129,14 +127,6 @@ const fn certain(code: &'static str, status: u16, retry: &'static str) -> Option
         retry,
         ..Problem::certain(code, status)
     }))
-}
-
-/// What may be done after an unknown outcome goes by whether the provider has an idempotency key.
-fn by_key(provider: Provider) -> &'static str {
-    match provider {
-        Bbmsl => "look_up",
-        _ => "same_key",
-    }
 }
 
 fn unknown(provider: Provider, code: &'static str, status: u16) -> Option<End> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use common::{Problem, assert_problem, plugin};
+use common::{FOUR, Problem, assert_problem, booked, of, plugin, unknown};
 use gateway_testbed::{Answer, Front, Gateway, Options, cluster, filter_mut, route_mut};
 use provider_simulator::{Fault, Provider, Reply, orders};
 use serde_json::{Value, json};
@@ -14,7 +14,6 @@ use tokio::time::{sleep, timeout};
 
 use Provider::{Bbmsl, Begateway, Bog, Moyasar};
 
-const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
 /// Those that know a second send by its key.
 const KEYED: [Provider; 3] = [Bog, Moyasar, Begateway];
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,22 +26,6 @@ const AUTH_FAILED: Problem = Problem {
     retry: "same_key",
     ..Problem::certain("provider-auth-failed", 502)
 };
-
-fn by_key(provider: Provider) -> &'static str {
-    if provider == Bbmsl {
-        "look_up"
-    } else {
-        "same_key"
-    }
-}
-
-fn unknown(provider: Provider, code: &'static str, status: u16) -> Problem {
-    Problem {
-        outcome: "unknown",
-        retry: by_key(provider),
-        ..Problem::certain(code, status)
-    }
-}
 
 /// A refusal of a send of which an earlier one may have been the refund.
 fn look_up(code: &'static str, status: u16) -> Problem {
@@ -58,35 +41,11 @@ fn one(provider: Provider, nth: u64) -> Value {
     of(provider, nth, "1.00")
 }
 
-fn of(provider: Provider, nth: u64, value: &str) -> Value {
-    let currency = match provider {
-        Bog | Provider::BogToken => "GEL",
-        Moyasar => "SAR",
-        Begateway => "USD",
-        Bbmsl => "HKD",
-    };
-    json!({
-        "provider": cluster(provider),
-        "payment": {"id": orders::fresh(provider, nth)},
-        "amount": {"value": value, "currency": currency},
-    })
-}
-
 fn says(status: u16) -> Fault {
     Fault::Reply {
         reply: Reply::json(status, "{}"),
         booked: false,
     }
-}
-
-/// How often the nth payment was refunded.
-fn booked(gateway: &Gateway, provider: Provider, nth: u64) -> usize {
-    let id = orders::fresh(provider, nth);
-    let ledger = gateway.simulators.ledger(provider);
-    ledger
-        .iter()
-        .filter(|refunded| refunded.payment == id)
-        .count()
 }
 
 async fn start(guard: Value) -> Result<Gateway> {

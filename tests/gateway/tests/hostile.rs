@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use common::{Problem, assert_problem};
+use common::{FOUR, Problem, assert_problem, currency, unknown};
 use gateway_testbed::{Answer, Gateway, Options, PATH, cluster};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use provider_simulator::{Fault, Provider, Received, Reply, orders};
@@ -22,8 +22,6 @@ use Provider::{Bbmsl, Begateway, Bog, Moyasar};
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
-
 const BAD_REQUEST: Problem = Problem::certain("bad-request", 400);
 const MALFORMED: Problem = Problem::certain("malformed-json", 400);
 const INVALID: Problem = Problem::certain("invalid-request", 422);
@@ -36,27 +34,6 @@ const LATE: Problem = Problem {
     retry: "same_key",
     ..Problem::certain("request-timeout", 408)
 };
-
-/// Of a refund that may have been made: `retry` goes by whether the provider knows keys.
-fn unknown(provider: Provider, code: &'static str, status: u16) -> Problem {
-    Problem {
-        outcome: "unknown",
-        retry: match provider {
-            Bbmsl => "look_up",
-            _ => "same_key",
-        },
-        ..Problem::certain(code, status)
-    }
-}
-
-fn currency(provider: Provider) -> &'static str {
-    match provider {
-        Bog | Provider::BogToken => "GEL",
-        Moyasar => "SAR",
-        Begateway => "USD",
-        Bbmsl => "HKD",
-    }
-}
 
 /// Has Envoy wait less for a caller to close its side too, once it has refused it: these callers never do, and are many.
 fn close_soon(config: &mut Value) {

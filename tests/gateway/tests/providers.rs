@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{Problem, assert_problem, plugin};
+use common::{FOUR, Problem, assert_problem, of, plugin, unknown};
 use gateway_testbed::{Answer, Gateway, Options, route_mut};
 use provider_simulator::orders::{Behaviour, KNOWN, Order, find, fresh};
 use provider_simulator::{Exchange, Fault, Provider, Refunded, Reply};
@@ -12,8 +12,6 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use Provider::{Bbmsl, Begateway, Bog, Moyasar};
-
-const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
 
 const DECLINED: Problem = Problem::certain("refund-declined", 422);
 const REJECTED: Problem = Problem::certain("provider-rejected", 422);
@@ -37,19 +35,6 @@ const MISMATCH: Problem = Problem {
     retry: "look_up",
     ..Problem::certain("provider-reply-mismatch", 502)
 };
-
-/// A problem after which money may have moved; what may be done then goes by whether the provider has a key.
-fn unknown(provider: Provider, code: &'static str, status: u16) -> Problem {
-    Problem {
-        outcome: "unknown",
-        retry: if provider == Bbmsl {
-            "look_up"
-        } else {
-            "same_key"
-        },
-        ..Problem::certain(code, status)
-    }
-}
 
 fn failed(provider: Provider) -> Problem {
     unknown(provider, "provider-error", 502)
@@ -75,15 +60,8 @@ fn money(value: &str, currency: &str) -> Value {
     json!({"value": value, "currency": currency})
 }
 
-/// 1.00 of a provider's nth fresh order.
 fn one(provider: Provider, nth: u64) -> Value {
-    let currency = match provider {
-        Bog | Provider::BogToken => "GEL",
-        Moyasar => "SAR",
-        Begateway => "USD",
-        Bbmsl => "HKD",
-    };
-    call(provider, &fresh(provider, nth), money("1.00", currency))
+    of(provider, nth, "1.00")
 }
 
 /// Calls under a key of its own.

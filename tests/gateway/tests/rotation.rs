@@ -237,28 +237,18 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> Resul
     Ok(())
 }
 
-/// The numbers of Envoy's statistics whose names match.
-async fn stats(gateway: &Gateway, filter: &str) -> Result<BTreeMap<String, u64>> {
-    let text = gateway.admin(&format!("/stats?filter={filter}")).await?;
-    Ok(text
-        .lines()
-        .filter_map(|line| {
-            let (name, number) = line.rsplit_once(": ")?;
-            Some((name.to_owned(), number.parse().ok()?))
-        })
-        .collect())
-}
-
 /// Connections that each worker has taken.
 async fn connections(gateway: &Gateway) -> Result<Vec<u64>> {
-    let found = stats(gateway, r"^listener\..*worker_.*\.downstream_cx_total$").await?;
+    let found = gateway
+        .stats(r"^listener\..*worker_.*\.downstream_cx_total$")
+        .await?;
     Ok(found.into_values().collect())
 }
 
 const ECDS: &str = "extension_config_discovery.http_filter.";
 
 async fn ecds(gateway: &Gateway, counter: &str) -> Result<u64> {
-    let found = stats(gateway, &format!(r"^{ECDS}.*\.{counter}$")).await?;
+    let found = gateway.stats(&format!(r"^{ECDS}.*\.{counter}$")).await?;
     found
         .into_values()
         .next()
@@ -510,7 +500,11 @@ async fn a_broken_configuration_pushed_by_ecds_is_refused_and_the_old_one_goes_o
     let mut load = Load::start(&[&gateway], &[BBMSL, MOYASAR]).await?;
     load.round(CALLS).await?;
 
-    let counters = async || stats(&gateway, &format!("^{ECDS}|refund.configurations")).await;
+    let counters = async || {
+        gateway
+            .stats(&format!("^{ECDS}|refund.configurations"))
+            .await
+    };
     let before = counters().await?;
     let mut broken = staged(&good, "canary-inline-key", unix_seconds());
     broken["providers"]["bbmsl"]["signing"]["keys"][1]["not_before"] = json!("tomorrow");
@@ -880,8 +874,11 @@ async fn push_two_hundred(
     .await?;
     let process = gateway.process().context("no process")?;
     let plugin = gateway.plugin()?;
-    let statistics =
-        async || stats(&gateway, r"^wasm.*(v8.(active|created)|vm_reload|result)").await;
+    let statistics = async || {
+        gateway
+            .stats(r"^wasm.*(v8.(active|created)|vm_reload|result)")
+            .await
+    };
     let mut callers = Vec::new();
     while callers.len() < 4 || connections(&gateway).await?.contains(&0) {
         ensure!(callers.len() < 64, "one worker gets no connection");
@@ -907,7 +904,7 @@ async fn push_two_hundred(
     }
     let end = statistics().await?;
     until("the last request to end", async || {
-        let found = stats(&gateway, "^http.refunds.downstream_rq_active$").await?;
+        let found = gateway.stats("^http.refunds.downstream_rq_active$").await?;
         Ok(found["http.refunds.downstream_rq_active"] == 0)
     })
     .await?;
@@ -1073,7 +1070,7 @@ async fn a_call_in_flight_ends_on_the_configuration_with_which_it_began() -> Res
         held.spawn(async move { (kind, caller.refund(kind).await) });
     }
     until("all calls to be under way", async || {
-        let found = stats(&gateway, "^http.refunds.downstream_rq_active$").await?;
+        let found = gateway.stats("^http.refunds.downstream_rq_active$").await?;
         Ok(
             found["http.refunds.downstream_rq_active"] == WAITING as u64 + 2
                 && simulators.received(Provider::Begateway) == 1

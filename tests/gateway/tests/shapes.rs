@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use common::{Problem, assert_problem, plugin};
+use common::{Problem, assert_problem, plugin, unknown};
 use gateway_testbed::{Answer, Gateway, Options, PATH, filter_mut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::BodyExt as _;
@@ -529,20 +529,6 @@ enum Expected {
     Problem(Problem),
 }
 
-/// A problem whose `retry` is by key: of a provider that may have refunded.
-fn by_key(provider: Provider, code: &'static str, status: u16) -> Problem {
-    Problem {
-        code,
-        status,
-        outcome: "unknown",
-        retry: if provider == Provider::Bbmsl {
-            "look_up"
-        } else {
-            "same_key"
-        },
-    }
-}
-
 fn reply_shapes(provider: Provider) -> Vec<(&'static str, Fault, Expected)> {
     let refused = |code, status, retry| {
         Expected::Problem(Problem {
@@ -552,7 +538,7 @@ fn reply_shapes(provider: Provider) -> Vec<(&'static str, Fault, Expected)> {
             retry,
         })
     };
-    let unknown = |code, status| Expected::Problem(by_key(provider, code, status));
+    let unknown = |code, status| Expected::Problem(unknown(provider, code, status));
     let header_only = |status| Fault::HeaderOnly {
         status,
         booked: false,
@@ -869,43 +855,43 @@ async fn bytes_of_the_provider_that_are_no_text_do_no_harm() -> Result<()> {
                     "retry-after",
                     503,
                     b"{}",
-                    by_key(provider, "provider-error", 502),
+                    unknown(provider, "provider-error", 502),
                 ),
                 (
                     "x-anything",
                     500,
                     b"{}",
-                    by_key(provider, "provider-error", 502),
+                    unknown(provider, "provider-error", 502),
                 ),
                 (
                     "set-cookie",
                     200,
                     b"{}",
-                    by_key(provider, "provider-reply-unreadable", 502),
+                    unknown(provider, "provider-reply-unreadable", 502),
                 ),
                 (
                     "content-encoding",
                     200,
                     b"{}",
-                    by_key(provider, "provider-reply-unreadable", 502),
+                    unknown(provider, "provider-reply-unreadable", 502),
                 ),
                 (
                     "x-anything",
                     200,
                     b"\xff\xfe",
-                    by_key(provider, "provider-reply-unreadable", 502),
+                    unknown(provider, "provider-reply-unreadable", 502),
                 ),
                 (
                     "content-type",
                     200,
                     b"",
-                    by_key(provider, "provider-reply-unreadable", 502),
+                    unknown(provider, "provider-reply-unreadable", 502),
                 ),
                 (
                     "www-authenticate",
                     500,
                     b"\xff\xfe",
-                    by_key(provider, "provider-error", 502),
+                    unknown(provider, "provider-error", 502),
                 ),
             ] {
                 nth += 1;
@@ -1007,7 +993,7 @@ async fn a_reply_head_that_breaks_http_is_a_provider_error() -> Result<()> {
             let answer = gateway
                 .refund(&format!("{provider:?}-{nth}"), &refund(provider, nth))
                 .await?;
-            let problem = by_key(provider, "provider-error", 502);
+            let problem = unknown(provider, "provider-error", 502);
             let case = format!("{provider:?}: {:?}", String::from_utf8_lossy(header));
             assert_problem(&case, &answer, problem);
         }

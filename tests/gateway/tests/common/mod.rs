@@ -2,8 +2,13 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use gateway_testbed::Answer;
-use serde_json::Value;
+use gateway_testbed::{Answer, Gateway, cluster};
+use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, BogToken, Moyasar};
+use provider_simulator::orders;
+use serde_json::{Value, json};
+
+/// The providers, without BOG's token endpoint.
+pub const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
 
 /// Changes the filter's own configuration inside Envoy's.
 pub fn plugin(config: &mut Value, change: impl FnOnce(&mut Value)) {
@@ -29,6 +34,53 @@ impl Problem {
             retry: "no",
         }
     }
+}
+
+/// What may be done about a refund of which it is not known whether it was made: that goes by whether the provider knows
+/// keys.
+pub fn by_key(provider: Provider) -> &'static str {
+    match provider {
+        Bbmsl => "look_up",
+        Bog | BogToken | Moyasar | Begateway => "same_key",
+    }
+}
+
+/// A problem of a refund that may have been made.
+pub fn unknown(provider: Provider, code: &'static str, status: u16) -> Problem {
+    Problem {
+        outcome: "unknown",
+        retry: by_key(provider),
+        ..Problem::certain(code, status)
+    }
+}
+
+/// The currency of a provider's fresh orders.
+pub fn currency(provider: Provider) -> &'static str {
+    match provider {
+        Bog | BogToken => "GEL",
+        Moyasar => "SAR",
+        Begateway => "USD",
+        Bbmsl => "HKD",
+    }
+}
+
+/// So much of a provider's nth fresh order.
+pub fn of(provider: Provider, nth: u64, value: &str) -> Value {
+    json!({
+        "provider": cluster(provider),
+        "payment": {"id": orders::fresh(provider, nth)},
+        "amount": {"value": value, "currency": currency(provider)},
+    })
+}
+
+/// How often a provider's nth fresh order was refunded.
+pub fn booked(gateway: &Gateway, provider: Provider, nth: u64) -> usize {
+    let id = orders::fresh(provider, nth);
+    let ledger = gateway.simulators.ledger(provider);
+    ledger
+        .iter()
+        .filter(|refunded| refunded.payment == id)
+        .count()
 }
 
 /// Whether the answer is a problem in every detail that the contract promises.
