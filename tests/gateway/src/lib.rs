@@ -14,7 +14,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -46,6 +46,16 @@ pub struct Secrets {
 }
 
 impl Secrets {
+    /// Those of every gateway that is given no others: a key pair takes a good part of a second to make.
+    fn of_this_process() -> Result<Self> {
+        static MADE: OnceLock<Secrets> = OnceLock::new();
+        if let Some(made) = MADE.get() {
+            return Ok(made.clone());
+        }
+        let made = Secrets::new()?;
+        Ok(MADE.get_or_init(|| made).clone())
+    }
+
     /// New ones: the same texts, and another key pair.
     pub fn new() -> Result<Self> {
         let keys = SigningKeys::generate()?;
@@ -303,7 +313,7 @@ impl Gateway {
             None => {
                 let secrets = match options.secrets {
                     Some(secrets) => secrets,
-                    None => Secrets::new()?,
+                    None => Secrets::of_this_process()?,
                 };
                 let mut simulator_options = options.simulators;
                 simulator_options.credentials = secrets.accepted(&options.also_accepted);
