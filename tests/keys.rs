@@ -11,10 +11,12 @@
 )]
 #![cfg(not(target_arch = "wasm32"))]
 
+mod common;
+
+use common::oracles::{derived_key as derived, quoted};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::idempotency::{IdempotencyKey, KeyFault};
-use sha2::{Digest, Sha256};
 
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
@@ -26,38 +28,6 @@ fn cases(cases: u32) -> ProptestConfig {
 
 fn read(value: &[u8]) -> Result<IdempotencyKey, KeyFault> {
     IdempotencyKey::from_header([value].into_iter())
-}
-
-/// The contract's formula, bit by bit.
-fn derived(provider: &str, key: &str) -> String {
-    let mut input = provider.as_bytes().to_vec();
-    input.push(0);
-    input.extend_from_slice(key.as_bytes());
-    let digest = Sha256::digest(&input);
-    let mut hex: Vec<char> = digest[..16]
-        .iter()
-        .flat_map(|byte| format!("{byte:02x}").chars().collect::<Vec<_>>())
-        .collect();
-    hex[12] = '4';
-    hex[16] = match hex[16].to_digit(16).unwrap() % 4 {
-        0 => '8',
-        1 => '9',
-        2 => 'a',
-        _ => 'b',
-    };
-    let hex: String = hex.into_iter().collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
-}
-
-fn quoted(key: &str) -> String {
-    format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 /// A UUID by its parts, of this version, with the variant's bits of RFC 9562.

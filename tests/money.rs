@@ -13,9 +13,8 @@
 
 mod common;
 
-use std::cmp::Ordering;
-
 use common::fixtures::{Counts, FIXTURES, pointers, sent};
+use common::oracles::{is_u64, read_value, text_of, units};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::money::{AmountFault, Currency, Money};
@@ -25,69 +24,6 @@ fn cases(cases: u32) -> ProptestConfig {
         cases,
         failure_persistence: None,
         ..ProptestConfig::default()
-    }
-}
-
-/// A number written as digits without zeros in front; `0` is the empty text.
-fn plain(digits: &str) -> &str {
-    digits.trim_start_matches('0')
-}
-
-/// Compares two plain numbers.
-fn compare(a: &str, b: &str) -> Ordering {
-    a.len().cmp(&b.len()).then_with(|| a.cmp(b))
-}
-
-fn is_u64(digits: &str) -> bool {
-    compare(digits, &u64::MAX.to_string()) != Ordering::Greater
-}
-
-/// The oracle: a JSON number's text times 10^`digits` as a plain number; none where that is not whole or negative.
-fn units(number: &str, digits: usize) -> Option<String> {
-    let (mantissa, exponent) = match number.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().unwrap()),
-        None => (number, 0),
-    };
-    let (whole, decimals) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let all = format!("{whole}{decimals}");
-    let all = plain(&all);
-    if all.is_empty() {
-        return Some(String::new());
-    }
-    if number.starts_with('-') {
-        return None;
-    }
-    let significant = all.trim_end_matches('0');
-    let zeros = i64::try_from(all.len() - significant.len()).unwrap();
-    let shift =
-        exponent - i64::try_from(decimals.len()).unwrap() + i64::try_from(digits).unwrap() + zeros;
-    let shift = usize::try_from(shift).ok()?;
-    // What is longer than this is no amount of anything.
-    Some(format!("{significant}{}", "0".repeat(shift.min(10_000))))
-}
-
-/// The oracle of the contract's `value`.
-fn read(value: &str, digits: usize) -> Result<String, AmountFault> {
-    let bytes = value.as_bytes();
-    let mut parts = value.split('.');
-    let (whole, decimals, more) = (parts.next().unwrap(), parts.next(), parts.next());
-    let all_digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let form = more.is_none()
-        && all_digits(whole)
-        && decimals.is_none_or(all_digits)
-        && (bytes[0] != b'0' || whole.len() == 1);
-    if !form {
-        return Err(AmountFault::Form);
-    }
-    let decimals = decimals.unwrap_or("");
-    if decimals.len() > digits {
-        return Err(AmountFault::Decimals);
-    }
-    let text = format!("{whole}{decimals:0<digits$}");
-    match plain(&text) {
-        "" => Err(AmountFault::Zero),
-        number if is_u64(number) => Ok(number.to_owned()),
-        _ => Err(AmountFault::TooLarge),
     }
 }
 
@@ -106,16 +42,6 @@ fn currency() -> impl Strategy<Value = Currency> {
 /// Minor units of every magnitude.
 fn minor() -> impl Strategy<Value = u64> {
     (any::<u64>(), 0u32..64).prop_map(|(number, shift)| (number >> shift).max(1))
-}
-
-/// The contract's text of an amount, by moving digits about.
-fn text_of(minor: u64, digits: usize) -> String {
-    let padded = format!("{minor:0>width$}", width = digits + 1);
-    let (whole, decimals) = padded.split_at(padded.len() - digits);
-    match decimals {
-        "" => whole.to_owned(),
-        decimals => format!("{whole}.{decimals}"),
-    }
 }
 
 #[test]
@@ -283,7 +209,7 @@ proptest! {
     ) {
         prop_assume!(!value.is_empty());
         let is = Money::from_value(&value, currency).map(|money| money.minor.to_string());
-        prop_assert_eq!(is, read(&value, usize::from(currency.digits())));
+        prop_assert_eq!(is, read_value(&value, usize::from(currency.digits())));
     }
 
     #[test]
@@ -376,7 +302,7 @@ proptest! {
     fn no_text_makes_it_panic(value in any::<String>(), bytes in "[-+0-9.eE \\u{660}-\\u{669}]{0,40}", currency in currency(), own in any::<u8>()) {
         for text in [&value, &bytes] {
             if let Ok(money) = Money::from_value(text, currency) {
-                prop_assert_eq!(money.minor.to_string(), read(text, usize::from(currency.digits())).unwrap());
+                prop_assert_eq!(money.minor.to_string(), read_value(text, usize::from(currency.digits())).unwrap());
             }
             if let Some(money) = Money::from_minor(text, own, currency) {
                 let _ = money.value();

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its share of this module")]
 
 pub mod fixtures;
+pub mod oracles;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
