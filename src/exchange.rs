@@ -22,7 +22,7 @@ use crate::config::{Auth, Config, ProviderEntry};
 use crate::guard::{Claim, Digest, End, Question, Standing, StoredAnswer, Ticket};
 use crate::headers::Headers;
 use crate::idempotency::{IdempotencyKey, KeyFault, ProviderKey};
-use crate::json::Node;
+use crate::json::{Counts, Node};
 use crate::problem::{Code, Fault, Moved, Problem, ProviderWord, Retry};
 use crate::provider::{
     Attempt, Doubt, Idempotency, Outcome, Payload, ProviderReply, ProviderRequest, Receipt,
@@ -964,6 +964,22 @@ pub fn retry_after(value: &[u8]) -> Option<String> {
     (seconds || date).then(|| text.to_owned())
 }
 
+/// Whether a refusing status stands around a refund that was made, whichever of two members of one name may count.
+fn contradicts_itself(call: &Call, attempt: &Attempt<'_>, reply: &ProviderReply<'_>) -> bool {
+    let Ok(body) = Node::parse(reply.body) else {
+        return false;
+    };
+    [Counts::First, Counts::Last].into_iter().any(|counts| {
+        let body = body.read_by(counts);
+        let accepted = ProviderReply {
+            status: 200,
+            body: body.as_bytes(),
+        };
+        let outcome = call.entry.dialect.outcome(&call.refund, attempt, &accepted);
+        matches!(outcome, Outcome::Refunded(_) | Outcome::Pending(_))
+    })
+}
+
 impl Sent {
     /// The configured provider.
     pub fn entry(&self) -> Rc<ProviderEntry> {
@@ -991,8 +1007,12 @@ impl Sent {
         let call = &self.call;
         let mut outcome = call.entry.dialect.outcome(&call.refund, &attempt, &reply);
         // A verdict whose words cannot be read may be one of those that mean that the refund is there.
-        if head.coded && is_verdict(head.status) && matches!(outcome, Outcome::Refused(..)) {
-            outcome = Outcome::Unknown(Doubt::Unreadable, Word::default());
+        if is_verdict(head.status)
+            && matches!(outcome, Outcome::Refused(..))
+            && (head.coded || contradicts_itself(call, &attempt, &reply))
+            && let Outcome::Refused(_, word) = outcome
+        {
+            outcome = Outcome::Unknown(Doubt::Unreadable, word);
         }
         match outcome {
             Outcome::Refunded(receipt) => self.refunded(Status::Succeeded, receipt),
@@ -1063,8 +1083,12 @@ impl Sent {
             ..
         } = &self.call;
         let Word { code, message } = self.call.clean(receipt.word);
+        // An id is kept as it is, long numbers included, but for a credential in it.
+        let id = receipt
+            .id
+            .map(|id| text::without_secrets(&id, &self.call.shown));
         let body = Refunded {
-            id: receipt.id.as_deref(),
+            id: id.as_deref(),
             provider: &entry.name,
             status,
             payment: &refund.payment,

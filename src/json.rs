@@ -5,6 +5,8 @@
 //! and duplicate members stay visible, where a map would silently keep one of them.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -120,6 +122,61 @@ impl<'a> Node<'a> {
         !members
             .windows(2)
             .any(|pair| matches!(pair, [(a, _), (b, _)] if a == b))
+    }
+}
+
+/// Which of the members of one name counts: readers of JSON are not of one mind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counts {
+    /// The first.
+    First,
+    /// The last.
+    Last,
+}
+
+impl Node<'_> {
+    /// The value's text as one reads it for whom one of several members of a name counts.
+    pub fn read_by(self, counts: Counts) -> String {
+        // As deep as any provider's reply goes. Each level is read anew: without a bound, nesting would cost the square of
+        // its depth.
+        const DEEPEST: u8 = 8;
+        let mut out = String::with_capacity(self.0.len());
+        self.write_by(counts, DEEPEST, &mut out);
+        out
+    }
+
+    fn write_by(self, counts: Counts, deepest: u8, out: &mut String) {
+        let Some(deeper) = deepest.checked_sub(1) else {
+            return out.push_str(self.0);
+        };
+        if let Some(Ok(members)) = self.members() {
+            // In the order of names: a reply full of them must not cost the square of their number.
+            let mut kept = BTreeMap::new();
+            for (name, node) in members {
+                match (kept.entry(name), counts) {
+                    (Entry::Occupied(mut known), Counts::Last) => drop(known.insert(node)),
+                    (Entry::Occupied(_), Counts::First) => {}
+                    (Entry::Vacant(place), _) => drop(place.insert(node)),
+                }
+            }
+            out.push('{');
+            for (index, (name, node)) in kept.into_iter().enumerate() {
+                out.push_str(if index == 0 { "" } else { "," });
+                out.push_str(&crate::json_text(&name));
+                out.push(':');
+                node.write_by(counts, deeper, out);
+            }
+            out.push('}');
+        } else if let Some(items) = self.items() {
+            out.push('[');
+            for (index, node) in items.into_iter().enumerate() {
+                out.push_str(if index == 0 { "" } else { "," });
+                node.write_by(counts, deeper, out);
+            }
+            out.push(']');
+        } else {
+            out.push_str(self.0);
+        }
     }
 }
 

@@ -247,17 +247,46 @@ impl<'a> ProviderReply<'a> {
             .filter(|node| node.is_plain_object())
     }
 
-    /// Whether these characters stand anywhere in the body, whatever the body is and in whatever case.
+    /// Whether these characters stand anywhere in the body, whatever the body is, in whatever case, and whether or not they
+    /// are written as JSON's escapes (RFC 8259, 7).
     pub fn mentions(&self, word: &str) -> bool {
-        self.body
-            .windows(word.len().max(1))
-            .any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
+        let stands_in = |text: &[u8]| {
+            text.windows(word.len().max(1))
+                .any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
+        };
+        stands_in(self.body) || self.body.contains(&b'\\') && stands_in(&unescaped(self.body))
     }
 
     /// Whether the status is a 2xx.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
+}
+
+/// The text with its escapes taken for what they stand for, as far as that is ASCII.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        let Some((escape, after)) = rest.split_first().filter(|_| *byte == b'\\') else {
+            out.push(*byte);
+            continue;
+        };
+        rest = after;
+        let code = rest.split_first_chunk::<4>().filter(|_| *escape == b'u');
+        match code.and_then(|(hex, after)| {
+            let hex = std::str::from_utf8(hex).ok()?;
+            Some((u8::try_from(u16::from_str_radix(hex, 16).ok()?), after))
+        }) {
+            Some((code, after)) => {
+                out.push(code.unwrap_or(b'?'));
+                rest = after;
+            }
+            None => out.push(*escape),
+        }
+    }
+    out
 }
 
 /// What a reply says about a refund.

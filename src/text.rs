@@ -7,15 +7,20 @@ const MAX_CHARS: usize = 500;
 /// A secret shorter than this is not looked for: it would hit words that are none.
 const MIN_SECRET: usize = 6;
 
-/// A provider's text without the secrets that it was sent, without card numbers and control characters, and not too long.
-pub fn clean(text: &str, secrets: &[Secret]) -> String {
+/// A provider's text without the secrets that it was sent.
+pub fn without_secrets(text: &str, secrets: &[Secret]) -> String {
     let mut text = text.to_owned();
     for secret in secrets.iter().map(Secret::expose) {
         if secret.len() >= MIN_SECRET && text.contains(secret) {
             text = text.replace(secret, "[redacted]");
         }
     }
-    let text: String = text
+    text
+}
+
+/// A provider's text without the secrets that it was sent, without card numbers and control characters, and not too long.
+pub fn clean(text: &str, secrets: &[Secret]) -> String {
+    let text: String = without_secrets(text, secrets)
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();

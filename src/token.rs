@@ -324,9 +324,12 @@ pub fn read_reply(
 /// How long a token lives by its `expires_in`: seconds below 1e9, an epoch in seconds below 1e12, else an epoch in
 /// milliseconds. One example of the vendor has the latter, everything else the former.
 fn life_ms(expires_in: &str, now_ms: i64) -> Option<i64> {
-    let whole = expires_in
-        .split_once('.')
-        .map_or(expires_in, |(whole, _)| whole);
+    // An exponent would make the digits before the point another number.
+    let whole = match expires_in.split_once('.') {
+        Some((_, decimals)) if !decimals.bytes().all(|b| b.is_ascii_digit()) => return None,
+        Some((whole, _)) => whole,
+        None => expires_in,
+    };
     let number: i64 = whole.parse().ok()?;
     let life = match number {
         ..1_000_000_000 => number.checked_mul(1_000)?,

@@ -209,6 +209,36 @@ fn a_credential_that_a_provider_sends_back_is_not_passed_on() {
     );
 }
 
+/// The id is the provider's word, too, and a caller gets it as it stands.
+#[test]
+fn a_credential_that_comes_back_as_the_refunds_id_is_not_passed_on() {
+    let mut leaks = Vec::new();
+    for fixture in FIXTURES {
+        let config = fixture.config_once();
+        for pointer in fixture
+            .needed
+            .iter()
+            .filter(|pointer| pointer.ends_with("id"))
+        {
+            for echo in echoes(fixture) {
+                for id in [echo.clone(), format!("refund-{echo}")] {
+                    let dispatch = sent(&config, "k-1", &fixture.call()).unwrap();
+                    let (reply, _) = fixture.success_reply(&fixture.call(), &dispatch);
+                    let mut reply: Value = serde_json::from_str(&reply).unwrap();
+                    *reply.pointer_mut(pointer).unwrap() = json!(id);
+                    let reply = reply.to_string();
+                    let answer = dispatch.sent.reply(&head(200, &[]), reply.as_bytes(), 1);
+                    checked(&answer);
+                    if answer.body.contains(&echo) {
+                        leaks.push(format!("{} {pointer}: {}", fixture.name(), answer.body));
+                    }
+                }
+            }
+        }
+    }
+    assert!(leaks.is_empty(), "{}", leaks.join("\n"));
+}
+
 #[test]
 fn a_secret_with_spaces_is_not_passed_on_in_whole_or_in_part() {
     let mut faults = Vec::new();

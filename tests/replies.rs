@@ -378,6 +378,96 @@ fn an_echo_that_stands_twice_with_another_value_is_no_success() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// Statuses that are a verdict on the refund (contract, "Errors").
+const VERDICTS: [u16; 12] = [400, 402, 404, 405, 406, 410, 411, 413, 414, 415, 422, 431];
+
+/// A refusal and a success in one reply contradict each other: it is not known which of the two holds.
+#[test]
+fn a_refusal_by_status_around_a_success_is_not_certain() {
+    let mut faults = Vec::new();
+    for fixture in FIXTURES {
+        let sound = success(fixture).to_string();
+        // A member that stands twice makes a reply unreadable, and not a plain refusal.
+        const DOUBLED: &str = r#"{"x":1,"x":2,"#;
+        let (before, after) = sound.rsplit_once('{').unwrap();
+        let texts = [
+            sound.replacen('{', DOUBLED, 1),
+            format!("{before}{DOUBLED}{after}"),
+            sound.clone(),
+        ];
+        for status in VERDICTS {
+            for text in &texts {
+                let answer = answered(fixture, status, text.as_bytes());
+                if answer["outcome"] != "unknown" {
+                    faults.push(format!("{} {status} {text}: {answer}", fixture.name()));
+                }
+            }
+        }
+    }
+    let few: Vec<_> = faults.iter().map(String::as_str).step_by(12).collect();
+    assert!(
+        faults.is_empty(),
+        "{} faults, among them\n{}",
+        faults.len(),
+        few.join("\n")
+    );
+}
+
+/// The same where the refusal is a code that the platform team lists as one.
+#[test]
+fn a_listed_code_around_a_success_is_not_certain() {
+    let fixture = FIXTURES
+        .iter()
+        .find(|fixture| fixture.name() == "bbmsl")
+        .unwrap();
+    let mut reply = success(fixture);
+    reply["responseCode"] = json!("2002");
+    for status in VERDICTS.into_iter().chain([200]) {
+        let answer = answered(fixture, status, reply.to_string().as_bytes());
+        assert_eq!(answer["outcome"], "unknown", "{status} {reply}: {answer}");
+    }
+}
+
+/// RFC 8259, 7: any character may be written as an escape. A word is the same word.
+#[test]
+fn a_word_that_counts_wherever_it_stands_counts_however_it_is_written() {
+    let mut faults = Vec::new();
+    for (name, status, body) in [
+        ("bog", 400, r#"{"message": "already\u005frefunded"}"#),
+        (
+            "bog",
+            200,
+            r#"{"key": "request_received", "action_id": "a", "message": "already\u005frefunded"}"#,
+        ),
+        ("begateway", 422, r#"{"response": {"code": "F\u002e0108"}}"#),
+        ("begateway", 422, r#"{"response": {"code": "\u0046.0108"}}"#),
+        ("moyasar", 400, r#"{"message": "still\u0020processing"}"#),
+        ("bbmsl", 400, r#"{"respons\u0065Code": "9999"}"#),
+    ] {
+        let fixture = FIXTURES
+            .iter()
+            .find(|fixture| fixture.name() == name)
+            .unwrap();
+        let answer = answered(fixture, status, body.as_bytes());
+        if answer["outcome"] != "unknown" {
+            faults.push(format!("{name} {status} {body}: {answer}"));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// What is not read whole is read as less, never as more.
+#[test]
+fn a_token_is_never_used_for_longer_than_it_lives() {
+    for (expires_in, seconds) in [("300.5e-2", 3), ("3600.0e-3", 3), ("\"300.5e-2\"", 3)] {
+        let body = format!(r#"{{"access_token": "t", "expires_in": {expires_in}}}"#);
+        if let Ok(token) = token::read_reply(200, None, body.as_bytes(), NOW_MS) {
+            let used = token.use_until_ms - NOW_MS;
+            assert!(used <= seconds * 1_000 + 5, "{expires_in}: {used} ms");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(cases(3000))]
 

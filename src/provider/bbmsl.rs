@@ -113,7 +113,11 @@ impl Provider for Bbmsl {
             Some(ACCEPTED) if reply.is_success() => of_transaction(refund, body, word),
             Some(ACCEPTED) | None => Outcome::Unknown(Doubt::Unreadable, word),
             Some(code) if self.declined_codes.iter().any(|known| known == code) => {
-                Outcome::Refused(Refusal::Declined, word)
+                match of_transaction(refund, body, Word::default()) {
+                    // A refusal beside a refund that was made contradicts itself.
+                    Outcome::Refunded(_) => Outcome::Unknown(Doubt::Unreadable, word),
+                    _ => Outcome::Refused(Refusal::Declined, word),
+                }
             }
             // The other codes are not published. One of them says that the order was refunded before, by us perhaps.
             Some(_) => Outcome::Unknown(Doubt::MaybeThere, word),

@@ -79,16 +79,8 @@ impl Provider for Moyasar {
             code: None,
             message: reply.object().and_then(|body| scalar(body.get("message"))),
         };
-        if is_verdict(reply.status) {
-            if reply.mentions(STILL_PROCESSING) {
-                return Outcome::Unknown(Doubt::InProgress, word);
-            }
-            // A refusal around a refund of ours that did not fail contradicts itself.
-            let order = order(reply).filter(|order| order.get("transactions").is_some());
-            let of_ours = order.map(|order| of_order(refund, &attempt.key.text(), order));
-            if matches!(of_ours, Some(Outcome::Refunded(_) | Outcome::Pending(_))) {
-                return Outcome::Unknown(Doubt::Unreadable, word);
-            }
+        if is_verdict(reply.status) && reply.mentions(STILL_PROCESSING) {
+            return Outcome::Unknown(Doubt::InProgress, word);
         }
         by_status(reply.status, word)
     }
