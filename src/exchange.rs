@@ -139,6 +139,11 @@ pub fn open(
         return Opening::NotOurs;
     }
     let mut caller = Caller::of(headers, now_ms);
+    let key =
+        IdempotencyKey::from_header(headers.all("idempotency-key")).map(|key| (key.digest(), key));
+    if let Ok((digest, _)) = &key {
+        caller.standing = earlier(digest);
+    }
     if headers.first(":method") != Some(b"POST") {
         let mut answer = caller.refuse(
             Code::MethodNotAllowed,
@@ -147,18 +152,14 @@ pub fn open(
         answer.headers.push(&b"allow"[..], &b"POST"[..]);
         return Opening::Answer(answer);
     }
-    let key = IdempotencyKey::from_header(headers.all("idempotency-key"));
     if !is_json(headers) {
-        if let Ok(key) = &key {
-            caller.standing = earlier(&key.digest());
-        }
         return Opening::Answer(caller.refuse(
             Code::UnsupportedMediaType,
             "Nothing was sent. Send the refund as Content-Type: application/json, in UTF-8 and without a \
              Content-Encoding.",
         ));
     }
-    let key = match key {
+    let (digest, key) = match key {
         Ok(key) => key,
         Err(KeyFault::Missing) => {
             return Opening::Answer(caller.refuse(
@@ -173,8 +174,6 @@ pub fn open(
             ));
         }
     };
-    let digest = key.digest();
-    caller.standing = earlier(&digest);
     // As many digits as one likes: what is no 64-bit number is too large, too, where it is a number at all.
     let announced = headers.first("content-length").unwrap_or_default();
     let too_large = announced.iter().all(u8::is_ascii_digit)

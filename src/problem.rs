@@ -333,7 +333,7 @@ impl Problem {
                 "Money may have moved. Look the refund up before anything else; a call with a new key could refund again."
             }
             (Moved::Unknown, Retry::No) => {
-                "Money may have moved under this key. Only a refund of its own takes a new one."
+                "Money may have moved by an earlier call with this key. A new key is for another refund alone."
             }
         }
     }

@@ -5,6 +5,8 @@
 
 pub mod fixtures;
 pub mod oracles;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod world;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

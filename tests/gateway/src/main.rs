@@ -72,6 +72,14 @@ async fn serve() -> Result<()> {
     for case in demo::CASES {
         println!("{}\n", case.curl());
     }
+    println!(
+        "Other ends, at beGateway (with a key of their own each): payment 1-failed is declined, 1-pending pends, 1-error is \
+         unknown, nowhere is not found.\n"
+    );
+    println!(
+        "Access log: {}",
+        gateway.folder().join("access.log").display()
+    );
     println!("Envoy's admin: http://{}   End with Ctrl-C.", gateway.admin);
     tokio::select! {
         interrupted = interrupted() => interrupted?,

@@ -273,6 +273,14 @@ async fn an_unknown_is_cleared_by_the_providers_own_word_alone() -> Result<()> {
             };
             assert_problem(code, &answer, problem);
         }
+        // Whoever asks for a refund's state by its key must not be told that no money has moved.
+        let get = reqwest::Client::new().get(gateway.url());
+        let answer = Answer::read(get.header("idempotency-key", &key).send().await?).await?;
+        let problem = Problem {
+            outcome: "unknown",
+            ..Problem::certain("method-not-allowed", 405)
+        };
+        assert_problem("GET", &answer, problem);
         let answer = call(&gateway, &key, &one(provider, 1)).await?;
         assert!(
             [200, 202].contains(&answer.status),

@@ -180,7 +180,8 @@ pub const KNOWN: &[Order] = &[
     bbmsl("already-refunded", "4929", "ref-already-refunded", 10_000, HKD, AlreadyRefunded),
 ];
 
-/// The id of the nth fresh order of a provider, 100.00 each: BOG `order-{nth}` in GEL, Moyasar
+/// The id of the nth fresh order of a provider, 100.00 each (the numbers that BBMSL takes are fresh orders everywhere, so that
+/// one call can be shown at all four): BOG `order-{nth}` in GEL, Moyasar
 /// `00000000-0000-4000-8000-{nth, 12 hex digits}` in SAR, beGateway `order-{nth}` in USD, BBMSL 1000000 + nth (below
 /// 1000000000), with the `merchantReference` `order-{orderId}`, in HKD.
 pub fn fresh(provider: Provider, nth: u64) -> String {
@@ -209,17 +210,15 @@ pub(crate) fn by_id(provider: Provider, id: &str) -> Option<Order> {
     {
         return Some(known.clone());
     }
+    let is_number = id.parse::<u64>().is_ok_and(|number| {
+        (FRESH_NUMBER..1_000_000_000).contains(&number) && number.to_string() == id
+    });
     let (fresh, currency) = match provider {
-        Provider::Bog => (id.starts_with("order-"), GEL),
+        Provider::Bog => (is_number || id.starts_with("order-"), GEL),
         Provider::BogToken => (false, GEL),
-        Provider::Moyasar => (id.starts_with(FRESH_UUID), SAR),
-        Provider::Begateway => (id.starts_with("order-"), USD),
-        Provider::Bbmsl => (
-            id.parse::<u64>().is_ok_and(|number| {
-                (FRESH_NUMBER..1_000_000_000).contains(&number) && number.to_string() == id
-            }),
-            HKD,
-        ),
+        Provider::Moyasar => (is_number || id.starts_with(FRESH_UUID), SAR),
+        Provider::Begateway => (is_number || id.starts_with("order-"), USD),
+        Provider::Bbmsl => (is_number, HKD),
     };
     fresh.then(|| Order {
         provider,
