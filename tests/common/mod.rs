@@ -5,11 +5,10 @@
 
 pub mod fixtures;
 pub mod oracles;
+pub mod shared_data;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod world;
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use include_dir::{Dir, include_dir};
@@ -19,10 +18,10 @@ use refund_filter::config::Config;
 use refund_filter::exchange::{self, Answer, Dispatch, Opening, Prepared, Reading};
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
-use refund_filter::memory::{Memory, NotWritten};
 use refund_filter::secret::Secret;
 use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed, VmSigner};
 use serde_json::{Value, json};
+pub use shared_data::SharedData;
 
 static GOLDEN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/golden");
 
@@ -94,26 +93,6 @@ pub fn call_headers(key: &str) -> Headers<'static> {
     }
     headers.text("idempotency-key", key.to_owned());
     headers
-}
-
-/// Shared data as the host has it.
-#[derive(Default)]
-pub struct SharedData(pub RefCell<BTreeMap<String, (Vec<u8>, u32)>>);
-
-impl Memory for SharedData {
-    fn read(&self, name: &str) -> (Vec<u8>, u32) {
-        self.0.borrow().get(name).cloned().unwrap_or_default()
-    }
-
-    fn write(&self, name: &str, bytes: &[u8], number: u32) -> Result<(), NotWritten> {
-        let mut values = self.0.borrow_mut();
-        let value = values.entry(name.to_owned()).or_default();
-        if number != 0 && value.1 != 0 && value.1 != number {
-            return Err(NotWritten::TooLate);
-        }
-        *value = (bytes.to_vec(), value.1 + 1);
-        Ok(())
-    }
 }
 
 /// Looks at a call's headers, with nothing known of its key.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use common::{FOUR, Problem, assert_problem, booked, of, plugin, unknown};
+use common::{FOUR, Problem, assert_problem, booked, of, plugin, shut, unknown};
 use gateway_testbed::{Answer, Front, Gateway, Options, cluster, filter_mut, route_mut};
 use provider_simulator::{Fault, Provider, Reply, orders};
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ async fn start(guard: Value) -> Result<Gateway> {
         // Somebody who waits longer than this has been given up.
         for provider in FOUR {
             route_mut(config, cluster(provider)).expect("a route")["route"]["timeout"] =
-                json!("3s");
+                json!("6s");
         }
         plugin(config, |plugin| plugin["guard"] = guard);
     }))
@@ -146,11 +146,11 @@ async fn a_final_answer_is_told_again_and_nothing_is_sent() -> Result<()> {
 async fn one_of_many_calls_with_one_key_at_one_moment_is_sent() -> Result<()> {
     let gateway = start(json!({})).await?;
     for provider in FOUR {
-        for nth in 1..=5 {
+        for nth in 1..=3 {
             let before = gateway.simulators.received(provider);
             gateway
                 .simulators
-                .next_fault(provider, Fault::DelayReply(Duration::from_millis(300)));
+                .next_fault(provider, Fault::DelayReply(Duration::from_millis(1_500)));
             let key = format!("{provider:?}-{nth}");
             let body = one(provider, nth);
             let calls = (0..20).map(|_| call(&gateway, &key, &body));
@@ -250,7 +250,7 @@ async fn an_unknown_is_cleared_by_the_providers_own_word_alone() -> Result<()> {
                 assert_eq!(answer.body["retry_until"], until, "{case}");
             }
         }
-        gateway.simulators.close(provider).await;
+        shut(&gateway, provider).await?;
         let answer = call(&gateway, &key, &one(provider, 1)).await?;
         assert_problem(
             "refused",
@@ -375,7 +375,7 @@ async fn a_call_of_which_nothing_left_gives_its_key_back() -> Result<()> {
         gateway.simulators.next_fault(provider, says(401));
         let answer = call(&gateway, &key, &one(provider, 1)).await?;
         assert_problem(&key, &answer, AUTH_FAILED);
-        gateway.simulators.close(provider).await;
+        shut(&gateway, provider).await?;
         let answer = call(&gateway, &key, &of(provider, 2, "2.00")).await?;
         let unreachable = Problem {
             retry: "same_key",
@@ -433,7 +433,7 @@ async fn a_caller_that_leaves_finds_its_key_as_the_provider_left_it() -> Result<
 
         // Before anything has left: the key is free, for any refund.
         let key = format!("{provider:?}-unsent");
-        gateway.simulators.close(provider).await;
+        shut(&gateway, provider).await?;
         let answer = call(&gateway, &key, &one(provider, 2)).await?;
         assert_eq!(answer.body["outcome"], "not_refunded", "{answer:?}");
         gateway.simulators.open(provider).await?;
@@ -461,18 +461,18 @@ async fn leave_once_received(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_that_runs_out_leaves_the_end_unknown_until_it_is_heard_of() -> Result<()> {
-    let gateway = start(json!({"lease_seconds": 1})).await?;
+    let gateway = start(json!({"lease_seconds": 2})).await?;
     for provider in [Begateway, Bbmsl] {
         let key = format!("{provider:?}");
         let body = one(provider, 1);
         gateway
             .simulators
-            .next_fault(provider, Fault::DelayReply(Duration::from_millis(2_500)));
+            .next_fault(provider, Fault::DelayReply(Duration::from_millis(5_000)));
         let first = call(&gateway, &key, &body);
         let second = async {
             until_received(&gateway, provider, 1).await?;
             let early = call(&gateway, &key, &body).await?;
-            sleep(Duration::from_millis(1_200)).await;
+            sleep(Duration::from_millis(2_200)).await;
             anyhow::Ok((early, call(&gateway, &key, &body).await?))
         };
         let (first, second) = tokio::join!(first, second);

@@ -83,6 +83,24 @@ pub fn booked(gateway: &Gateway, provider: Provider, nth: u64) -> usize {
         .count()
 }
 
+/// Closes a provider, and waits until Envoy has seen its connections go: a call on one that is closing has perhaps left.
+pub async fn shut(gateway: &Gateway, provider: Provider) -> anyhow::Result<()> {
+    gateway.simulators.close(provider).await;
+    let open = format!(r"^cluster\.{}\.upstream_cx_active$", cluster(provider));
+    for _ in 0..3_000 {
+        if gateway
+            .stats(&open)
+            .await?
+            .values()
+            .all(|count| *count == 0)
+        {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    anyhow::bail!("Envoy keeps its connections to {provider:?}")
+}
+
 /// Whether the answer is a problem in every detail that the contract promises.
 #[track_caller]
 pub fn assert_problem(case: &str, answer: &Answer, expected: Problem) {

@@ -1,0 +1,26 @@
+//! The memory that workers share, without a host.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use refund_filter::memory::{Memory, NotWritten};
+
+/// Shared data as the host has it.
+#[derive(Default)]
+pub struct SharedData(pub RefCell<BTreeMap<String, (Vec<u8>, u32)>>);
+
+impl Memory for SharedData {
+    fn read(&self, name: &str) -> (Vec<u8>, u32) {
+        self.0.borrow().get(name).cloned().unwrap_or_default()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], number: u32) -> Result<(), NotWritten> {
+        let mut values = self.0.borrow_mut();
+        let value = values.entry(name.to_owned()).or_default();
+        if number != 0 && value.1 != 0 && value.1 != number {
+            return Err(NotWritten::TooLate);
+        }
+        *value = (bytes.to_vec(), value.1 + 1);
+        Ok(())
+    }
+}
