@@ -193,7 +193,7 @@ pub fn open(
         secrets: secrets.collect(),
     };
     if too_large {
-        return Opening::Answer(reading.too_large());
+        return Opening::Answer(reading.too_large(earlier));
     }
     Opening::Read(reading)
 }
@@ -376,17 +376,25 @@ impl Reading {
             .map(|standing| standing.retry(self.caller.came_ms))
     }
 
+    /// The caller with what is known of its key now: another call with it may have been sent while this one's body came.
+    fn caller_now(&self, earlier: Earlier<'_>) -> Caller {
+        Caller {
+            standing: earlier(&self.digest),
+            ..self.caller.clone()
+        }
+    }
+
     /// The answer to a body over [`MAX_BODY`].
-    pub fn too_large(&self) -> Answer {
-        self.caller.refuse(
+    pub fn too_large(&self, earlier: Earlier<'_>) -> Answer {
+        self.caller_now(earlier).refuse(
             Code::BodyTooLarge,
             "Nothing was sent. A refund call has 64 KiB at most.",
         )
     }
 
     /// The answer where the body stopped coming. The caller cannot tell it from a gateway that lacks the option.
-    pub fn stalled(&self) -> Answer {
-        self.caller.problem(Problem::not_refunded(
+    pub fn stalled(&self, earlier: Earlier<'_>) -> Answer {
+        self.caller_now(earlier).problem(Problem::not_refunded(
             Code::RequestTimeout,
             Retry::SameKey,
             "Nothing was sent: the body did not come in time. If every call ends like this, the gateway's plugin \
@@ -395,8 +403,8 @@ impl Reading {
     }
 
     /// The answer where bytes of the body have come and Envoy withholds them.
-    pub fn withheld(&self) -> Answer {
-        self.caller.problem(gateway_error(
+    pub fn withheld(&self, earlier: Earlier<'_>) -> Answer {
+        self.caller_now(earlier).problem(gateway_error(
             503,
             "Nothing was sent: the filter is not given the body. The gateway's plugin configuration lacks \
              allow_on_headers_stop_iteration: true (Envoy 1.35 and later).",
@@ -404,12 +412,12 @@ impl Reading {
     }
 
     /// The answer in place of Envoy's own while the body is being read. Nothing was sent.
-    pub fn local_reply(&self, reply: LocalReply<'_>) -> Answer {
+    pub fn local_reply(&self, reply: LocalReply<'_>, earlier: Earlier<'_>) -> Answer {
         match reply.status {
-            413 => self.too_large(),
-            408 => self.stalled(),
+            413 => self.too_large(earlier),
+            408 => self.stalled(earlier),
             // The body broke HTTP's own rules on its way in.
-            status @ 400..=499 => self.caller.problem(Problem {
+            status @ 400..=499 => self.caller_now(earlier).problem(Problem {
                 status,
                 ..Problem::not_refunded(
                     Code::BadRequest,
@@ -417,21 +425,19 @@ impl Reading {
                     "Nothing was sent: the gateway could not take the request as it was written.",
                 )
             }),
-            _ => self.caller.problem(nothing_left(reply)),
+            _ => self.caller_now(earlier).problem(nothing_left(reply)),
         }
     }
 
     /// Reads the whole body.
     pub fn accept(self, body: &[u8], earlier: Earlier<'_>) -> Result<Accepted, Answer> {
         if body.len() > MAX_BODY {
-            return Err(self.too_large());
+            return Err(self.too_large(earlier));
         }
         let (refund, entry) = match Refund::read(body, &self.config) {
             Ok((refund, entry)) => (refund, self.config.shared_provider(&entry.name)),
             Err(fault) => {
-                let mut caller = self.caller;
-                // Another call with this key may have been sent while this one's body came.
-                caller.standing = earlier(&self.digest);
+                let caller = self.caller_now(earlier);
                 return Err(match fault {
                     Unacceptable::Malformed => caller.refuse(
                         Code::MalformedJson,

@@ -364,13 +364,14 @@ impl Shared {
 
     /// Asks the guard for a call's key.
     fn claim(&self, question: &Question) -> Claim {
-        let Some(guard) = self.guard() else {
+        let on = self.config.borrow().as_ref().map(|config| config.guard);
+        if on.is_some_and(|settings| !settings.is_on()) {
             return Claim::None;
-        };
-        let claim = match random_number() {
-            Some(lease) => guard.claim(question, lease, host::now_ms()),
-            // Without a lease of its own a call could be settled by another.
-            None => Claim::NoRoom,
+        }
+        let claim = match (self.guard(), random_number()) {
+            (Some(guard), Some(lease)) => guard.claim(question, lease, host::now_ms()),
+            // Without its memory the guard is as good as full; without a lease of its own a call could be settled by another.
+            _ => Claim::NoRoom,
         };
         match &claim {
             Claim::None | Claim::Taken { .. } => {}
@@ -716,6 +717,7 @@ impl Root {
     fn look_after_streams(&self) {
         let now_ms = host::now_ms();
         let mut looks: BTreeMap<String, Option<Look>> = BTreeMap::new();
+        let earlier = |key: &Digest| self.shared.standing(key);
         for (id, watch) in self.watched() {
             let waited_ms = now_ms.saturating_sub(watch.since_ms.get());
             let state = watch.state.borrow();
@@ -728,14 +730,14 @@ impl Root {
                                  allow_on_headers_stop_iteration: true",
                             );
                         }
-                        reading.stalled()
+                        reading.stalled(&earlier)
                     } else if !watch.body_seen.get() && body_is_withheld(id, &watch) {
                         host::log(
                             Level::Error,
                             "refund-filter: Envoy holds a body back: set allow_on_headers_stop_iteration: true in the plugin's \
                              configuration (Envoy 1.35 and later)",
                         );
-                        reading.withheld()
+                        reading.withheld(&earlier)
                     } else {
                         continue;
                     };
@@ -900,7 +902,7 @@ impl HttpContext for Stream {
         self.watch.body_seen.set(true);
         // The host counts what it has buffered; more than this is never wanted.
         if size > MAX_BODY {
-            let answer = reading.too_large();
+            let answer = reading.too_large(&|key| self.shared.standing(key));
             drop(state);
             return self.answer(answer);
         }
@@ -924,7 +926,10 @@ impl HttpContext for Stream {
         match self.watch.state.take() {
             State::Done => Action::Continue,
             State::Reading(reading) => {
-                let answer = with_local_reply(|reply| reading.local_reply(reply));
+                let answer = {
+                    let earlier = |key: &Digest| self.shared.standing(key);
+                    with_local_reply(|reply| reading.local_reply(reply, &earlier))
+                };
                 self.answer(answer)
             }
             State::Waiting(waiting) => {

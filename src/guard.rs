@@ -474,8 +474,9 @@ impl Bucket {
         now_ms: i64,
         settings: &GuardSettings,
     ) -> Found {
+        // What is over leaves; the others stay as they were stored, since their calls may still come home.
         for place in &mut self.places {
-            *place = place.and_then(|entry| entry.at(now_ms, settings));
+            *place = place.filter(|entry| entry.at(now_ms, settings).is_some());
         }
         let mut fresh = Entry {
             key: question.key,
@@ -501,7 +502,8 @@ impl Bucket {
                 resend_until_ms: fresh.resend_until_ms,
             };
         };
-        let Some(Some(entry)) = self.places.get(way).copied() else {
+        let known = self.places.get(way).copied().flatten();
+        let Some(entry) = known.and_then(|entry| entry.at(now_ms, settings)) else {
             return Found::NoRoom;
         };
         let standing = Standing {
@@ -509,9 +511,10 @@ impl Bucket {
         };
         let open = match entry.state {
             State::Free => {
-                // The provider may have noted the key at a send that came to nothing.
+                // The provider may have noted the key at a send that came to nothing. Never longer than this call's own allows:
+                // the one before may have been for another provider.
                 if now_ms < entry.resend_until_ms {
-                    fresh.resend_until_ms = entry.resend_until_ms;
+                    fresh.resend_until_ms = fresh.resend_until_ms.min(entry.resend_until_ms);
                 }
                 self.put(way, fresh);
                 return Found::Taken {
@@ -562,12 +565,9 @@ impl Bucket {
         self.places.iter_mut().enumerate().find_map(|(way, place)| {
             let entry = place.as_mut()?;
             // One whose lease has run out is still its call's until another takes it.
-            let open = match entry.state {
-                State::InFlight(_) => true,
-                State::Open(Open::Unknown) => !entry.answered,
-                _ => false,
-            };
-            let mine = entry.key == ticket.key && entry.lease == ticket.lease && open;
+            let mine = entry.key == ticket.key
+                && entry.lease == ticket.lease
+                && matches!(entry.state, State::InFlight(_));
             mine.then_some((way, entry))
         })
     }
@@ -592,7 +592,7 @@ impl Bucket {
         };
         let before = match entry.state {
             State::InFlight(open) => open,
-            _ => Some(Open::Unknown),
+            _ => None,
         };
         entry.state = match (end, before) {
             (End::Free, None) => State::Free,

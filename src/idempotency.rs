@@ -40,9 +40,13 @@ impl IdempotencyKey {
             .map_err(|_| KeyFault::Invalid)
     }
 
-    /// The name of this key in the guard, which keeps no key's text.
+    /// The name of this key in the guard, which keeps no key's text. A UUID is one key however it is spelt, as it is one to the
+    /// provider.
     pub fn digest(&self) -> Digest {
-        Digest::of([self.0.as_bytes()])
+        match self.as_uuid(true) {
+            Some(uuid) => Digest::of([b"uuid".as_slice(), uuid.as_bytes()]),
+            None => Digest::of([self.0.as_bytes()]),
+        }
     }
 
     /// The key's text, without quotes.

@@ -386,3 +386,34 @@ fn keys_spread_over_the_whole_table() {
         bucket_record(&digest("b"), 1)
     );
 }
+
+#[test]
+fn a_key_that_was_given_back_takes_nothing_of_the_other_providers_rules_along() {
+    for before in [FOREVER, NOW + DAY] {
+        let mut table = Table::of(16);
+        let ticket = table.taken("k", before);
+        table.settle(ticket, End::Free);
+        // The same key, for a provider that knows none.
+        assert_eq!(table.claim("k", "other", NEVER).0, clean(NEVER));
+    }
+    // A day that began with the first send does not begin anew.
+    let mut table = Table::of(16);
+    let ticket = table.taken("k", NOW + DAY);
+    table.settle(ticket, End::Free);
+    table.now += DAY / 2;
+    assert_eq!(table.claim("k", "k", table.now + DAY).0, clean(NOW + DAY));
+}
+
+#[test]
+fn a_neighbours_claim_changes_nothing_for_a_call_that_outlives_its_lease() {
+    for neighbour in [false, true] {
+        let mut table = Table::of(16);
+        let late = table.taken("k", NEVER);
+        table.now += table.settings.lease_ms;
+        if neighbour {
+            table.taken("neighbour", NEVER);
+        }
+        assert!(table.settle(late, End::Free));
+        assert_eq!(table.claim("k", "k", NEVER).0, clean(NEVER), "{neighbour}");
+    }
+}

@@ -201,3 +201,17 @@ fn the_formula_is_pinned_by_values_from_outside() {
         "a4c1e3b0-5e8f-4c98-8365-ed22d6a25f6b"
     );
 }
+
+/// Two spellings of one UUID are one key at the provider, so they are one to the guard.
+#[test]
+fn a_uuid_is_one_key_however_it_is_spelt() {
+    let digest = |text: &str| {
+        IdempotencyKey::from_header([text.as_bytes()].into_iter())
+            .unwrap()
+            .digest()
+    };
+    let uuid = "0f8fad5b-d9cb-469f-a165-70867728950e";
+    assert_eq!(digest(uuid), digest(&uuid.to_uppercase()));
+    assert_ne!(digest("k-a"), digest("K-A"));
+    assert_ne!(digest(uuid), digest(&uuid.replace('-', "")));
+}

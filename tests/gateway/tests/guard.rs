@@ -885,3 +885,24 @@ async fn an_entry_in_flight_outlives_the_trap_of_its_vm_and_then_is_unknown() ->
     assert!(stats.lines().any(|line| !line.ends_with(": 0")), "{stats}");
     Ok(())
 }
+
+/// A caller that corrects the provider's name keeps its key: what the first would have taken twice, the second would not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_another_provider_gave_back_is_sent_once_to_one_without_keys() -> Result<()> {
+    let gateway = start(json!({})).await?;
+    for (nth, other) in (1..).zip(KEYED) {
+        let key = format!("key-{nth}");
+        gateway.simulators.next_fault(other, says(401));
+        let answer = call(&gateway, &key, &one(other, nth)).await?;
+        assert_problem(&key, &answer, AUTH_FAILED);
+        let lost = Fault::Close { booked: true };
+        gateway.simulators.next_fault(Bbmsl, lost);
+        for _ in 0..3 {
+            let answer = call(&gateway, &key, &one(Bbmsl, nth)).await?;
+            assert_problem(&key, &answer, unknown(Bbmsl, "provider-error", 502));
+            assert_eq!(answer.body.get("retry_until"), None);
+        }
+        assert_eq!(gateway.simulators.received(Bbmsl), nth, "{key}");
+    }
+    Ok(())
+}
