@@ -805,7 +805,8 @@ async fn behind_the_fleets_front_a_key_is_always_the_same_gateways() -> Result<(
             assert_problem("no gateway", &answer, problem);
         }
     }
-    assert!(waiting > 0 && served > waiting, "{waiting} {served}");
+    // By chance, and by the ports of this run: some of each.
+    assert!(waiting > 0 && served > 0, "{waiting} {served}");
     Ok(())
 }
 
