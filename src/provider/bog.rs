@@ -85,13 +85,19 @@ impl Provider for Bog {
         if already && (reply.is_success() || is_verdict(reply.status)) || reply.status == 409 {
             return Outcome::Unknown(Doubt::MaybeThere, word);
         }
-        if !reply.is_success() {
-            return by_status(reply.status, word);
-        }
         let body = reply.object();
-        let action_id = body.and_then(|body| identifier(body.get("action_id")));
         // Only here: the word that is shown can come from a member for errors.
         let key = body.and_then(|body| body.get("key")?.text());
+        if !reply.is_success() {
+            return match key.as_deref() {
+                // A refusal around the word of success contradicts itself, whatever stands beside it.
+                Some(RECEIVED) if is_verdict(reply.status) => {
+                    Outcome::Unknown(Doubt::Unreadable, word)
+                }
+                _ => by_status(reply.status, word),
+            };
+        }
+        let action_id = body.and_then(|body| identifier(body.get("action_id")));
         match (key.as_deref(), action_id) {
             (Some(RECEIVED), Some(action_id)) => Outcome::Pending(Receipt {
                 id: Some(action_id),
