@@ -155,7 +155,9 @@ end_to_end() {
 fuzz_corpora() {
   command -v c++ >/dev/null || fail "A C++ compiler is missing: the fuzz targets are linked with libFuzzer."
   say "tests: what the fuzzers have kept"
-  (cd fuzz && cargo fmt --check && CARGO_TARGET_DIR="$BINARIES" cargo test --locked)
+  # Not into the workspace's own folder: the core would be built there again under the same name, with other features of its
+  # dependencies, and the next tests would not link.
+  (cd fuzz && cargo fmt --check && CARGO_TARGET_DIR="$BINARIES/fuzz" cargo test --locked)
 }
 
 compat() {
