@@ -507,7 +507,7 @@ impl Accepted {
             }
             Claim::InFlight(standing) => return self.held(
                 Code::RefundInProgress,
-                standing.retry(now_ms),
+                now_ms,
                 standing,
                 "Nothing was sent: the same call is in flight.",
             ),
@@ -524,7 +524,7 @@ impl Accepted {
             } => return Prepared::Answer(self.caller.again(answer)),
             Claim::Answered { standing, .. } => return self.held(
                 Code::GatewayError,
-                standing.retry(now_ms),
+                now_ms,
                 standing,
                 "Nothing was sent: an earlier call with this key left the gateway, and its end was not seen.",
             ),
@@ -593,7 +593,8 @@ impl Accepted {
     }
 
     /// The answer to a call that is not sent, since another under its key is open.
-    fn held(self, code: Code, retry: Retry, standing: Standing, sentence: &str) -> Prepared {
+    fn held(self, code: Code, now_ms: i64, standing: Standing, sentence: &str) -> Prepared {
+        let retry = standing.retry(now_ms);
         let mut problem = Problem::unknown(code, retry, sentence);
         if retry == Retry::SameKey {
             problem.retry_until = rfc3339(standing.resend_until_ms);
