@@ -1,8 +1,9 @@
 //! BBMSL.
 //!
-//! Source: the vendor's page "Refund an order" (`/hosted-checkout/refund`) and its page of signatures: SHA256withRSA over the
-//! text of `request`. `0000` is the only response code it publishes; the others are this simulator's own, and so is the choice
-//! of HTTP status: 400 for what is not a request at all, 401 for a signature, 200 for the rest.
+//! Source: the vendor's pages "Refund an order" (`/hosted-checkout/refund`) and "Query an order" (`/hosted-checkout/query`),
+//! and its page of signatures: SHA256withRSA over the text of `request`. `0000` is the only response code it publishes; the
+//! others are this simulator's own, and so is the choice of HTTP status: 400 for what is not a request at all, 401 for a
+//! signature, 200 for the rest.
 
 use std::sync::Mutex;
 
@@ -20,6 +21,9 @@ use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, Order};
 use crate::server::Application;
 use crate::{Provider, Received, Refunded, Reply, lock};
+
+const REFUND: &str = "/hosted-checkout/refund";
+const QUERY: &str = "/hosted-checkout/query";
 
 const MALFORMED: &str = "9001";
 const SIGNATURE: &str = "9002";
@@ -42,11 +46,16 @@ struct State {
 }
 
 struct Call {
-    merchant: String,
-    order: Order,
+    named: Named,
     /// As written in the request.
     written: String,
     amount: u64,
+}
+
+/// The part that is the same in both requests.
+struct Named {
+    merchant: String,
+    order: Order,
 }
 
 impl Bbmsl {
@@ -106,12 +115,20 @@ fn merchant(inner: &Json) -> Option<&str> {
     }
 }
 
-/// Checks the parameters one by one against the page's table.
-fn read(inner: &Json) -> Result<Call, Reply> {
-    let wrong = |text: &str| refused(200, PARAMETER, text);
-    if let Some(name) = inner.stranger(&["merchantId", "orderId", "merchantReference", "amount"]) {
-        return Err(wrong(&format!("Unknown parameter {name}")));
+fn wrong(text: &str) -> Reply {
+    refused(200, PARAMETER, text)
+}
+
+/// Checks that only these parameters are there.
+fn only(inner: &Json, known: &[&str]) -> Result<(), Reply> {
+    match inner.stranger(known) {
+        Some(name) => Err(wrong(&format!("Unknown parameter {name}"))),
+        None => Ok(()),
     }
+}
+
+/// Checks the parameters that name an order one by one against the page's table.
+fn named(inner: &Json) -> Result<Named, Reply> {
     let Some(merchant) = merchant(inner) else {
         return Err(wrong("merchantId is missing"));
     };
@@ -138,6 +155,33 @@ fn read(inner: &Json) -> Result<Call, Reply> {
     let Some(order) = order else {
         return Err(refused(200, NOT_FOUND, "Order not found"));
     };
+    Ok(Named {
+        merchant: merchant.to_owned(),
+        order,
+    })
+}
+
+/// A query: the page's parameters, in the page's order.
+fn read_query(inner: &Json) -> Result<Named, Reply> {
+    let known = ["merchantId", "orderId", "merchantReference"];
+    only(inner, &known)?;
+    if let Json::Object(members) = inner {
+        let place = |(name, _): &(String, Json)| known.iter().position(|known| known == name);
+        if !members.is_sorted_by_key(place) {
+            return Err(wrong("The parameters are not in order"));
+        }
+    }
+    named(inner)
+}
+
+/// A refund.
+fn read(inner: &Json) -> Result<Call, Reply> {
+    only(
+        inner,
+        &["merchantId", "orderId", "merchantReference", "amount"],
+    )?;
+    let named = named(inner)?;
+    let order = &named.order;
     let Some(Json::Number(written)) = inner.member("amount") else {
         return Err(wrong("amount is not a number"));
     };
@@ -149,10 +193,9 @@ fn read(inner: &Json) -> Result<Call, Reply> {
         return Err(wrong("amount is not a positive Number(9,2)"));
     };
     Ok(Call {
-        merchant: merchant.to_owned(),
         written: written.clone(),
-        order,
         amount,
+        named,
     })
 }
 
@@ -168,8 +211,8 @@ fn refused(status: u16, code: &str, text: &str) -> Reply {
 }
 
 impl Application for Bbmsl {
-    fn serves(&self, path: &str) -> bool {
-        path == "/hosted-checkout/refund"
+    fn method(&self, path: &str) -> Option<&'static str> {
+        [REFUND, QUERY].contains(&path).then_some("POST")
     }
 
     fn refusal(&self, status: u16, text: &str) -> Reply {
@@ -185,12 +228,19 @@ impl Application for Bbmsl {
             Err(refusal) => return refusal,
         };
         self.merchants.count(key);
+        if request.path == QUERY {
+            return match read_query(&inner) {
+                Ok(named) => found(&named, lock(&self.state).ledger.refunded(&named.order)),
+                Err(refusal) => refusal,
+            };
+        }
         let call = match read(&inner) {
             Ok(call) => call,
             Err(refusal) => return refusal,
         };
         let mut state = lock(&self.state);
-        let Call { order, amount, .. } = &call;
+        let Call { named, amount, .. } = &call;
+        let order = &named.order;
         // "Refund supports both full and partial amounts but can only be performed once per order."
         if state.ledger.refunded(order) > 0 {
             return refused(200, REFUNDED_BEFORE, "The order was refunded before");
@@ -202,12 +252,11 @@ impl Application for Bbmsl {
         if order.behaviour == Behaviour::Refuses {
             return refused(200, NO_BALANCE, "Insufficient unsettled balance");
         }
-        state.next += 1;
-        let id = 3757 + state.next;
+        let id = state.next_id();
         if !matches!(order.behaviour, Behaviour::Answers { booked: false, .. }) {
-            state
-                .ledger
-                .book(request, order, *amount, None, &id.to_string());
+            let request = Some(request);
+            let refund = id.to_string();
+            state.ledger.book(request, order, *amount, None, &refund);
         }
         Reply::of(200, &answer(&call, state.ledger.refunded(order), id))
     }
@@ -218,6 +267,25 @@ impl Application for Bbmsl {
 
     fn credentials(&self) -> &dyn Uses {
         &self.merchants
+    }
+
+    fn refund_by_hand(&self, payment: &str, minor_units: u64, _tracking: &str) -> Option<String> {
+        let mut state = lock(&self.state);
+        let order = orders::by_id(Provider::Bbmsl, payment)?;
+        if state.ledger.refunded(&order) > 0 || !(1..=order.amount).contains(&minor_units) {
+            return None;
+        }
+        let id = state.next_id().to_string();
+        state.ledger.book(None, &order, minor_units, None, &id);
+        Some(id)
+    }
+}
+
+impl State {
+    /// Of a transaction.
+    fn next_id(&mut self) -> u64 {
+        self.next += 1;
+        3757 + self.next
     }
 }
 
@@ -234,23 +302,58 @@ fn now() -> String {
 /// The page's example, with this order's own values. `message` is mandatory in the table and missing from the example: it is
 /// missing here for the example's own order. `transaction.currency` is in the example alone.
 fn answer(call: &Call, refunded: u64, id: u64) -> Json {
-    let Call { order, .. } = call;
-    let (state, status) = match order.behaviour {
-        Behaviour::Answers { status, .. } => ("SUCCESS", status),
-        _ => ("REFUNDED", "SUCCESS"),
+    let Named { order, merchant } = &call.named;
+    let status = match order.behaviour {
+        Behaviour::Answers { status, .. } => status,
+        _ => "SUCCESS",
     };
     let mut answer = Json::object([("responseCode", "0000".into())]);
     if order.name != "page" {
         answer.add("message", "Success");
     }
-    let id_or_text = |text: &str| match text.parse::<u64>() {
+    let refund = Json::object([
+        ("id", id.into()),
+        ("merchantId", id_or_text(merchant)),
+        ("type", "REFUND".into()),
+        // As it came: the example has 10, not 10.00.
+        ("amount", Json::number(&call.written)),
+        ("currency", order.currency.into()),
+        ("status", status.into()),
+        ("maskedPan", "400000XXXXXX0028".into()),
+        ("stan", format!("S{}", id - 616).into()),
+    ]);
+    answer.add("order", paid(&call.named, refunded));
+    answer.add("transaction", refund);
+    answer
+}
+
+/// The answer of a query: the order as in a refund's answer, and no transaction.
+fn found(named: &Named, refunded: u64) -> Reply {
+    let answer = Json::object([
+        ("responseCode", "0000".into()),
+        ("message", "Success".into()),
+        ("order", paid(named, refunded)),
+    ]);
+    Reply::of(200, &answer)
+}
+
+fn id_or_text(text: &str) -> Json {
+    match text.parse::<u64>() {
         Ok(number) => number.into(),
-        Err(_) => Json::from(text),
+        Err(_) => text.into(),
+    }
+}
+
+fn paid(Named { order, merchant }: &Named, refunded: u64) -> Json {
+    let state = match order.behaviour {
+        Behaviour::Answers { .. } => "SUCCESS",
+        _ if refunded == 0 => "SUCCESS",
+        _ => "REFUNDED",
     };
     let amount = |minor| Json::number(two_decimals(minor, order.exponent));
-    let paid = Json::object([
+    Json::object([
         ("id", Json::number(&*order.id)),
-        ("merchantId", id_or_text(&call.merchant)),
+        ("merchantId", id_or_text(merchant)),
         ("merchantReference", (&*order.reference).into()),
         ("currency", order.currency.into()),
         ("amount", amount(order.amount)),
@@ -261,21 +364,7 @@ fn answer(call: &Call, refunded: u64, id: u64) -> Json {
         ("updateTime", now().into()),
         ("status", state.into()),
         ("recurring", Json::Bool(false)),
-    ]);
-    let refund = Json::object([
-        ("id", id.into()),
-        ("merchantId", id_or_text(&call.merchant)),
-        ("type", "REFUND".into()),
-        // As it came: the example has 10, not 10.00.
-        ("amount", Json::number(&call.written)),
-        ("currency", order.currency.into()),
-        ("status", status.into()),
-        ("maskedPan", "400000XXXXXX0028".into()),
-        ("stan", format!("S{}", id - 616).into()),
-    ]);
-    answer.add("order", paid);
-    answer.add("transaction", refund);
-    answer
+    ])
 }
 
 /// `15.00`, whatever the currency: the page knows two decimals. A third one is never there, as the orders have none.

@@ -1,7 +1,8 @@
 //! beGateway.
 //!
-//! Source: the vendor's page "Refund" (`POST https://api.begateway.com/beyag/transactions/refunds`). The `RequestID` header,
-//! kept for 24 hours, is on its page of idempotency; the shapes of errors are those seen in public clients.
+//! Source: the vendor's page "Refund" (`POST https://api.begateway.com/beyag/transactions/refunds`), and its page of the query
+//! by `uid` (`GET /beyag/transactions/{uid}`) and by tracking id (`GET /beyag/transactions/tracking_id/{tracking_id}`). The
+//! `RequestID` header, kept for 24 hours, is on its page of idempotency; the shapes of errors are those seen in public clients.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -15,8 +16,13 @@ use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, ErrorShape, Order};
 use crate::server::Application;
-use crate::{Provider, Received, Refunded, Reply, Shop, lock};
+use crate::{Provider, Received, Refunded, Reply, Shop, lock, segment};
 
+const REFUNDS: &str = "/beyag/transactions/refunds";
+const BY_UID: &str = "/beyag/transactions/";
+const BY_TRACKING: &str = "/beyag/transactions/tracking_id/";
+/// A query by tracking id answers no more.
+const MOST_FOUND: usize = 100;
 const LONGEST_REASON: usize = 255;
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -30,6 +36,8 @@ struct State {
     ledger: Ledger,
     /// By `RequestID`.
     replies: HashMap<String, (Instant, Reply)>,
+    /// The refunds, also those that failed, oldest first, in the page's shape.
+    transactions: Vec<Json>,
 }
 
 impl Begateway {
@@ -75,17 +83,41 @@ impl Begateway {
                 "is more than is left",
             );
         }
-        let hex = || Uuid::new_v4().simple().to_string();
-        let uid = format!("2-{:.10}", hex());
+        let uid = new_uid();
         if !matches!(order.behaviour, Behaviour::Answers { booked: false, .. }) {
+            let request = Some(request);
             state.ledger.book(request, &order, amount, key, &uid);
         }
-        let receipt = format!(
-            "https://demo-backoffice.begateway.com/customer/transactions/{uid}/{}{}",
-            hex(),
-            hex()
-        );
-        Reply::of(200, &transaction(&order, &call, amount, &uid, receipt))
+        let status = match order.behaviour {
+            Behaviour::Answers { status, .. } => status,
+            _ => "successful",
+        };
+        let transaction = transaction(&order, call.tracking, amount, &uid, status);
+        state.transactions.push(transaction.clone());
+        Reply::of(200, &Json::object([("transaction", transaction)]))
+    }
+
+    fn look_up(&self, state: &State, path: &str) -> Reply {
+        if let Some(wanted) = segment(path, BY_TRACKING) {
+            // The page does not say what a search for several values at once finds: here nothing, as each is one.
+            let found = |transaction: &&Json| {
+                let tracking = transaction.text("tracking_id");
+                tracking.is_some_and(|values| values.split(';').any(|value| value == wanted))
+            };
+            let newest = state.transactions.iter().rev().filter(found);
+            let newest = newest.take(MOST_FOUND).cloned().collect();
+            return Reply::of(200, &Json::object([("transactions", Json::Array(newest))]));
+        }
+        let uid = segment(path, BY_UID).unwrap_or_default();
+        let known = |transaction: &&Json| transaction.text("uid") == Some(uid.as_str());
+        let found = match state.transactions.iter().find(known) {
+            Some(transaction) => Some(transaction.clone()),
+            None => orders::by_id(Provider::Begateway, &uid).map(|order| payment(&order)),
+        };
+        match found {
+            Some(transaction) => Reply::of(200, &Json::object([("transaction", transaction)])),
+            None => self.refusal(404, "Not found."),
+        }
     }
 }
 
@@ -141,8 +173,12 @@ fn read(body: &Json) -> Result<Call<'_>, (&str, &'static str)> {
 }
 
 impl Application for Begateway {
-    fn serves(&self, path: &str) -> bool {
-        path == "/beyag/transactions/refunds"
+    fn method(&self, path: &str) -> Option<&'static str> {
+        if path == REFUNDS {
+            return Some("POST");
+        }
+        let query = segment(path, BY_UID).or_else(|| segment(path, BY_TRACKING));
+        query.is_some().then_some("GET")
     }
 
     fn refusal(&self, status: u16, text: &str) -> Reply {
@@ -161,6 +197,9 @@ impl Application for Begateway {
         };
         self.shops.count(shop);
         let mut state = lock(&self.state);
+        if request.path != REFUNDS {
+            return self.look_up(&state, &request.path);
+        }
         // No page gives the header a format.
         let key = match request.only("requestid") {
             Ok(None) => return self.refund(&mut state, request, None),
@@ -183,6 +222,53 @@ impl Application for Begateway {
 
     fn credentials(&self) -> &dyn Uses {
         &self.shops
+    }
+
+    fn settle(&self, refund: Option<&str>, succeeded: bool) -> usize {
+        let State {
+            ledger,
+            transactions,
+            ..
+        } = &mut *lock(&self.state);
+        let mut settled = 0;
+        for transaction in transactions {
+            let uid = transaction.text("uid").unwrap_or_default().to_owned();
+            let open = matches!(transaction.text("status"), Some("pending" | "incomplete"));
+            if !open || refund.is_some_and(|refund| refund != uid) {
+                continue;
+            }
+            let status = if succeeded { "successful" } else { "failed" };
+            for (pointer, value) in [
+                ("/status", status.into()),
+                ("/message", message(status)),
+                ("/updated_at", now().into()),
+                ("/refund/status", status.into()),
+                ("/refund/message", message(status)),
+            ] {
+                transaction.alter(pointer, Some(value));
+            }
+            if succeeded {
+                transaction.add("paid_at", now());
+            } else {
+                ledger.reject(&uid);
+            }
+            settled += 1;
+        }
+        settled
+    }
+
+    fn refund_by_hand(&self, payment: &str, minor_units: u64, tracking: &str) -> Option<String> {
+        let mut state = lock(&self.state);
+        let order = orders::by_id(Provider::Begateway, payment)?;
+        if !(1..=state.ledger.left(&order)).contains(&minor_units) {
+            return None;
+        }
+        let uid = new_uid();
+        state.ledger.book(None, &order, minor_units, None, &uid);
+        let tracking = Some(tracking).filter(|tracking| !tracking.is_empty());
+        let transaction = transaction(&order, tracking, minor_units, &uid, "successful");
+        state.transactions.push(transaction);
+        Some(uid)
     }
 }
 
@@ -216,19 +302,44 @@ fn now() -> String {
     format!("{}T{hour:02}:{minute:02}:{second:02}+03:00", now.date())
 }
 
+fn new_uid() -> String {
+    format!("2-{:.10}", Uuid::new_v4().simple())
+}
+
+fn message(status: &str) -> Json {
+    match status {
+        "successful" => "The operation was successfully processed",
+        "pending" | "incomplete" => "The operation is being processed",
+        _ => "The operation was not processed",
+    }
+    .into()
+}
+
+/// The transaction that was paid. Its page is another one: here it is like a refund's, as far as that goes.
+fn payment(order: &Order) -> Json {
+    let mut payment = transaction(order, None, order.amount, &order.id, "successful");
+    payment.alter("/parent_uid", None);
+    payment.alter("/type", Some("payment".into()));
+    payment.alter("/refund", None);
+    payment
+}
+
 /// Every member of the page's table, but that `tracking_id` needs one in the request, and `paid_at` a payment.
-fn transaction(order: &Order, call: &Call<'_>, amount: u64, uid: &str, receipt: String) -> Json {
-    let status = match order.behaviour {
-        Behaviour::Answers { status, .. } => status,
-        _ => "successful",
-    };
+fn transaction(
+    order: &Order,
+    tracking: Option<&str>,
+    amount: u64,
+    uid: &str,
+    status: &str,
+) -> Json {
     let older = order.behaviour == Behaviour::Older;
-    let message: Json = match status {
-        _ if older => Json::Null,
-        "successful" => "The operation was successfully processed".into(),
-        "pending" | "incomplete" => "The operation is being processed".into(),
-        _ => "The operation was not processed".into(),
-    };
+    let message = if older { Json::Null } else { message(status) };
+    let hex = || Uuid::new_v4().simple();
+    let receipt = format!(
+        "https://demo-backoffice.begateway.com/customer/transactions/{uid}/{}{}",
+        hex(),
+        hex()
+    );
     let reference = if older { Json::Null } else { "8889999".into() };
     let now = now();
     let mut transaction = Json::object([
@@ -244,7 +355,7 @@ fn transaction(order: &Order, call: &Call<'_>, amount: u64, uid: &str, receipt: 
     if !older {
         transaction.add("currency", order.currency);
     }
-    if let Some(tracking) = call.tracking {
+    if let Some(tracking) = tracking {
         transaction.add("tracking_id", tracking);
     }
     transaction.add("test", Json::Bool(false));
@@ -260,5 +371,5 @@ fn transaction(order: &Order, call: &Call<'_>, amount: u64, uid: &str, receipt: 
         ("status", status.into()),
     ];
     transaction.add("refund", Json::object(refund));
-    Json::object([("transaction", transaction)])
+    transaction
 }

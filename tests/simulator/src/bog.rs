@@ -1,25 +1,29 @@
-//! Bank of Georgia: the refund, and the token that it needs.
+//! Bank of Georgia: the refund, the payment details that tell how it ended, and the token that both need.
 //!
-//! Source: the vendor's page "Refund" (api.bog.ge), and its "Authentication" page for the token. No vendor table of errors
-//! exists: every refusal here but the 409 is `{"message"}` under the status that HTTP has for it.
+//! Source: the vendor's pages "Refund" and "Get payment details" (`GET /payments/v1/receipt/:order_id`), and its
+//! "Authentication" page for the token. No vendor table of errors exists: every refusal here but the 409 is `{"message"}` under
+//! the status that HTTP has for it, and 400 for the details of an unknown order.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
-use percent_encoding::percent_decode_str;
+use time::OffsetDateTime;
 use uuid::{Uuid, Variant};
 
-use crate::amount::minor_units;
+use crate::amount::{decimal, minor_units};
 use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, Order};
 use crate::server::Application;
-use crate::{ExpiresIn, OAuthClient, Provider, Received, Refunded, Reply, TokenLifetime, lock};
+use crate::{
+    ExpiresIn, OAuthClient, Provider, Received, Refunded, Reply, TokenLifetime, lock, segment,
+};
 
 const REFUND: &str = "/payments/v1/payment/refund/";
+const RECEIPT: &str = "/payments/v1/receipt/";
 const TOKEN: &str = "/auth/realms/bog/protocol/openid-connect/token";
 
 /// The tokens in force, shared by the two endpoints.
@@ -97,8 +101,8 @@ fn oauth_error(status: u16, error: &str, description: &str) -> Reply {
 }
 
 impl Application for BogToken {
-    fn serves(&self, path: &str) -> bool {
-        path == TOKEN
+    fn method(&self, path: &str) -> Option<&'static str> {
+        (path == TOKEN).then_some("POST")
     }
 
     fn refusal(&self, status: u16, text: &str) -> Reply {
@@ -150,7 +154,7 @@ impl Application for BogToken {
     }
 }
 
-/// The refund endpoint.
+/// The endpoints of the refund and of its end.
 pub(crate) struct Bog {
     pub tokens: Arc<Tokens>,
     state: Mutex<State>,
@@ -163,6 +167,67 @@ struct State {
     /// server returning the same status code and response body". The page does not say whether another order is the same
     /// endpoint; here it is another one, as its path is.
     replies: HashMap<(String, String), Reply>,
+    actions: Vec<Action>,
+    /// By order: the status that its latest details had.
+    shown: HashMap<String, &'static str>,
+    /// For new actions, see [`Action::patience`].
+    patience: Option<u64>,
+}
+
+/// One refund of an order, accepted.
+struct Action {
+    id: String,
+    order: String,
+    amount: u64,
+    whole: bool,
+    channel: &'static str,
+    /// It completes by itself after so many details of its order that do not have it.
+    patience: Option<u64>,
+    /// Until then it is in no details: there is no pending.
+    end: Option<End>,
+}
+
+struct End {
+    completed: bool,
+    at: OffsetDateTime,
+}
+
+impl Action {
+    fn end(&mut self, completed: bool) {
+        let at = OffsetDateTime::now_utc();
+        self.end = Some(End { completed, at });
+    }
+
+    /// As in `actions`. The codes are this simulator's own.
+    fn json(&self, end: &End, exponent: u8) -> Json {
+        let (status, code, description) = if end.completed {
+            ("completed", "100", "Successful payment")
+        } else {
+            ("rejected", "107", "The refund was rejected by the issuer")
+        };
+        let action = if self.whole {
+            "refund"
+        } else {
+            "partial_refund"
+        };
+        Json::object([
+            ("action_id", self.id.as_str().into()),
+            ("action", action.into()),
+            ("request_channel", self.channel.into()),
+            ("status", status.into()),
+            ("amount", decimal(self.amount, exponent).into()),
+            ("code", code.into()),
+            ("code_description", description.into()),
+            ("zoned_action_date", georgian(end.at).into()),
+        ])
+    }
+}
+
+/// `2026-11-22T12:00:00+04:00`
+fn georgian(at: OffsetDateTime) -> String {
+    let at = at + time::Duration::hours(4);
+    let (hour, minute, second) = at.to_hms();
+    format!("{}T{hour:02}:{minute:02}:{second:02}+04:00", at.date())
 }
 
 impl Bog {
@@ -171,6 +236,80 @@ impl Bog {
             tokens,
             state: Mutex::default(),
         }
+    }
+
+    pub fn complete_after(&self, look_ups: Option<u64>) {
+        lock(&self.state).patience = look_ups;
+    }
+
+    fn details(&self, state: &mut State, id: &str) -> Reply {
+        let Some(order) = orders::by_id(Provider::Bog, id) else {
+            return self.refusal(400, "Order not found");
+        };
+        let Order { exponent, .. } = order;
+        let mut open = 0;
+        let mut actions = Vec::new();
+        for action in &mut state.actions {
+            if action.order != order.id {
+                continue;
+            }
+            match &mut action.patience {
+                _ if action.end.is_some() => {}
+                Some(0) => action.end(true),
+                Some(patience) => *patience -= 1,
+                None => {}
+            }
+            match &action.end {
+                Some(end) => actions.push(action.json(end, exponent)),
+                None => open += action.amount,
+            }
+        }
+        let refunded = state.ledger.refunded(&order) - open;
+        let status = match refunded {
+            _ if open > 0 => "refund_requested",
+            0 => "completed",
+            _ if refunded < order.amount => "refunded_partially",
+            _ => "refunded",
+        };
+        // The order's status lags behind: the first details that have an action still have the status from before it.
+        let before = match order.behaviour {
+            Behaviour::AlreadyRefunded => status,
+            _ => "completed",
+        };
+        let before = state
+            .shown
+            .insert(order.id.to_string(), status)
+            .unwrap_or(before);
+        let status = if open > 0 { status } else { before };
+        let value = match status {
+            "refund_requested" => "Refund requested",
+            "refunded_partially" => "Partially refunded",
+            "refunded" => "Refunded",
+            _ => "Completed",
+        };
+        let money = |minor| Json::from(decimal(minor, exponent));
+        let units = Json::object([
+            ("request_amount", money(order.amount)),
+            ("transfer_amount", money(order.amount - refunded)),
+            ("refund_amount", money(refunded)),
+            ("currency_code", order.currency.into()),
+        ]);
+        let body = Json::object([
+            ("order_id", (&*order.id).into()),
+            (
+                "order_status",
+                Json::object([("key", status.into()), ("value", value.into())]),
+            ),
+            ("purchase_units", units),
+            (
+                "actions",
+                match actions.is_empty() {
+                    true => Json::Null,
+                    false => Json::Array(actions),
+                },
+            ),
+        ]);
+        Reply::of(200, &body)
     }
 
     fn refund(&self, state: &mut State, request: &Received, key: Option<&str>) -> Reply {
@@ -184,11 +323,7 @@ impl Bog {
         if let Some(name) = body.stranger(&["amount"]) {
             return self.refusal(400, &format!("Unknown parameter: {name}"));
         }
-        let id = request.path.strip_prefix(REFUND).unwrap_or_default();
-        let order = percent_decode_str(id)
-            .decode_utf8()
-            .ok()
-            .and_then(|id| orders::by_id(Provider::Bog, &id));
+        let order = segment(&request.path, REFUND).and_then(|id| orders::by_id(Provider::Bog, &id));
         let Some(order) = order else {
             return self.refusal(404, "Order not found");
         };
@@ -219,8 +354,8 @@ impl Bog {
             }
             _ => {}
         }
-        let action = Uuid::new_v4().to_string();
-        state.ledger.book(request, &order, amount, key, &action);
+        let action = state.accept(Some(request), &order, amount, key);
+        state.shown.insert(order.id.to_string(), "refund_requested");
         Reply::of(
             200,
             &Json::object([
@@ -229,6 +364,33 @@ impl Bog {
                 ("action_id", action.into()),
             ]),
         )
+    }
+}
+
+impl State {
+    /// Books a refund, and names its action.
+    fn accept(
+        &mut self,
+        request: Option<&Received>,
+        order: &Order,
+        amount: u64,
+        key: Option<&str>,
+    ) -> String {
+        let id = Uuid::new_v4().to_string();
+        self.ledger.book(request, order, amount, key, &id);
+        self.actions.push(Action {
+            id: id.clone(),
+            order: order.id.to_string(),
+            amount,
+            whole: amount == order.amount,
+            channel: match request {
+                Some(_) => "public_api",
+                None => "business_manager",
+            },
+            patience: self.patience,
+            end: None,
+        });
+        id
     }
 }
 
@@ -247,9 +409,12 @@ fn amount(body: &Json, order: &Order) -> Result<Option<u64>, &'static str> {
 }
 
 impl Application for Bog {
-    fn serves(&self, path: &str) -> bool {
-        path.strip_prefix(REFUND)
-            .is_some_and(|id| !id.is_empty() && !id.contains(['/', '?']))
+    fn method(&self, path: &str) -> Option<&'static str> {
+        match (segment(path, REFUND), segment(path, RECEIPT)) {
+            (Some(_), _) => Some("POST"),
+            (None, Some(_)) => Some("GET"),
+            (None, None) => None,
+        }
     }
 
     fn refusal(&self, status: u16, text: &str) -> Reply {
@@ -268,6 +433,9 @@ impl Application for Bog {
         };
         self.tokens.spent.count(client);
         let mut state = lock(&self.state);
+        if let Some(order) = segment(&request.path, RECEIPT) {
+            return self.details(&mut state, &order);
+        }
         let key = match request.only("idempotency-key") {
             Ok(None) => return self.refund(&mut state, request, None),
             Ok(Some(key)) if is_uuid_v4(key) => key.to_ascii_lowercase(),
@@ -288,6 +456,37 @@ impl Application for Bog {
 
     fn credentials(&self) -> &dyn Uses {
         &self.tokens.spent
+    }
+
+    fn settle(&self, refund: Option<&str>, succeeded: bool) -> usize {
+        let State {
+            ledger, actions, ..
+        } = &mut *lock(&self.state);
+        let mut settled = 0;
+        for action in actions {
+            if action.end.is_some() || refund.is_some_and(|id| id != action.id) {
+                continue;
+            }
+            action.end(succeeded);
+            if !succeeded {
+                ledger.reject(&action.id);
+            }
+            settled += 1;
+        }
+        settled
+    }
+
+    fn refund_by_hand(&self, payment: &str, minor_units: u64, _tracking: &str) -> Option<String> {
+        let mut state = lock(&self.state);
+        let order = orders::by_id(Provider::Bog, payment)?;
+        if !(1..=state.ledger.left(&order)).contains(&minor_units) {
+            return None;
+        }
+        let id = state.accept(None, &order, minor_units, None);
+        if let Some(action) = state.actions.last_mut() {
+            action.end(true);
+        }
+        Some(id)
     }
 }
 

@@ -63,6 +63,27 @@ impl Received {
             && parts.all(|parameter| parameter.eq_ignore_ascii_case("charset=utf-8"))
     }
 
+    /// Whether `wanted` (`type/subtype`) may be answered, by RFC 9110, section 12.5.1: anything may, where no header says
+    /// otherwise. A weight of zero is not looked for.
+    pub(crate) fn accepts(&self, wanted: &str) -> bool {
+        let any = wanted
+            .split_once('/')
+            .map(|(kind, _)| format!("{kind}/*"))
+            .unwrap_or_default();
+        let mut values = self.headers_named("accept").peekable();
+        values.peek().is_none()
+            || values
+                .filter_map(|value| std::str::from_utf8(value).ok())
+                .flat_map(|value| value.split(','))
+                .filter_map(|range| range.split(';').next())
+                .map(str::trim)
+                .any(|range| {
+                    range == "*/*"
+                        || range.eq_ignore_ascii_case(wanted)
+                        || range.eq_ignore_ascii_case(&any)
+                })
+    }
+
     /// The credentials after an authorization scheme, where there is exactly one such header.
     pub(crate) fn authorization(&self, scheme: &str) -> Option<&str> {
         let (named, credentials) = self.only("authorization").ok()??.split_once(' ')?;

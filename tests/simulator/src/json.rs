@@ -88,6 +88,14 @@ impl Json {
         }
     }
 
+    /// The text of the member of that name, where it is one.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.member(name) {
+            Some(Json::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The first member that is not one of `known`.
     pub fn stranger(&self, known: &[&str]) -> Option<&str> {
         match self {

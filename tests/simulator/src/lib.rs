@@ -44,15 +44,16 @@ pub use tls::{Alpn, Certificate};
 /// One of the five endpoints played here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Provider {
-    /// Bank of Georgia, `POST /payments/v1/payment/refund/{order_id}`.
+    /// Bank of Georgia, `POST /payments/v1/payment/refund/{order_id}` and `GET /payments/v1/receipt/{order_id}`.
     Bog,
     /// Bank of Georgia's token endpoint, `POST /auth/realms/bog/protocol/openid-connect/token`.
     BogToken,
-    /// Moyasar Payment Gateway, `POST /v1/orders/{id}/refund`.
+    /// Moyasar Payment Gateway, `POST /v1/orders/{id}/refund` and `GET /v1/orders/{id}`.
     Moyasar,
-    /// beGateway, `POST /beyag/transactions/refunds`.
+    /// beGateway, `POST /beyag/transactions/refunds`, `GET /beyag/transactions/{uid}` and
+    /// `GET /beyag/transactions/tracking_id/{tracking_id}`.
     Begateway,
-    /// BBMSL, `POST /hosted-checkout/refund`.
+    /// BBMSL, `POST /hosted-checkout/refund` and `POST /hosted-checkout/query`.
     Bbmsl,
 }
 
@@ -83,4 +84,15 @@ fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The last segment of a path (with its query), decoded. `None` where the path does not begin with `prefix`, or where what
+/// follows is empty, goes on for more segments, has a query, or is no UTF-8.
+fn segment(path: &str, prefix: &str) -> Option<String> {
+    let segment = path.strip_prefix(prefix)?;
+    if segment.is_empty() || segment.contains(['/', '?']) {
+        return None;
+    }
+    let decoded = percent_encoding::percent_decode_str(segment).decode_utf8();
+    decoded.ok().map(std::borrow::Cow::into_owned)
 }

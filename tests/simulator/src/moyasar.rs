@@ -1,7 +1,8 @@
 //! Moyasar Payment Gateway.
 //!
-//! Source: the vendor's page "refund" (`POST /v1/orders/:id/refund`), its answers 200, 400, 401, 403 and 422. The bound of
-//! 100000000 and the UUID in `transaction_id` stand in its pages of the sibling calls.
+//! Source: the vendor's page "refund" (`POST /v1/orders/:id/refund`), its answers 200, 400, 401, 403 and 422, and its page of
+//! the order itself (`GET /v1/orders/:id`), which is the same object. The bound of 100000000 and the UUID in `transaction_id`
+//! stand in its pages of the sibling calls.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -15,8 +16,9 @@ use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, Order};
 use crate::server::Application;
-use crate::{Provider, Received, Refunded, Reply, lock};
+use crate::{Provider, Received, Refunded, Reply, lock, segment};
 
+const ORDERS: &str = "/v1/orders/";
 const LARGEST: u64 = 100_000_000;
 
 pub(crate) struct Moyasar {
@@ -109,15 +111,25 @@ impl Moyasar {
         })
     }
 
-    fn refund(&self, state: &mut State, request: &Received, call: &Call) -> Reply {
-        let order = Uuid::try_parse(&call.order)
+    fn order(&self, id: &str) -> Result<Order, Reply> {
+        let order = Uuid::try_parse(id)
             .ok()
             .and_then(|id| orders::by_id(Provider::Moyasar, &id.to_string()));
-        let Some(order) = order else {
-            return self.refusal(404, "Order not found");
+        match order {
+            None => Err(self.refusal(404, "Order not found")),
+            Some(order) if order.behaviour == Behaviour::Forbidden => {
+                Err(self.refusal(403, "Unauthorized"))
+            }
+            Some(order) => Ok(order),
+        }
+    }
+
+    fn refund(&self, state: &mut State, request: &Received, call: &Call) -> Reply {
+        let order = match self.order(&call.order) {
+            Ok(order) => order,
+            Err(refusal) => return refusal,
         };
         let status = match order.behaviour {
-            Behaviour::Forbidden => return self.refusal(403, "Unauthorized"),
             Behaviour::Refuses => return self.refusal(400, "The order has not been captured."),
             Behaviour::Answers { status, .. } => status,
             _ => "approved",
@@ -135,18 +147,37 @@ impl Moyasar {
         };
         if !matches!(order.behaviour, Behaviour::Answers { booked: false, .. }) {
             let key = call.transaction.as_deref();
+            let request = Some(request);
             state.ledger.book(request, &order, call.amount, key, &id);
         }
-        let refunds = state.refunds.entry(order.id.to_string()).or_default();
-        refunds.push(refund_transaction(&id, status, call.amount, refunds.len()));
-        let body = order_object(&order, state.ledger.refunded(&order), refunds);
-        Reply::of(200, &body)
+        state.transact(&order, &id, status, call.amount);
+        state.order_object(&order)
+    }
+}
+
+impl State {
+    fn transact(&mut self, order: &Order, id: &str, status: &str, amount: u64) {
+        let refunds = self.refunds.entry(order.id.to_string()).or_default();
+        refunds.push(refund_transaction(id, status, amount, refunds.len()));
+    }
+
+    fn order_object(&self, order: &Order) -> Reply {
+        let refunds = self.refunds.get(&*order.id);
+        let refunds = refunds.map(Vec::as_slice).unwrap_or_default();
+        Reply::of(
+            200,
+            &order_object(order, self.ledger.refunded(order), refunds),
+        )
     }
 }
 
 impl Application for Moyasar {
-    fn serves(&self, path: &str) -> bool {
-        path_id(path).is_some()
+    fn method(&self, path: &str) -> Option<&'static str> {
+        match (path_id(path), segment(path, ORDERS)) {
+            (Some(_), _) => Some("POST"),
+            (None, Some(_)) => Some("GET"),
+            (None, None) => None,
+        }
     }
 
     fn refusal(&self, status: u16, text: &str) -> Reply {
@@ -180,6 +211,12 @@ impl Application for Moyasar {
             Err(refusal) => return refusal,
         };
         self.keys.count(key);
+        if let Some(id) = segment(&request.path, ORDERS) {
+            return match self.order(&id) {
+                Ok(order) => lock(&self.state).order_object(&order),
+                Err(refusal) => refusal,
+            };
+        }
         let call = match self.read(request) {
             Ok(call) => call,
             Err(refusal) => return refusal,
@@ -210,10 +247,44 @@ impl Application for Moyasar {
     fn credentials(&self) -> &dyn Uses {
         &self.keys
     }
+
+    fn settle(&self, refund: Option<&str>, succeeded: bool) -> usize {
+        let State {
+            ledger, refunds, ..
+        } = &mut *lock(&self.state);
+        let mut settled = 0;
+        for transaction in refunds.values_mut().flatten() {
+            let id = transaction.text("id").unwrap_or_default().to_owned();
+            if transaction.text("status") != Some("initiated")
+                || refund.is_some_and(|refund| refund != id)
+            {
+                continue;
+            }
+            let status = if succeeded { "approved" } else { "failed" };
+            set_status(transaction, status);
+            if !succeeded {
+                ledger.reject(&id);
+            }
+            settled += 1;
+        }
+        settled
+    }
+
+    fn refund_by_hand(&self, payment: &str, minor_units: u64, _tracking: &str) -> Option<String> {
+        let mut state = lock(&self.state);
+        let order = orders::by_id(Provider::Moyasar, payment)?;
+        if !(1..=state.ledger.left(&order)).contains(&minor_units) {
+            return None;
+        }
+        let id = Uuid::new_v4().to_string();
+        state.ledger.book(None, &order, minor_units, None, &id);
+        state.transact(&order, &id, "approved", minor_units);
+        Some(id)
+    }
 }
 
 fn path_id(path: &str) -> Option<&str> {
-    let id = path.strip_prefix("/v1/orders/")?.strip_suffix("/refund")?;
+    let id = path.strip_prefix(ORDERS)?.strip_suffix("/refund")?;
     (!id.is_empty() && !id.contains(['/', '?'])).then_some(id)
 }
 
@@ -239,17 +310,24 @@ fn now() -> String {
 }
 
 fn refund_transaction(id: &str, status: &str, amount: u64, nth: usize) -> Json {
-    let approved = status == "approved";
-    let message = if approved { "APPROVED" } else { "NOT APPROVED" };
-    let code = if approved { "00" } else { "05" };
     let stan = format!("{:06}", nth + 1);
     let mut transaction = transaction(id, status, "refund", amount);
-    transaction.alter("/message", Some(message.into()));
-    transaction.alter("/response_code", Some(code.into()));
+    set_status(&mut transaction, status);
     transaction.alter("/retrieval_reference", Some(format!("242590{stan}").into()));
     transaction.alter("/stan", Some(stan.into()));
     transaction.alter("/auth_code", Some(Json::Null));
     transaction
+}
+
+/// The status of a refund, and the texts that go with it.
+fn set_status(transaction: &mut Json, status: &str) {
+    let (message, code) = match status {
+        "approved" => ("APPROVED", "00"),
+        _ => ("NOT APPROVED", "05"),
+    };
+    transaction.alter("/status", Some(status.into()));
+    transaction.alter("/message", Some(message.into()));
+    transaction.alter("/response_code", Some(code.into()));
 }
 
 /// As the page's example of a capture.

@@ -32,8 +32,8 @@ const LARGEST_BODY: usize = 1 << 20;
 
 /// One provider's behaviour. Knows requests and replies, no sockets.
 pub(crate) trait Application: Send + Sync {
-    /// Whether this path (with its query) is the endpoint.
-    fn serves(&self, path: &str) -> bool;
+    /// The one method of the endpoint at this path (with its query). `None`: there is no endpoint.
+    fn method(&self, path: &str) -> Option<&'static str>;
     /// A refusal that has nothing to do with a refund, in the provider's own shape.
     fn refusal(&self, status: u16, text: &str) -> Reply;
     /// Called before any delay: what it returns is held until the reply is ready. `Err`: refused already.
@@ -46,6 +46,14 @@ pub(crate) trait Application: Send + Sync {
     fn ledger(&self) -> Vec<Refunded>;
     /// The credentials it accepts.
     fn credentials(&self) -> &dyn Uses;
+    /// Ends the open refund of that identifier, or all open ones; how many there were.
+    fn settle(&self, _refund: Option<&str>, _succeeded: bool) -> usize {
+        0
+    }
+    /// Refunds without a request, and names the refund. `None` for an unknown payment, or more than is left of it.
+    fn refund_by_hand(&self, _payment: &str, _minor_units: u64, _tracking: &str) -> Option<String> {
+        None
+    }
 }
 
 /// One provider, listening or not.
@@ -216,11 +224,17 @@ impl Endpoint {
         if !self.any_host && !host.eq_ignore_ascii_case(&self.host) {
             return refusal(421, "This host is not served here.");
         }
-        if !self.application.serves(&request.path) {
+        let Some(method) = self.application.method(&request.path) else {
             return refusal(404, "Not found.");
+        };
+        if request.method != method {
+            return refusal(405, "Method not allowed.").map(|reply| reply.with("allow", method));
         }
-        if request.method != "POST" {
-            return refusal(405, "Method not allowed.").map(|reply| reply.with("allow", "POST"));
+        if !request.accepts("application/json") {
+            return refusal(406, "Only application/json is spoken here.");
+        }
+        if method == "GET" && !(request.body.is_empty() && request.trailers.is_empty()) {
+            return refusal(400, "A body has no meaning here.");
         }
         None
     }

@@ -113,6 +113,7 @@ impl Default for Options {
 pub struct Simulators {
     authorities: Authorities,
     tokens: Arc<Tokens>,
+    bog: Arc<Bog>,
     sites: BTreeMap<Provider, Site>,
 }
 
@@ -152,8 +153,9 @@ impl Simulators {
             bbmsl,
         } = options.credentials;
         let tokens = Arc::new(Tokens::new(bog, options.token_lifetime));
+        let bank = Arc::new(Bog::new(tokens.clone()));
         let applications: [(Provider, Arc<dyn Application>); 5] = [
-            (Provider::Bog, Arc::new(Bog::new(tokens.clone()))),
+            (Provider::Bog, bank.clone()),
             (
                 Provider::BogToken,
                 Arc::new(BogToken {
@@ -197,6 +199,7 @@ impl Simulators {
         Ok(Simulators {
             authorities,
             tokens,
+            bog: bank,
             sites,
         })
     }
@@ -250,6 +253,36 @@ impl Simulators {
     /// Takes back the faults that no request has met; how many there were.
     pub fn clear_faults(&self, provider: Provider) -> usize {
         lock(&self.site(provider).endpoint.faults).drain(..).count()
+    }
+
+    /// Ends open refunds, the one of that [`Refunded::refund`] or all of a provider; how many there were. From then on a
+    /// look-up shows them as done (`completed`, `approved`, `successful`), or as `rejected` or `failed`, with their money back.
+    /// Open are BOG's accepted refunds, Moyasar's `initiated` and beGateway's `pending` and `incomplete` ones.
+    pub fn settle(&self, provider: Provider, refund: Option<&str>, succeeded: bool) -> usize {
+        self.site(provider)
+            .endpoint
+            .application
+            .settle(refund, succeeded)
+    }
+
+    /// Lets BOG complete each refund by itself, after so many look-ups of its order that did not show it; with `None`, as at
+    /// the start, only [`Simulators::settle`] does. For the refunds to come.
+    pub fn complete_bog_after(&self, look_ups: Option<u64>) {
+        self.bog.complete_after(look_ups);
+    }
+
+    /// Refunds so much of a payment, by its [`Refunded::payment`], in a way that no call of the API made: at BOG by
+    /// `business_manager`, at beGateway under this `tracking_id` (elsewhere `tracking` is not used). It is done at once.
+    /// Answers [`Refunded::refund`]; `None` where the payment is not known, or has less left.
+    pub fn refund_by_hand(
+        &self,
+        provider: Provider,
+        payment: &str,
+        minor_units: u64,
+        tracking: &str,
+    ) -> Option<String> {
+        let application = &self.site(provider).endpoint.application;
+        application.refund_by_hand(payment, minor_units, tracking)
     }
 
     /// How many requests the token endpoint has received, whatever it answered.
