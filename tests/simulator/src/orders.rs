@@ -9,7 +9,7 @@ use crate::Provider;
 /// What a provider does with a refund of an order that is otherwise in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Refunds. At BOG that is `request_received`, of which no page tells the end.
+    /// Refunds. At BOG that is `request_received`; how it ended is told by a look-up, see [`crate::Simulators::settle`].
     Succeeds,
     /// BOG: paid by BOG authorization, where only the whole amount can be refunded (vendor page).
     WholeOnly,

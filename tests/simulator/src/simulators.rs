@@ -245,7 +245,7 @@ impl Simulators {
             .map(|exchange| exchange.request)
     }
 
-    /// Queues a fault: each request takes one, first in, first out.
+    /// Queues a fault: each request takes one, first in, first out, a look-up as well as a refund.
     pub fn next_fault(&self, provider: Provider, fault: Fault) {
         lock(&self.site(provider).endpoint.faults).push_back(fault);
     }

@@ -295,3 +295,190 @@ async fn orders_meet_their_behaviour() {
     }
     assert_eq!(simulators.ledger(Provider::Bbmsl), []);
 }
+
+fn query(text: &str) -> Call {
+    signed(text).path("/hosted-checkout/query")
+}
+
+#[tokio::test]
+async fn a_query_answers_the_order_and_no_transaction() {
+    let simulators = start().await;
+    let ask = query(r#"{"merchantId":3,"orderId":4922}"#);
+    let start = |net: &str| {
+        format!(
+            r#"{{"responseCode":"0000","message":"Success","order":{{"id":4922,"merchantId":3,"merchantReference":"1655817171","currency":"USD","amount":15.00,"netAmount":{net},"cardType":"VISA","email":"","createTime":"2022-06-21T13:13:10.000+00:00","updateTime":""#
+        )
+    };
+    let end = |status: &str| format!(r#"","status":"{status}","recurring":false}}}}"#);
+    let before = ask.send(&simulators).await;
+    assert_eq!(before.status, 200);
+    assert!(before.text().starts_with(&start("15.00")));
+    assert!(before.text().ends_with(&end("SUCCESS")));
+    let refund = signed(r#"{"merchantId":3,"orderId":4922,"amount":10}"#);
+    assert_eq!(refund.status(&simulators).await, 200);
+    let after = ask.h2().send(&simulators).await;
+    assert!(after.text().starts_with(&start("5.00")), "{}", after.text());
+    assert!(after.text().ends_with(&end("REFUNDED")));
+    assert_eq!(simulators.ledger(Provider::Bbmsl).len(), 1);
+    assert_eq!(simulators.uses(Provider::Bbmsl), [3]);
+}
+
+#[tokio::test]
+async fn a_query_names_an_order_in_either_way_or_both() {
+    let simulators = start().await;
+    for text in [
+        r#"{"merchantId":"3","merchantReference":"1655817171"}"#,
+        r#"{"merchantId":3,"orderId":4923,"merchantReference":"ref-hkd"}"#,
+        r#"{ "merchantId": 3, "orderId": 1000042 }"#,
+        r#"{"merchantId":3,"merchantReference":"order-1000043"}"#,
+    ] {
+        let answer = query(text).send(&simulators).await.json();
+        assert_eq!(answer["responseCode"], "0000", "{text}");
+        assert_eq!(answer.get("transaction"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_query_tells_what_became_of_an_order() {
+    let simulators = start().await;
+    for (id, refunded, status, net) in [
+        // Declined: nothing moved.
+        (4926, true, "SUCCESS", "100.00"),
+        // Booked, with a status that no page has.
+        (4927, true, "SUCCESS", "0.00"),
+        (4929, false, "REFUNDED", "0.00"),
+        (4923, false, "SUCCESS", "100.00"),
+    ] {
+        if refunded {
+            let text = format!(r#"{{"merchantId":3,"orderId":{id},"amount":100}}"#);
+            assert_eq!(signed(&text).status(&simulators).await, 200);
+        }
+        let text = format!(r#"{{"merchantId":3,"orderId":{id}}}"#);
+        let answer = query(&text).send(&simulators).await;
+        assert_eq!(answer.json()["order"]["status"], status, "{id}");
+        let member = format!(r#""netAmount":{net},"#);
+        assert!(answer.text().contains(&member), "{}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn a_refund_by_hand_is_the_one_that_an_order_may_have() {
+    let simulators = start().await;
+    let by_hand = |amount| simulators.refund_by_hand(Provider::Bbmsl, "4923", amount, "");
+    assert_eq!(by_hand(10_001), None);
+    assert!(by_hand(2_550).is_some());
+    assert_eq!(by_hand(1), None);
+    let answer = query(r#"{"merchantId":3,"orderId":4923}"#);
+    let answer = answer.send(&simulators).await;
+    assert!(answer.text().contains(r#""netAmount":74.50,"#));
+    assert_eq!(answer.json()["order"]["status"], "REFUNDED");
+    let refund = signed(r#"{"merchantId":3,"orderId":4923,"amount":1}"#);
+    assert_ne!(
+        refund.send(&simulators).await.json()["responseCode"],
+        "0000"
+    );
+}
+
+#[tokio::test]
+async fn a_query_that_the_page_does_not_know_is_refused() {
+    let simulators = start().await;
+    let text = r#"{"merchantId":3,"orderId":4922}"#;
+    let good = query(text);
+    let long = "x".repeat(65);
+    for (what, call, status) in [
+        (
+            "another method",
+            Call {
+                method: Method::GET,
+                ..good.clone()
+            },
+            405,
+        ),
+        (
+            "a URL query",
+            good.clone().path("/hosted-checkout/query?x=1"),
+            404,
+        ),
+        ("no content type", good.clone().without("content-type"), 415),
+        (
+            "another media type",
+            good.clone().header("accept", "text/html"),
+            406,
+        ),
+        (
+            "a signature of another text",
+            with(
+                text,
+                &signature(r#"{"merchantId":3,"orderId":4922,"amount":10}"#),
+            )
+            .path("/hosted-checkout/query"),
+            401,
+        ),
+        (
+            "the same JSON, other bytes",
+            with(r#"{"merchantId":3, "orderId":4922}"#, &signature(text))
+                .path("/hosted-checkout/query"),
+            401,
+        ),
+        (
+            "another merchant",
+            query(r#"{"merchantId":4,"orderId":4922}"#),
+            401,
+        ),
+        (
+            "an amount",
+            query(r#"{"merchantId":3,"orderId":4922,"amount":10}"#),
+            200,
+        ),
+        (
+            "an unknown member",
+            query(r#"{"merchantId":3,"orderId":4922,"x":1}"#),
+            200,
+        ),
+        (
+            "a member twice",
+            query(r#"{"merchantId":3,"orderId":4922,"orderId":4922}"#),
+            400,
+        ),
+        (
+            "another order of members",
+            query(r#"{"orderId":4922,"merchantId":3}"#),
+            200,
+        ),
+        (
+            "the reference before the id",
+            query(r#"{"merchantId":3,"merchantReference":"1655817171","orderId":4922}"#),
+            200,
+        ),
+        ("no order", query(r#"{"merchantId":3}"#), 200),
+        (
+            "an id that is no number",
+            query(r#"{"merchantId":3,"orderId":"4922"}"#),
+            200,
+        ),
+        (
+            "a reference too long",
+            query(&format!(
+                r#"{{"merchantId":3,"merchantReference":"{long}"}}"#
+            )),
+            200,
+        ),
+        (
+            "an unknown order",
+            query(r#"{"merchantId":3,"orderId":5570}"#),
+            200,
+        ),
+        (
+            "two orders",
+            query(r#"{"merchantId":3,"orderId":4922,"merchantReference":"ref-hkd"}"#),
+            200,
+        ),
+    ] {
+        let answer = call.send(&simulators).await;
+        assert_eq!(answer.status, status, "{what}");
+        let answer = answer.json();
+        assert_ne!(answer["responseCode"], "0000", "{what}");
+        assert!(answer["message"].is_string(), "{what}");
+        assert_eq!(answer.get("order"), None, "{what}");
+    }
+}

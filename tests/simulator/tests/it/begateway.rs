@@ -1,5 +1,5 @@
 use http::Method;
-use provider_simulator::{Provider, orders};
+use provider_simulator::{Provider, Simulators, orders};
 use serde_json::{Value, json};
 
 use crate::client::{Call, start};
@@ -256,4 +256,181 @@ async fn errors_come_in_every_shape_seen() {
         (&json!("F.0114"), &list)
     );
     assert!(answer["friendly_message"].is_string());
+}
+
+const HERE: Provider = Provider::Begateway;
+const KEY: &str = "a4c1e3b0-5e8f-4c98-8365-ed22d6a25f6b";
+
+/// By the rest of the path: a uid, or `tracking_id/` and one.
+fn look_up(rest: &str) -> Call {
+    Call::get(HERE, &format!("/beyag/transactions/{rest}")).header(
+        "authorization",
+        "Basic MzYxOmJlZ2F0ZXdheS1kZW1vLXNlY3JldA==",
+    )
+}
+
+async fn tracked(simulators: &Simulators, tracking: &str) -> Vec<Value> {
+    let call = look_up(&format!("tracking_id/{tracking}"));
+    let answer = call.send(simulators).await;
+    assert_eq!(answer.status, 200);
+    let answer = answer.json();
+    assert_eq!(answer.as_object().expect("an object").len(), 1);
+    answer["transactions"].as_array().expect("a list").clone()
+}
+
+/// Refunds this much under a tracking id; the transaction.
+async fn refunded(simulators: &Simulators, name: &str, amount: u64, tracking: &str) -> Value {
+    let mut call = refund(name, Some(amount));
+    let mut body: Value = serde_json::from_str(&call.body).expect("JSON");
+    body["request"]["tracking_id"] = tracking.into();
+    call.body = body.to_string();
+    call.send(simulators).await.json()["transaction"].clone()
+}
+
+#[tokio::test]
+async fn a_transaction_is_found_by_its_uid_as_it_was_answered() {
+    let simulators = start().await;
+    for name in ["page", "older", "declined", "error"] {
+        let transaction = refunded(&simulators, name, 50, KEY).await;
+        let uid = transaction["uid"].as_str().expect("a uid");
+        let found = look_up(uid).h2().send(&simulators).await;
+        let wanted = json!({ "transaction": transaction });
+        assert_eq!((found.status, found.json()), (200, wanted), "{name}");
+    }
+    assert_eq!(simulators.ledger(HERE).len(), 2);
+    assert_eq!(simulators.uses(HERE), [8]);
+}
+
+#[tokio::test]
+async fn a_payment_is_a_transaction_too() {
+    let simulators = start().await;
+    let payment = look_up("1-310b0da80b").send(&simulators).await.json();
+    assert_eq!(payment["transaction"]["type"], "payment");
+    assert_eq!(payment["transaction"]["amount"], 10_000);
+    assert_eq!(payment["transaction"].get("parent_uid"), None);
+}
+
+#[tokio::test]
+async fn a_transaction_is_found_by_each_value_of_its_tracking_id() {
+    let simulators = start().await;
+    let tracking = format!("refund 7/7;{KEY}");
+    let transaction = refunded(&simulators, "page", 50, &tracking).await;
+    for wanted in ["refund%207%2F7", KEY, &KEY.replace('-', "%2D")] {
+        assert_eq!(
+            tracked(&simulators, wanted).await,
+            std::slice::from_ref(&transaction)
+        );
+    }
+    for other in ["refund", "a4c1e3b0", "refund%207%2F7%3B", "1-310b0da80b"] {
+        assert_eq!(tracked(&simulators, other).await, [json!(null); 0]);
+    }
+}
+
+#[tokio::test]
+async fn no_more_than_the_newest_hundred_are_found() {
+    let simulators = start().await;
+    let mut uids = Vec::new();
+    for _ in 0..101 {
+        let uid = simulators.refund_by_hand(HERE, "1-310b0da80b", 1, "all");
+        uids.insert(0, uid.expect("refunded"));
+    }
+    uids.pop();
+    let found: Vec<_> = tracked(&simulators, "all")
+        .await
+        .iter()
+        .map(|one| one["uid"].as_str().expect("a uid").to_owned())
+        .collect();
+    assert_eq!(found, uids);
+}
+
+#[tokio::test]
+async fn a_stranger_may_have_the_same_reference() {
+    let simulators = start().await;
+    let ours = refunded(&simulators, "page", 50, &format!("refund-77;{KEY}")).await;
+    let theirs = "refund-77;11111111-2222-4333-8444-555555555555";
+    let uid = simulators.refund_by_hand(HERE, "1-310b0da80b", 70, theirs);
+    let found = tracked(&simulators, "refund-77").await;
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0]["uid"], json!(uid));
+    assert_eq!(found[0]["tracking_id"], theirs);
+    assert_eq!(found[1], ours);
+    assert_eq!(tracked(&simulators, KEY).await, [ours]);
+    assert_eq!(simulators.ledger(HERE)[1].minor_units, 70);
+    assert_eq!(
+        simulators.refund_by_hand(HERE, "1-310b0da80b", 9_881, ""),
+        None
+    );
+}
+
+#[tokio::test]
+async fn a_pending_refund_can_be_settled() {
+    let simulators = start().await;
+    for (name, succeeded, status) in [
+        ("pending", true, "successful"),
+        ("incomplete", false, "failed"),
+    ] {
+        let open = refunded(&simulators, name, 50, KEY).await;
+        let uid = open["uid"].as_str().expect("a uid");
+        assert_eq!(simulators.settle(HERE, Some("another"), succeeded), 0);
+        assert_eq!(simulators.settle(HERE, Some(uid), succeeded), 1);
+        assert_eq!(simulators.settle(HERE, None, succeeded), 0);
+        let found = &look_up(uid).send(&simulators).await.json()["transaction"];
+        assert_eq!(found["status"], status);
+        assert_eq!(found["refund"]["status"], status);
+        assert_eq!(found.get("paid_at").is_some(), succeeded);
+    }
+    let rejected = simulators.ledger(HERE).into_iter().map(|one| one.rejected);
+    assert_eq!(rejected.collect::<Vec<_>>(), [false, true]);
+    assert_eq!(
+        refund("incomplete", None).send(&simulators).await.json()["transaction"]["amount"],
+        10_000
+    );
+}
+
+#[tokio::test]
+async fn a_look_up_that_the_page_does_not_know_is_refused() {
+    let simulators = start().await;
+    let good = look_up("1-310b0da80b");
+    for (what, call, status) in [
+        ("an unknown uid", look_up("2-nobody"), 404),
+        ("no uid", look_up(""), 404),
+        ("no tracking id", look_up("tracking_id/"), 404),
+        ("a bare slash", look_up("tracking_id/a/b"), 404),
+        ("a query", look_up("1-310b0da80b?page=2"), 404),
+        ("a query there", look_up("tracking_id/a?page=2"), 404),
+        ("the path of refunds", look_up("refunds"), 405),
+        (
+            "another method",
+            Call {
+                method: Method::POST,
+                ..good.clone()
+            },
+            405,
+        ),
+        (
+            "another media type",
+            good.clone().header("accept", "text/html"),
+            406,
+        ),
+        (
+            "a body",
+            Call {
+                body: "{}".into(),
+                ..good.clone()
+            },
+            400,
+        ),
+        ("no Basic", good.clone().without("authorization"), 401),
+        (
+            "a wrong secret",
+            look_up("tracking_id/a").header("authorization", "Basic MzYxOng="),
+            401,
+        ),
+    ] {
+        let answer = call.send(&simulators).await;
+        assert_eq!(answer.status, status, "{what}");
+        assert!(answer.json()["message"].is_string(), "{what}");
+    }
+    let unknown = look_up("2-nobody").send(&simulators).await;
+    assert_eq!(unknown.json(), json!({ "message": "Not found." }));
 }

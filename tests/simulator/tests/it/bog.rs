@@ -3,10 +3,10 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::Method;
 use provider_simulator::{
-    Credentials, ExpiresIn, Fault, OAuthClient, Options, Provider, Simulators, TokenLifetime,
-    orders,
+    Credentials, ExpiresIn, Fault, OAuthClient, Options, Provider, Refunded, Simulators,
+    TokenLifetime, orders,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::{Call, start, start_with};
 
@@ -400,4 +400,266 @@ async fn a_lost_reply_is_found_again_under_its_key() {
     assert!(call.try_send(&simulators).await.is_err());
     assert_eq!(call.status(&simulators).await, 200);
     assert_eq!(simulators.ledger(Provider::Bog).len(), 1);
+}
+
+const RECEIPT: &str = "/payments/v1/receipt/bog-card-gel";
+
+async fn look_up(simulators: &Simulators, path: &str) -> Call {
+    let token = token(simulators).await;
+    Call::get(Provider::Bog, path).header("authorization", &format!("Bearer {token}"))
+}
+
+async fn receipt(simulators: &Simulators) -> Value {
+    let answer = look_up(simulators, RECEIPT).await.send(simulators).await;
+    assert_eq!(answer.status, 200);
+    answer.json()
+}
+
+/// Refunds this much of the page's order; its action.
+async fn accepted(simulators: &Simulators, amount: &str) -> String {
+    let body = json!({ "amount": amount }).to_string();
+    let answer = refund(simulators, PATH, &body).await.send(simulators).await;
+    answer.json()["action_id"].as_str().expect("an id").into()
+}
+
+#[tokio::test]
+async fn an_order_without_refunds_has_no_actions() {
+    let simulators = start().await;
+    assert_eq!(
+        receipt(&simulators).await,
+        json!({
+            "order_id": "bog-card-gel",
+            "order_status": { "key": "completed", "value": "Completed" },
+            "purchase_units": {
+                "request_amount": "100.00",
+                "transfer_amount": "100.00",
+                "refund_amount": "0.00",
+                "currency_code": "GEL"
+            },
+            "actions": null
+        })
+    );
+    assert_eq!(simulators.ledger(Provider::Bog), []);
+    assert_eq!(simulators.uses(Provider::Bog), [1]);
+}
+
+#[tokio::test]
+async fn an_accepted_refund_is_in_no_details_until_it_is_settled() {
+    let simulators = start().await;
+    let action = accepted(&simulators, "10.5").await;
+    for _ in 0..3 {
+        let pending = receipt(&simulators).await;
+        assert_eq!(pending["order_status"]["key"], "refund_requested");
+        assert_eq!(pending["actions"], json!(null));
+        assert_eq!(pending["purchase_units"]["transfer_amount"], "100.00");
+    }
+    assert_eq!(simulators.settle(Provider::Bog, Some("another"), true), 0);
+    assert_eq!(simulators.settle(Provider::Bog, Some(&action), true), 1);
+    assert_eq!(simulators.settle(Provider::Bog, None, false), 0);
+    let mut done = receipt(&simulators).await;
+    let date = done["actions"][0]["zoned_action_date"].take();
+    assert!(date.as_str().expect("a date").ends_with("+04:00"));
+    assert_eq!(
+        done["actions"],
+        json!([{
+            "action_id": action,
+            "action": "partial_refund",
+            "request_channel": "public_api",
+            "status": "completed",
+            "amount": "10.50",
+            "code": "100",
+            "code_description": "Successful payment",
+            "zoned_action_date": null
+        }])
+    );
+    assert_eq!(
+        done["purchase_units"],
+        json!({
+            "request_amount": "100.00",
+            "transfer_amount": "89.50",
+            "refund_amount": "10.50",
+            "currency_code": "GEL"
+        })
+    );
+}
+
+#[tokio::test]
+async fn the_status_of_an_order_lags_behind_its_actions() {
+    let simulators = start().await;
+    accepted(&simulators, "100").await;
+    simulators.settle(Provider::Bog, None, true);
+    for status in ["refund_requested", "refunded", "refunded"] {
+        let details = receipt(&simulators).await;
+        assert_eq!(details["actions"][0]["action"], "refund");
+        assert_eq!(details["order_status"]["key"], status);
+    }
+}
+
+#[tokio::test]
+async fn a_rejected_refund_gives_its_money_back() {
+    let simulators = start().await;
+    let rejected = accepted(&simulators, "60").await;
+    let other = accepted(&simulators, "40").await;
+    let path = "/payments/v1/payment/refund/bog-card-gel";
+    let more = refund(&simulators, path, r#"{"amount":1}"#).await;
+    assert_eq!(more.status(&simulators).await, 409);
+    simulators.settle(Provider::Bog, Some(&rejected), false);
+    simulators.settle(Provider::Bog, Some(&other), true);
+    receipt(&simulators).await;
+    let details = receipt(&simulators).await;
+    assert_eq!(details["actions"][0]["status"], "rejected");
+    assert_eq!(details["actions"][1]["status"], "completed");
+    assert_eq!(details["order_status"]["key"], "refunded_partially");
+    assert_eq!(details["purchase_units"]["refund_amount"], "40.00");
+    let ledger = simulators.ledger(Provider::Bog);
+    assert_eq!((ledger[0].rejected, ledger[1].rejected), (true, false));
+    assert_eq!(more.status(&simulators).await, 200);
+}
+
+#[tokio::test]
+async fn a_refund_can_complete_by_itself_after_some_look_ups() {
+    let simulators = start().await;
+    for (look_ups, absent) in [(Some(2), 2), (Some(0), 0)] {
+        simulators.complete_bog_after(look_ups);
+        let action = accepted(&simulators, "1").await;
+        let shows = |details: Value| details["actions"].to_string().contains(&action);
+        for _ in 0..absent {
+            assert!(!shows(receipt(&simulators).await));
+        }
+        assert!(shows(receipt(&simulators).await));
+    }
+    simulators.complete_bog_after(None);
+    accepted(&simulators, "1").await;
+    assert_eq!(simulators.settle(Provider::Bog, None, true), 1);
+}
+
+#[tokio::test]
+async fn a_refund_by_hand_is_the_business_managers() {
+    let simulators = start().await;
+    let by_hand = |amount| simulators.refund_by_hand(Provider::Bog, "bog-card-gel", amount, "");
+    let action = by_hand(2_500).expect("refunded");
+    assert_eq!((by_hand(0), by_hand(7_501)), (None, None));
+    assert_eq!(
+        simulators.refund_by_hand(Provider::Bog, "nobody", 1, ""),
+        None
+    );
+    let details = receipt(&simulators).await;
+    assert_eq!(details["actions"][0]["action_id"], json!(action));
+    assert_eq!(details["actions"][0]["request_channel"], "business_manager");
+    assert_eq!(details["actions"][0]["status"], "completed");
+    let booked = &simulators.ledger(Provider::Bog)[0];
+    assert_eq!(
+        (booked.request, booked.minor_units, &booked.refund),
+        (Refunded::BY_HAND, 2_500, &action)
+    );
+}
+
+#[tokio::test]
+async fn details_have_the_decimals_of_their_currency() {
+    let simulators = start().await;
+    for (order, amount) in [
+        ("bog-card-kwd", "12.345"),
+        ("bog-card-jpy", "1500"),
+        ("ord%2F1%20x", "100.00"),
+        ("bog%2Dcard%2Djpy", "1500"),
+    ] {
+        let call = look_up(&simulators, &format!("/payments/v1/receipt/{order}")).await;
+        let answer = call.h2().send(&simulators).await;
+        let units = &answer.json()["purchase_units"];
+        assert_eq!(units["request_amount"], amount, "{order}");
+    }
+}
+
+#[tokio::test]
+async fn an_order_refunded_before_is_refunded_without_an_action() {
+    let simulators = start().await;
+    let call = look_up(&simulators, "/payments/v1/receipt/bog-already-refunded").await;
+    let details = call.send(&simulators).await.json();
+    assert_eq!(details["order_status"]["key"], "refunded");
+    assert_eq!(details["purchase_units"]["refund_amount"], "100.00");
+    assert_eq!(details["actions"], json!(null));
+}
+
+#[tokio::test]
+async fn a_look_up_that_the_page_does_not_know_is_refused() {
+    let simulators = start().await;
+    let good = look_up(&simulators, RECEIPT).await;
+    for (what, call, status) in [
+        (
+            "an unknown order",
+            good.clone().path("/payments/v1/receipt/nobody"),
+            400,
+        ),
+        ("no order", good.clone().path("/payments/v1/receipt/"), 404),
+        (
+            "a bare slash in the order",
+            good.clone().path("/payments/v1/receipt/ord/1%20x"),
+            404,
+        ),
+        (
+            "a query",
+            good.clone().path(&format!("{RECEIPT}?action_id=1")),
+            404,
+        ),
+        (
+            "an empty query",
+            good.clone().path(&format!("{RECEIPT}?")),
+            404,
+        ),
+        (
+            "an order that is not UTF-8",
+            good.clone().path("/payments/v1/receipt/%FF"),
+            404,
+        ),
+        (
+            "another method",
+            Call {
+                method: Method::POST,
+                ..good.clone()
+            },
+            405,
+        ),
+        (
+            "another media type",
+            good.clone().header("accept", "text/html, application/xml"),
+            406,
+        ),
+        (
+            "a body",
+            Call {
+                body: "{}".into(),
+                ..good.clone()
+            },
+            400,
+        ),
+        ("no token", good.clone().without("authorization"), 401),
+        (
+            "a made-up token",
+            good.clone().header("authorization", "Bearer e30.e30.e30"),
+            401,
+        ),
+        (
+            "Basic",
+            good.clone().header("authorization", "Basic YTpi"),
+            401,
+        ),
+        (
+            "another host",
+            Call {
+                host: "127.0.0.1".into(),
+                ..good.clone()
+            },
+            421,
+        ),
+    ] {
+        let answer = call.send(&simulators).await;
+        assert_eq!(answer.status, status, "{what}");
+        assert!(answer.json()["message"].is_string(), "{what}");
+    }
+    for accepted in ["*/*", "application/*", "text/html, application/json;q=0.5"] {
+        let call = good.clone().header("accept", accepted);
+        assert_eq!(call.status(&simulators).await, 200, "{accepted}");
+    }
+    let any = good.without("accept");
+    assert_eq!(any.status(&simulators).await, 200);
 }

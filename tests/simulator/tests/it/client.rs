@@ -74,6 +74,15 @@ impl Call {
         }
     }
 
+    /// GET, without a body.
+    pub fn get(provider: Provider, path: &str) -> Call {
+        Call {
+            method: Method::GET,
+            headers: vec![("accept", "application/json".into())],
+            ..Call::new(provider, path, "")
+        }
+    }
+
     pub fn header(mut self, name: &'static str, value: &str) -> Call {
         self.headers.retain(|(known, _)| *known != name);
         self.headers.push((name, value.into()));
@@ -82,6 +91,11 @@ impl Call {
 
     pub fn without(mut self, name: &str) -> Call {
         self.headers.retain(|(known, _)| *known != name);
+        self
+    }
+
+    pub fn path(mut self, path: &str) -> Call {
+        self.path = path.into();
         self
     }
 

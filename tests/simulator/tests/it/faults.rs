@@ -296,3 +296,45 @@ async fn each_request_takes_one_fault() {
     simulators.next_fault(HERE, Fault::Gzip);
     assert_eq!(simulators.clear_faults(HERE), 1);
 }
+
+#[tokio::test]
+async fn a_look_up_takes_its_fault_from_the_one_queue() {
+    let simulators = start().await;
+    let look = Call::get(HERE, "/beyag/transactions/tracking_id/a").header(
+        "authorization",
+        "Basic MzYxOmJlZ2F0ZXdheS1kZW1vLXNlY3JldA==",
+    );
+    for look in [look.clone(), look.h2()] {
+        simulators.next_fault(HERE, Fault::Close { booked: true });
+        assert!(look.try_send(&simulators).await.is_err());
+        simulators.next_fault(
+            HERE,
+            Fault::HeaderOnly {
+                status: 503,
+                booked: true,
+            },
+        );
+        assert_eq!(look.status(&simulators).await, 503);
+        simulators.next_fault(
+            HERE,
+            Fault::Altered {
+                pointer: "/transactions/0".into(),
+                value: None,
+            },
+        );
+        let fault = Fault::Altered {
+            pointer: "/transactions".into(),
+            value: Some("[1]".into()),
+        };
+        simulators.next_fault(HERE, fault);
+        assert_eq!(
+            look.send(&simulators).await.text(),
+            r#"{"transactions":[]}"#
+        );
+        assert_eq!(
+            look.send(&simulators).await.text(),
+            r#"{"transactions":[1]}"#
+        );
+    }
+    assert_eq!(simulators.ledger(HERE), []);
+}

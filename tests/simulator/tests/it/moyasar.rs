@@ -1,11 +1,12 @@
 use std::time::Duration;
 
 use http::Method;
-use provider_simulator::{Fault, Provider, orders};
-use serde_json::json;
+use provider_simulator::{Fault, Provider, Simulators, orders};
+use serde_json::{Value, json};
 
 use crate::client::{Call, start};
 
+const HERE: Provider = Provider::Moyasar;
 const ID: &str = "f351a2a3-97c4-4f12-add3-80c1044091f5";
 
 pub fn refund(name: &str, body: &str) -> Call {
@@ -236,4 +237,169 @@ async fn orders_meet_their_behaviour() {
         .map(|entry| entry.currency)
         .collect();
     assert_eq!(booked, ["SAR", "SAR", "KWD", "JPY", "SAR"]);
+}
+
+fn look_up(name: &str) -> Call {
+    let order = orders::find(HERE, name).expect("known");
+    Call::get(HERE, &format!("/v1/orders/{}", order.id))
+        .header("authorization", "Bearer moyasar-demo-key")
+}
+
+async fn refunds(simulators: &Simulators, name: &str) -> Vec<Value> {
+    let order = look_up(name).send(simulators).await.json();
+    let mut transactions = order["transactions"].as_array().expect("a list").clone();
+    assert_eq!(transactions.remove(0)["type"], "capture");
+    transactions
+}
+
+#[tokio::test]
+async fn an_order_looks_the_same_in_both_calls() {
+    let simulators = start().await;
+    assert_eq!(refunds(&simulators, "page").await, [json!(null); 0]);
+    let mut refunded = refund("page", &body("100")).send(&simulators).await.json();
+    let mut order = look_up("page").send(&simulators).await.json();
+    for json in [&mut refunded, &mut order] {
+        json["updated_at"].take();
+        json["transactions"][0]["created_at"].take();
+    }
+    assert_eq!(order, refunded);
+    assert_eq!(order["refunded_amount"], 100);
+    assert_eq!(order["transactions"][1]["id"], ID);
+    assert_eq!(simulators.ledger(HERE).len(), 1);
+    assert_eq!(simulators.uses(HERE), [3]);
+}
+
+#[tokio::test]
+async fn an_order_shows_a_refund_only_once_it_was_taken_on() {
+    let simulators = start().await;
+    let wait = Duration::from_millis(600);
+    for (fault, seen) in [(Fault::Delay(wait), 0), (Fault::DelayReply(wait), 2)] {
+        simulators.next_fault(HERE, fault);
+        let call = refund("page", r#"{"amount":1}"#);
+        let early = async {
+            tokio::time::sleep(wait / 2).await;
+            refunds(&simulators, "page").await.len()
+        };
+        let (answer, early) = tokio::join!(call.send(&simulators), early);
+        assert_eq!((answer.status, early), (200, seen));
+    }
+}
+
+#[tokio::test]
+async fn an_initiated_refund_can_be_settled() {
+    let simulators = start().await;
+    for (id, succeeded, status, code) in [
+        (ID, true, "approved", "00"),
+        (
+            "11111111-2222-4333-8444-555555555555",
+            false,
+            "failed",
+            "05",
+        ),
+    ] {
+        let body = body("100").replace(ID, id);
+        assert_eq!(refund("pending", &body).status(&simulators).await, 200);
+        assert_eq!(simulators.settle(HERE, Some("another"), succeeded), 0);
+        assert_eq!(simulators.settle(HERE, Some(id), succeeded), 1);
+        let refunds = refunds(&simulators, "pending").await;
+        let refund = refunds.last().expect("a refund");
+        assert_eq!(
+            (&refund["id"], &refund["status"], &refund["response_code"]),
+            (&json!(id), &json!(status), &json!(code))
+        );
+    }
+    let order = look_up("pending").send(&simulators).await.json();
+    assert_eq!(order["refunded_amount"], 100);
+    let rejected = simulators.ledger(HERE).into_iter().map(|one| one.rejected);
+    assert_eq!(rejected.collect::<Vec<_>>(), [false, true]);
+}
+
+#[tokio::test]
+async fn a_failed_refund_is_found_too() {
+    let simulators = start().await;
+    assert_eq!(
+        refund("declined", &body("1")).status(&simulators).await,
+        200
+    );
+    let refunds = refunds(&simulators, "declined").await;
+    assert_eq!(refunds[0]["status"], "failed");
+    assert_eq!(simulators.settle(HERE, None, true), 0);
+}
+
+#[tokio::test]
+async fn a_refund_by_hand_has_an_id_of_its_own() {
+    let simulators = start().await;
+    let page = &orders::find(HERE, "page").expect("known").id;
+    let id = simulators.refund_by_hand(HERE, page, 50, "").expect("done");
+    let refunds = refunds(&simulators, "page").await;
+    assert_eq!(
+        (&refunds[0]["id"], &refunds[0]["amount"]),
+        (&json!(id), &json!(50))
+    );
+    assert_eq!(simulators.refund_by_hand(HERE, page, 262_297, ""), None);
+    assert_eq!(simulators.ledger(HERE)[0].refund, id);
+}
+
+#[tokio::test]
+async fn a_look_up_that_the_page_does_not_know_is_refused() {
+    let simulators = start().await;
+    let good = look_up("page");
+    for (what, call, status) in [
+        (
+            "an unknown order",
+            good.clone()
+                .path("/v1/orders/0191f5a7-44d3-7430-8739-2d8082141600"),
+            404,
+        ),
+        (
+            "an order that is no UUID",
+            good.clone().path("/v1/orders/1"),
+            404,
+        ),
+        ("no order", good.clone().path("/v1/orders/"), 404),
+        (
+            "a query",
+            good.clone().path(&format!("{}?id=1", good.path)),
+            404,
+        ),
+        (
+            "the path of the refund",
+            good.clone().path(&format!("{}/refund", good.path)),
+            405,
+        ),
+        (
+            "another method",
+            Call {
+                method: Method::POST,
+                ..good.clone()
+            },
+            405,
+        ),
+        (
+            "another media type",
+            good.clone().header("accept", "text/plain"),
+            406,
+        ),
+        (
+            "a body",
+            Call {
+                body: "{}".into(),
+                ..good.clone()
+            },
+            400,
+        ),
+        ("no key", good.clone().without("authorization"), 401),
+        (
+            "a wrong key",
+            good.clone().header("authorization", "Bearer x"),
+            401,
+        ),
+        ("another merchant's order", look_up("forbidden"), 403),
+    ] {
+        let answer = call.send(&simulators).await;
+        assert_eq!(answer.status, status, "{what}");
+        assert!(answer.json()["message"].is_string(), "{what}");
+    }
+    let encoded = good.path.replace('-', "%2D");
+    assert_eq!(good.path(&encoded).status(&simulators).await, 200);
 }
