@@ -53,6 +53,10 @@ pub struct ProviderEntry {
     pub currencies: Option<Vec<Currency>>,
     /// The reason to send where the caller gives none.
     pub default_reason: Option<String>,
+    /// The Envoy cluster that reaches it, for questions that cannot go by a route.
+    pub cluster: String,
+    /// Whether a payment is asked for before each refund.
+    pub query_first: bool,
 }
 
 /// How the gateway proves itself to a provider.
@@ -384,6 +388,7 @@ impl Reader<'_> {
                 "The reason must have 1 to 255 characters.",
             );
         }
+        let (mut cluster, mut query_first) = (None, false);
         let (dialect, auth, known): (Option<Box<dyn Provider>>, _, _) = match kind {
             ProviderKind::Bog => (
                 Some(Box::new(Bog)),
@@ -414,12 +419,16 @@ impl Reader<'_> {
                     "kind, base_url, currencies, default_reason, and shop_id with secret_key, or credentials",
                 )
             }
-            ProviderKind::Bbmsl => (
-                self.bbmsl(&mut object)
-                    .map(|dialect| Box::new(dialect) as Box<dyn Provider>),
-                self.signing(&mut object).map(Auth::Signature),
-                "kind, base_url, currencies, merchant_id, declined_codes and signing",
-            ),
+            ProviderKind::Bbmsl => {
+                cluster = self.optional_text(&mut object, "cluster");
+                query_first = self.flag(&mut object, "query_first");
+                (
+                    self.bbmsl(&mut object)
+                        .map(|dialect| Box::new(dialect) as Box<dyn Provider>),
+                    self.signing(&mut object).map(Auth::Signature),
+                    "kind, base_url, currencies, merchant_id, declined_codes, cluster, query_first and signing",
+                )
+            }
         };
         self.refuse_the_rest(object, known);
         Some(ProviderEntry {
@@ -430,7 +439,21 @@ impl Reader<'_> {
             auth: auth?,
             currencies: currencies?,
             default_reason,
+            cluster: cluster.unwrap_or_else(|| name.to_owned()),
+            query_first,
         })
+    }
+
+    /// A member that is true or false; false where it is left out.
+    fn flag(&mut self, object: &mut Object<'_>, name: &str) -> bool {
+        match object.take(name).map(|node| node.raw()) {
+            Some("true") => true,
+            None | Some("false") => false,
+            Some(_) => {
+                self.fault(object.at(name), "This must be true or false.");
+                false
+            }
+        }
     }
 
     /// `"credentials": "injected"`: Envoy adds them on the provider's cluster.

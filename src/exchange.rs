@@ -1,15 +1,17 @@
-//! One refund from call to answer, without a host.
+//! One refund, or one look-up, from call to answer, without a host.
 //!
 //! Each step consumes the one before it, so none runs twice and nothing is sent twice:
 //!
 //! ```text
 //! open ─► Reading ─► Accepted ─┬──────────────────► Dispatch ─► Sent ─► Answer
 //!                    (claim)   ├► Waiting (a token) ────┤
-//!                              └► Unsigned (OpenBao) ───┘
+//!                              ├► Unsigned (OpenBao) ───┤
+//!                              └► Asking (an order) ────┘
 //! ```
 //!
 //! Every step can end in an [`Answer`] of its own. Between [`Accepted`] and the rest stands the [`guard`](crate::guard): from
-//! there on the key is this call's, and its answer settles it.
+//! there on the key is this call's, and its answer settles it. A look-up goes the same way, claims nothing, and can settle a
+//! key all the same: by the provider's own word.
 
 use std::rc::Rc;
 
@@ -19,20 +21,30 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::config::{Auth, Config, ProviderEntry};
-use crate::guard::{Claim, Digest, End, Question, Standing, StoredAnswer, Ticket};
+use crate::guard::{
+    Asks, Claim, Digest, End, Guard, Question, Recalled, Standing, StoredAnswer, Ticket,
+};
 use crate::headers::Headers;
 use crate::idempotency::{IdempotencyKey, KeyFault, ProviderKey};
 use crate::json::{Counts, Node};
+use crate::look_up::{LookUp, provider_key};
 use crate::problem::{Code, Fault, Moved, Problem, ProviderWord, Retry};
 use crate::provider::{
     Attempt, Doubt, Idempotency, Outcome, Payload, ProviderReply, ProviderRequest, Receipt,
-    Refusal, Word, is_verdict,
+    Refunds, Refusal, Wanted, Word, is_verdict,
 };
 use crate::refund::{Amount, Refund, Refunded, Status, Unacceptable};
 use crate::secret::{Carried, Secret};
 use crate::signing::{KeyRing, Signer, SignerChoice, Signing, Transit};
 use crate::text;
 use crate::token::{Failure, FailureKind};
+
+mod asking;
+mod dry_run;
+mod looked_up;
+
+pub use asking::{ASK_TIMEOUT_MS, Asking};
+pub use looked_up::Conclusion;
 
 /// The largest body of a canonical call, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -65,6 +77,10 @@ pub struct Answer {
     pub replayed: bool,
     /// How the call ended for the guard, where the key is its own.
     pub settles: Option<Box<Settlement>>,
+    /// What a look-up has found out for the guard.
+    pub concludes: Option<Box<Conclusion>>,
+    /// Whether it answers a look-up.
+    pub look_up: bool,
 }
 
 /// What an answer means for its key.
@@ -79,9 +95,31 @@ pub struct Settlement {
 }
 
 impl Answer {
+    /// Tells the guard how the call ended, or what a look-up has found out, and says less where that no longer holds. `lease` is a
+    /// random number, for a look-up. Returns a word for what is to be counted.
+    pub fn settle(
+        &mut self,
+        guard: &Guard<'_>,
+        lease: Option<u64>,
+        now_ms: i64,
+    ) -> Option<&'static str> {
+        if let Some(conclusion) = &self.concludes {
+            if conclusion.told(guard, lease, now_ms) {
+                return conclusion.recalled.is_some().then_some("concluded");
+            }
+            return self.overtake().then_some("overtaken");
+        }
+        let Settlement { ticket, end, .. } = **self.settles.as_ref()?;
+        if guard.settle(&ticket, end, self.status, &self.body, now_ms) {
+            return None;
+        }
+        self.disown(now_ms);
+        Some("late")
+    }
+
     /// Says no more than is known where the key has become another call's in the meantime: what this call did not refund,
     /// that one may have.
-    pub fn disown(&mut self, now_ms: i64) {
+    fn disown(&mut self, now_ms: i64) {
         let Some(Settlement {
             ticket,
             problem: Some(problem),
@@ -144,13 +182,28 @@ pub fn open(
     if let Ok((digest, _)) = &key {
         caller.standing = earlier(digest);
     }
-    if headers.first(":method") != Some(b"POST") {
-        let mut answer = caller.refuse(
-            Code::MethodNotAllowed,
-            "Nothing was sent. Ask for a refund with POST.",
-        );
-        answer.headers.push(&b"allow"[..], &b"POST"[..]);
-        return Opening::Answer(answer);
+    let dry_run = dry_run::asked_for(headers);
+    match headers.first(":method") {
+        Some(b"POST") => {}
+        Some(b"GET") => {
+            caller.standing = None;
+            caller.look_up = true;
+            return Opening::Read(Reading {
+                config: Rc::clone(config),
+                asked: Asked::LookUp(query(headers)),
+                dry_run,
+                secrets: secrets(config, headers),
+                caller,
+            });
+        }
+        _ => {
+            let mut answer = caller.refuse(
+                Code::MethodNotAllowed,
+                "Nothing was sent. Ask for a refund with POST, and look one up with GET.",
+            );
+            answer.headers.push(&b"allow"[..], &b"GET, POST"[..]);
+            return Opening::Answer(answer);
+        }
     }
     if !is_json(headers) {
         return Opening::Answer(caller.refuse(
@@ -181,21 +234,33 @@ pub fn open(
             Ok(Ok(length)) => length > MAX_BODY as u64,
             _ => !announced.is_empty(),
         };
-    let secrets = config.secret_headers.iter().filter_map(|name| {
-        let value = headers.first(name)?.to_vec();
-        Some((name.clone(), Secret::new(String::from_utf8(value).ok()?)))
-    });
     let reading = Reading {
         config: Rc::clone(config),
+        asked: Asked::Refund(key, digest),
+        dry_run,
+        secrets: secrets(config, headers),
         caller,
-        key,
-        digest,
-        secrets: secrets.collect(),
     };
     if too_large {
         return Opening::Answer(reading.too_large(earlier));
     }
     Opening::Read(reading)
+}
+
+/// What stands in the headers that carry secrets.
+fn secrets(config: &Config, headers: &Headers<'_>) -> Vec<(String, Secret)> {
+    let secrets = config.secret_headers.iter().filter_map(|name| {
+        let value = headers.first(name)?.to_vec();
+        Some((name.clone(), Secret::new(String::from_utf8(value).ok()?)))
+    });
+    secrets.collect()
+}
+
+/// What stands in the path after its question mark.
+fn query(headers: &Headers<'_>) -> Vec<u8> {
+    let path = headers.first(":path").unwrap_or_default();
+    let mut parts = path.splitn(2, |b| *b == b'?').skip(1);
+    parts.next().unwrap_or_default().to_vec()
 }
 
 /// `application/json`, with no other charset than UTF-8 and no coding.
@@ -242,6 +307,8 @@ struct Caller {
     standing: Option<Standing>,
     /// That the key is this call's.
     ticket: Option<Ticket>,
+    /// Whether it asks how a refund stands: what fails then says nothing of the refund.
+    look_up: bool,
 }
 
 impl Caller {
@@ -261,6 +328,7 @@ impl Caller {
             came_ms,
             standing: None,
             ticket: None,
+            look_up: false,
         }
     }
 
@@ -290,6 +358,8 @@ impl Caller {
                     problem: None,
                 })
             }),
+            concludes: None,
+            look_up: self.look_up,
         }
     }
 
@@ -297,6 +367,9 @@ impl Caller {
     fn problem(&self, mut problem: Problem) -> Answer {
         if let Some(standing) = self.standing {
             problem.under(standing, self.came_ms);
+        }
+        if self.look_up {
+            problem.of_look_up();
         }
         let end = match (problem.outcome, problem.retry) {
             (Moved::Unknown, _) => End::Unknown,
@@ -337,10 +410,20 @@ pub struct LocalReply<'a> {
 pub struct Reading {
     config: Rc<Config>,
     caller: Caller,
-    key: IdempotencyKey,
-    digest: Digest,
+    asked: Asked,
+    /// Whether it is to be shown what would be sent; an error where that cannot be told.
+    dry_run: Result<bool, Fault>,
     /// What stood in the headers that carry secrets.
     secrets: Vec<(String, Secret)>,
+}
+
+/// What a call asks for.
+#[derive(Debug)]
+enum Asked {
+    /// A refund under this key.
+    Refund(IdempotencyKey, Digest),
+    /// How a refund stands, by this query.
+    LookUp(Vec<u8>),
 }
 
 /// A call without a fault, before anything is done for it.
@@ -348,10 +431,19 @@ pub struct Reading {
 pub struct Accepted {
     caller: Caller,
     entry: Rc<ProviderEntry>,
-    refund: Refund,
-    key: ProviderKey,
-    question: Question,
+    task: Task,
+    asks: Asks,
+    dry_run: bool,
     secrets: Vec<(String, Secret)>,
+}
+
+/// What is to be had from the provider.
+#[derive(Debug)]
+enum Task {
+    /// A refund, under its key at the provider.
+    Refund(Refund, ProviderKey),
+    /// How a refund stands; with the caller's key of it.
+    LookUp(Wanted, Option<Digest>),
 }
 
 /// What becomes of a call when its body is there.
@@ -365,12 +457,17 @@ pub enum Prepared {
     Wait(Box<Waiting>),
     /// It must be signed by OpenBao first.
     Sign(Box<Unsigned>),
+    /// The provider is asked by a call of the gateway's own first.
+    Ask(Box<Asking>),
 }
 
 impl Reading {
     /// What a caller must be told of the key if this call comes to nothing before it is claimed: for the answers that
     /// Envoy makes past the filter.
     pub fn standing(&self) -> Option<Retry> {
+        if self.caller.look_up {
+            return Some(Retry::LookUp);
+        }
         self.caller
             .standing
             .map(|standing| standing.retry(self.caller.came_ms))
@@ -379,7 +476,10 @@ impl Reading {
     /// The caller with what is known of its key now: another call with it may have been sent while this one's body came.
     fn caller_now(&self, earlier: Earlier<'_>) -> Caller {
         Caller {
-            standing: earlier(&self.digest),
+            standing: match &self.asked {
+                Asked::Refund(_, digest) => earlier(digest),
+                Asked::LookUp(_) => None,
+            },
             ..self.caller.clone()
         }
     }
@@ -434,47 +534,82 @@ impl Reading {
         if body.len() > MAX_BODY {
             return Err(self.too_large(earlier));
         }
-        let (refund, entry) = match Refund::read(body, &self.config) {
-            Ok((refund, entry)) => (refund, self.config.shared_provider(&entry.name)),
-            Err(fault) => {
-                let caller = self.caller_now(earlier);
-                return Err(match fault {
-                    Unacceptable::Malformed => caller.refuse(
-                        Code::MalformedJson,
-                        "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.",
-                    ),
-                    Unacceptable::Invalid(faults) => caller.problem(invalid(faults)),
-                });
+        let read = match &self.asked {
+            Asked::Refund(key, digest) => self.refund(body, key, *digest),
+            Asked::LookUp(query) => self.look_up(body, query),
+        };
+        let (name, task, asks, dry_run) = match (read, &self.dry_run) {
+            (Ok((name, task, asks)), Ok(dry_run)) => (name, task, asks, *dry_run),
+            (Err(Unacceptable::Malformed), _) => {
+                return Err(self.caller_now(earlier).refuse(
+                    Code::MalformedJson,
+                    "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.",
+                ));
+            }
+            (read, dry_run) => {
+                let mut faults = match read {
+                    Err(Unacceptable::Invalid(faults)) => faults,
+                    _ => Vec::new(),
+                };
+                faults.extend(dry_run.clone().err());
+                return Err(self.caller_now(earlier).problem(invalid(faults)));
             }
         };
-        let Some(entry) = entry else {
+        let Some(entry) = self.config.shared_provider(&name) else {
             return Err(self.caller.problem(gateway_error(
                 500,
                 "Nothing was sent. The gateway lost its configuration.",
             )));
         };
-        let idempotency = entry.dialect.capabilities().idempotency;
-        let takes_v7 = matches!(idempotency, Idempotency::Uuid { v7: true, .. });
-        let question = Question {
-            key: self.digest,
-            refund: refund.digest(&entry.name),
-            resend_until_ms: idempotency.resend_until_ms(self.caller.came_ms),
-        };
         Ok(Accepted {
-            key: self.key.for_provider(&entry.name, takes_v7),
             caller: self.caller,
             entry,
-            refund,
-            question,
+            task,
+            asks: if dry_run { Asks::Nothing } else { asks },
+            dry_run,
             secrets: self.secrets,
         })
+    }
+
+    fn refund(
+        &self,
+        body: &[u8],
+        key: &IdempotencyKey,
+        digest: Digest,
+    ) -> Result<(String, Task, Asks), Unacceptable> {
+        let (refund, entry) = Refund::read(body, &self.config)?;
+        let idempotency = entry.dialect.capabilities().idempotency;
+        let question = Question {
+            key: digest,
+            refund: refund.digest(&entry.name),
+            about: refund.about(&entry.name),
+            resend_until_ms: idempotency.resend_until_ms(self.caller.came_ms),
+        };
+        let task = Task::Refund(refund, provider_key(key, entry));
+        Ok((entry.name.clone(), task, Asks::Claim(question)))
+    }
+
+    fn look_up(&self, body: &[u8], query: &[u8]) -> Result<(String, Task, Asks), Unacceptable> {
+        let read = LookUp::read(query, &self.config);
+        let no_body = || Fault::at("", "A look-up has no body: everything stands in the query.");
+        let (LookUp { wanted, key }, entry) = match read {
+            Ok(read) if body.is_empty() => read,
+            read => {
+                let mut faults = read.err().unwrap_or_default();
+                faults.extend((!body.is_empty()).then(no_body));
+                return Err(Unacceptable::Invalid(faults));
+            }
+        };
+        let digest = key.map(|key| key.digest());
+        let asks = digest.map_or(Asks::Nothing, Asks::Recall);
+        Ok((entry.name.clone(), Task::LookUp(wanted, digest), asks))
     }
 }
 
 impl Accepted {
     /// What the guard is asked.
-    pub fn question(&self) -> &Question {
-        &self.question
+    pub fn asks(&self) -> &Asks {
+        &self.asks
     }
 
     /// Goes on by the guard's word. `now_ms` is Unix time in milliseconds; `filter_state` reads Envoy's.
@@ -487,10 +622,22 @@ impl Accepted {
     ) -> Prepared {
         // What was known of the key when the headers came is out of date.
         self.caller.standing = None;
-        let mut resend_until_ms = self.question.resend_until_ms;
+        let idempotency = self.entry.dialect.capabilities().idempotency;
+        let mut resend_until_ms = idempotency.resend_until_ms(self.caller.came_ms);
         let keyed = resend_until_ms > 0;
+        let mut recalled = None;
         match claim {
             Claim::None => {}
+            Claim::Recalled(known) => {
+                if let Task::LookUp(wanted, _) = &mut self.task {
+                    let by_id = self.entry.dialect.capabilities().refunds
+                        == Refunds::Many { show_key: false };
+                    if by_id && wanted.id.is_none() && known.is_about(&self.entry.name, wanted) {
+                        wanted.id = known.id();
+                    }
+                }
+                recalled = Some(Box::new(known));
+            }
             // The provider's own key holds; without one nothing would.
             Claim::NoRoom if keyed => {}
             Claim::NoRoom => {
@@ -521,7 +668,7 @@ impl Accepted {
             Claim::Answered {
                 answer: Some(answer),
                 ..
-            } => return Prepared::Answer(self.caller.again(answer)),
+            } => return Prepared::Answer(self.caller.again(answer, &self.task)),
             Claim::Answered { standing, .. } => return self.held(
                 Code::GatewayError,
                 now_ms,
@@ -529,67 +676,22 @@ impl Accepted {
                 "Nothing was sent: an earlier call with this key left the gateway, and its end was not seen.",
             ),
         }
-        let attempt = Attempt {
-            key: self.key,
-            default_reason: self.entry.default_reason.as_deref(),
-        };
-        let ProviderRequest {
-            path,
-            headers,
-            body,
-        } = self.entry.dialect.request(&self.refund, &attempt);
+        let secrets = Rc::new(self.secrets);
         let carried = Carried {
-            headers: &self.secrets,
+            headers: &secrets,
             filter_state,
         };
-        let entry = Rc::clone(&self.entry);
         let call = Call {
             caller: self.caller,
             entry: self.entry,
-            refund: self.refund,
-            key: self.key,
+            task: self.task,
             resend_until_ms,
+            recalled,
+            dry_run: self.dry_run,
+            secrets: Rc::clone(&secrets),
             shown: Vec::new(),
         };
-        let draft = Draft {
-            call,
-            path,
-            headers,
-        };
-        match body {
-            Payload::Plain(body) => draft.authorize(body, &entry.auth, &carried),
-            Payload::ToSign { text, seal } => match &entry.auth {
-                Auth::Signature(Signing::Keys {
-                    ring,
-                    signer: choice,
-                }) => match sign(ring, *choice, &text, now_ms, signer, &carried) {
-                    Ok((signature, key_id)) => Prepared::Dispatch(Box::new(draft.dispatch(
-                        seal(&text, &signature),
-                        None,
-                        Some(key_id),
-                    ))),
-                    Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
-                },
-                Auth::Signature(Signing::Transit(transit)) => {
-                    match transit.token.resolve_for_header(&carried) {
-                        Ok(token) => Prepared::Sign(Box::new(Unsigned {
-                            draft,
-                            text,
-                            seal,
-                            token,
-                        })),
-                        Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
-                    }
-                }
-                Auth::Token(_) | Auth::Bearer(_) | Auth::Basic { .. } | Auth::Injected => {
-                    Prepared::Answer(
-                        draft
-                            .call
-                            .unsigned("No signing key is configured for this provider."),
-                    )
-                }
-            },
-        }
+        call.begin(now_ms, signer, &carried)
     }
 
     /// The answer to a call that is not sent, since another under its key is open.
@@ -605,7 +707,10 @@ impl Accepted {
 
 impl Caller {
     /// An answer that was given before, to the same call.
-    fn again(&self, stored: StoredAnswer) -> Answer {
+    fn again(&self, mut stored: StoredAnswer, task: &Task) -> Answer {
+        if let Task::Refund(refund, _) = task {
+            looked_up::complete(&mut stored, refund);
+        }
         let word = Node::parse(stored.body.as_bytes()).ok().and_then(|body| {
             let code = body.get("code").and_then(Node::text);
             match code.and_then(|code| Code::of(&code)) {
@@ -663,15 +768,20 @@ fn sign(
     Ok((STANDARD.encode(signature), active.id.clone()))
 }
 
-/// A refund on its way: what is needed to make an answer of whatever comes.
+/// A refund or a look-up on its way: what is needed to make an answer of whatever comes.
 #[derive(Debug)]
 struct Call {
     caller: Caller,
     entry: Rc<ProviderEntry>,
-    refund: Refund,
-    key: ProviderKey,
+    task: Task,
+    /// What the guard remembers of the refund that is looked up.
+    recalled: Option<Box<Recalled>>,
+    /// Whether it is only to be shown what would be sent.
+    dry_run: bool,
     /// Until when the provider tells a second send from a second refund: see [`Question::resend_until_ms`].
     resend_until_ms: i64,
+    /// What stood in the headers that carry secrets.
+    secrets: Rc<Vec<(String, Secret)>>,
     /// What the provider, or the token endpoint, is shown: never to be passed on where it comes back.
     shown: Vec<Secret>,
 }
@@ -682,13 +792,110 @@ struct Draft {
     call: Call,
     path: String,
     headers: Vec<(&'static str, String)>,
+    leaves: Leaves,
+}
+
+/// How a provider's request leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// In place of the caller's, by the route.
+    Routed,
+    /// By a call of the gateway's own: a call without a body cannot be given one.
+    OnItsOwn,
+}
+
+impl Call {
+    /// What goes to the provider first.
+    fn begin(self, now_ms: i64, signer: &mut dyn Signer, carried: &Carried<'_>) -> Prepared {
+        match &self.task {
+            Task::Refund(refund, _) if self.entry.query_first && !self.dry_run => {
+                let wanted = Wanted::of_payment(&refund.payment);
+                let question = self.entry.dialect.look_up(&wanted);
+                self.draft(question, Leaves::OnItsOwn, now_ms, signer, carried)
+            }
+            Task::Refund(..) => self.refund(now_ms, signer, carried),
+            Task::LookUp(wanted, _) => {
+                let question = self.entry.dialect.look_up(wanted);
+                let leaves = match question.body {
+                    Payload::None => Leaves::Routed,
+                    Payload::Plain(_) | Payload::ToSign { .. } => Leaves::OnItsOwn,
+                };
+                self.draft(question, leaves, now_ms, signer, carried)
+            }
+        }
+    }
+
+    /// The refund itself.
+    fn refund(self, now_ms: i64, signer: &mut dyn Signer, carried: &Carried<'_>) -> Prepared {
+        let Task::Refund(refund, key) = &self.task else {
+            return Prepared::Answer(self.caller.problem(gateway_error(
+                500,
+                "Nothing was sent. The gateway took a look-up for a refund.",
+            )));
+        };
+        let attempt = Attempt {
+            key: *key,
+            default_reason: self.entry.default_reason.as_deref(),
+        };
+        let request = self.entry.dialect.request(refund, &attempt);
+        self.draft(request, Leaves::Routed, now_ms, signer, carried)
+    }
+
+    fn draft(
+        self,
+        request: ProviderRequest,
+        leaves: Leaves,
+        now_ms: i64,
+        signer: &mut dyn Signer,
+        carried: &Carried<'_>,
+    ) -> Prepared {
+        let entry = Rc::clone(&self.entry);
+        let draft = Draft {
+            call: self,
+            path: request.path,
+            headers: request.headers,
+            leaves,
+        };
+        let (text, seal) = match request.body {
+            Payload::None => return draft.authorize(None, &entry.auth, carried),
+            Payload::Plain(body) => return draft.authorize(Some(body), &entry.auth, carried),
+            Payload::ToSign { text, seal } => (text, seal),
+        };
+        match &entry.auth {
+            Auth::Signature(Signing::Keys {
+                ring,
+                signer: choice,
+            }) => match sign(ring, *choice, &text, now_ms, signer, carried) {
+                Ok((signature, key_id)) => draft.signed(&text, seal, &signature, key_id),
+                Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
+            },
+            Auth::Signature(Signing::Transit(transit)) => {
+                match transit.token.resolve_for_header(carried) {
+                    Ok(token) => Prepared::Sign(Box::new(Unsigned {
+                        draft,
+                        text,
+                        seal,
+                        token,
+                    })),
+                    Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
+                }
+            }
+            Auth::Token(_) | Auth::Bearer(_) | Auth::Basic { .. } | Auth::Injected => {
+                Prepared::Answer(
+                    draft
+                        .call
+                        .unsigned("No signing key is configured for this provider."),
+                )
+            }
+        }
+    }
 }
 
 /// A refund that waits for a bearer token. Nothing was sent.
 #[derive(Debug)]
 pub struct Waiting {
     draft: Draft,
-    body: String,
+    body: Option<String>,
     client_secret: Secret,
 }
 
@@ -724,9 +931,7 @@ impl Unsigned {
             .and_then(|transit| transit.read_reply(status, body));
         match signed {
             Some((signature, key_id)) => {
-                let body = (self.seal)(&self.text, &signature);
-                let dispatch = self.draft.dispatch(body, None, Some(key_id));
-                Prepared::Dispatch(Box::new(dispatch))
+                self.draft.signed(&self.text, self.seal, &signature, key_id)
             }
             None => Prepared::Answer(self.failed()),
         }
@@ -757,7 +962,7 @@ pub struct Dispatch {
     pub provider: String,
     /// All headers, pseudo-headers included. They hold credentials.
     pub headers: Headers<'static>,
-    /// The body.
+    /// The body; empty for a look-up, whose call has none either.
     pub body: String,
     /// The signing key's id, for logs.
     pub key_id: Option<String>,
@@ -781,8 +986,8 @@ impl Waiting {
     }
 
     /// The body that will be sent: a filter replaces it while it still holds it.
-    pub fn body(&self) -> &str {
-        &self.body
+    pub fn body(&self) -> Option<&str> {
+        self.body.as_deref()
     }
 
     fn shown_to_the_endpoint(&self) -> Vec<Secret> {
@@ -843,9 +1048,11 @@ impl Waiting {
 
 impl Draft {
     /// Adds the credentials of a provider that wants them in a header.
-    fn authorize(mut self, body: String, auth: &Auth, carried: &Carried<'_>) -> Prepared {
+    fn authorize(mut self, body: Option<String>, auth: &Auth, carried: &Carried<'_>) -> Prepared {
         let authorization = match auth {
             Auth::Token(endpoint) => match endpoint.client_secret.resolve_for_header(carried) {
+                // A dry run fetches no token; that it would have one is all that is to be seen.
+                Ok(_) if self.call.dry_run => Ok(Some(bearer(&Secret::new(String::new())))),
                 Ok(client_secret) => {
                     return Prepared::Wait(Box::new(Waiting {
                         draft: self,
@@ -870,6 +1077,10 @@ impl Draft {
             Auth::Injected | Auth::Signature(_) => Ok(None),
         };
         match authorization {
+            Ok(authorization) if self.call.dry_run => {
+                let headers = self.request_headers(body.as_deref(), authorization.as_ref());
+                Prepared::Answer(self.call.show(&headers, body.as_deref()))
+            }
             Ok(authorization) => {
                 Prepared::Dispatch(Box::new(self.dispatch(body, authorization, None)))
             }
@@ -877,51 +1088,90 @@ impl Draft {
         }
     }
 
+    /// Goes on with a signature.
+    fn signed(
+        self,
+        text: &str,
+        seal: fn(&str, &str) -> String,
+        signature: &str,
+        key_id: String,
+    ) -> Prepared {
+        let body = seal(text, signature);
+        if self.call.dry_run {
+            let headers = self.request_headers(Some(&body), None);
+            let body = seal(text, dry_run::REDACTED);
+            return Prepared::Answer(self.call.show(&headers, Some(&body)));
+        }
+        match self.leaves {
+            Leaves::Routed => {
+                Prepared::Dispatch(Box::new(self.dispatch(Some(body), None, Some(key_id))))
+            }
+            Leaves::OnItsOwn => {
+                let headers = self.request_headers(Some(&body), None);
+                Prepared::Ask(Box::new(Asking::new(self.call, headers, body, key_id)))
+            }
+        }
+    }
+
     fn dispatch(
         self,
-        body: String,
+        body: Option<String>,
         authorization: Option<Secret>,
         key_id: Option<String>,
     ) -> Dispatch {
-        let Draft {
-            call,
-            path,
-            headers: own,
-        } = self;
+        let headers = self.request_headers(body.as_deref(), authorization.as_ref());
+        let call = self.call;
+        Dispatch {
+            provider: call.entry.name.clone(),
+            headers,
+            body: body.unwrap_or_default(),
+            key_id,
+            retry: call.retry_when_unknown(),
+            retry_until: call.retry_until(),
+            sent: Sent { call },
+        }
+    }
+
+    fn request_headers(
+        &self,
+        body: Option<&str>,
+        authorization: Option<&Secret>,
+    ) -> Headers<'static> {
+        let call = &self.call;
         let base = &call.entry.base_url;
-        let retry = call.entry.dialect.capabilities().retry_when_unknown();
+        let path = &self.path;
         let mut headers = Headers::default();
-        headers.text(":method", "POST".to_owned());
+        let method = if body.is_some() { "POST" } else { "GET" };
+        headers.text(":method", method.to_owned());
         headers.text(":scheme", base.scheme.to_owned());
         headers.text(":authority", base.authority.clone());
         headers.text(":path", format!("{}{path}", base.path));
-        headers.text("content-type", "application/json".to_owned());
+        if let Some(body) = body {
+            headers.text("content-type", "application/json".to_owned());
+            headers.text("content-length", body.len().to_string());
+        }
         headers.text("accept", "application/json".to_owned());
         headers.text("accept-encoding", "identity".to_owned());
-        headers.text("content-length", body.len().to_string());
         headers.text("user-agent", crate::user_agent());
-        if let Some(authorization) = &authorization {
+        if let Some(authorization) = authorization {
             headers.text("authorization", authorization.expose().to_owned());
         }
-        for (name, value) in own {
-            headers.text(name, value);
+        for (name, value) in &self.headers {
+            headers.text(name, value.clone());
         }
-        if retry == Retry::LookUp {
+        let routed = self.leaves == Leaves::Routed && !call.dry_run;
+        let keyless = call.entry.dialect.capabilities().idempotency == Idempotency::None;
+        if routed && keyless {
             // Whatever the route's policy says: a second send could be a second refund. The router takes it away.
             headers.text("x-envoy-max-retries", "0".to_owned());
         }
         for (name, value) in call.caller.passed_on.iter() {
-            headers.push(name.to_vec(), value.to_vec());
+            // Only a route needs that one, and takes it away.
+            if routed || name != b"x-forwarded-proto" {
+                headers.push(name.to_vec(), value.to_vec());
+            }
         }
-        Dispatch {
-            provider: call.entry.name.clone(),
-            headers,
-            body,
-            key_id,
-            retry,
-            retry_until: call.retry_until(),
-            sent: Sent { call },
-        }
+        headers
     }
 }
 
@@ -971,7 +1221,12 @@ pub fn retry_after(value: &[u8]) -> Option<String> {
 }
 
 /// Whether a refusing status stands around a refund that was made, whichever of two members of one name may count.
-fn contradicts_itself(call: &Call, attempt: &Attempt<'_>, reply: &ProviderReply<'_>) -> bool {
+fn contradicts_itself(
+    entry: &ProviderEntry,
+    refund: &Refund,
+    attempt: &Attempt<'_>,
+    reply: &ProviderReply<'_>,
+) -> bool {
     let Ok(body) = Node::parse(reply.body) else {
         return false;
     };
@@ -981,7 +1236,7 @@ fn contradicts_itself(call: &Call, attempt: &Attempt<'_>, reply: &ProviderReply<
             status: 200,
             body: body.as_bytes(),
         };
-        let outcome = call.entry.dialect.outcome(&call.refund, attempt, &accepted);
+        let outcome = entry.dialect.outcome(refund, attempt, &accepted);
         matches!(outcome, Outcome::Refunded(_) | Outcome::Pending(_))
     })
 }
@@ -1006,16 +1261,23 @@ impl Sent {
             status: head.status,
             body: if head.coded { &[] } else { body },
         };
+        let (refund, key) = match &self.call.task {
+            Task::Refund(refund, key) => (refund, *key),
+            Task::LookUp(wanted, _) => {
+                let finding = self.call.entry.dialect.found(wanted, &reply);
+                return self.call.looked_up(head, finding);
+            }
+        };
         let attempt = Attempt {
-            key: self.call.key,
+            key,
             default_reason: None,
         };
-        let call = &self.call;
-        let mut outcome = call.entry.dialect.outcome(&call.refund, &attempt, &reply);
+        let entry = &self.call.entry;
+        let mut outcome = entry.dialect.outcome(refund, &attempt, &reply);
         // A verdict whose words cannot be read may be one of those that mean that the refund is there.
         if is_verdict(head.status)
             && matches!(outcome, Outcome::Refused(..))
-            && (head.coded || contradicts_itself(call, &attempt, &reply))
+            && (head.coded || contradicts_itself(entry, refund, &attempt, &reply))
             && let Outcome::Refused(_, word) = outcome
         {
             outcome = Outcome::Unknown(Doubt::Unreadable, word);
@@ -1043,24 +1305,20 @@ impl Sent {
             // RFC 9113, 8.7: a refused stream was not processed.
             unreachable_provider()
         } else if details.contains("timeout") || reply.status == 504 {
-            self.after_sending(
-                Code::ProviderTimeout,
-                "The provider did not answer in time, and the refund may have been made.",
-            )
+            self.call
+                .after_sending(Code::ProviderTimeout, "The provider did not answer in time")
         } else if details.starts_with("upstream_reset") || details.contains("protocol_error") {
-            self.after_sending(
-                Code::ProviderError,
-                "The connection to the provider broke, and the refund may have been made.",
-            )
+            self.call
+                .after_sending(Code::ProviderError, "The connection to the provider broke")
         } else if details == "response_payload_too_large" {
-            self.after_sending(
+            self.call.after_sending(
                 Code::ProviderReplyUnreadable,
-                "The provider's answer is larger than the gateway takes, and the refund may have been made.",
+                "The provider's answer is larger than the gateway takes",
             )
         } else {
-            self.after_sending(
+            self.call.after_sending(
                 Code::GatewayError,
-                "The gateway failed after the request may have left, and the refund may have been made.",
+                "The gateway failed after the request may have left",
             )
         };
         self.call.caller.problem(problem)
@@ -1082,67 +1340,19 @@ impl Sent {
     }
 
     fn refunded(self, status: Status, receipt: Receipt) -> Answer {
-        let Call {
-            caller,
-            entry,
-            refund,
-            ..
-        } = &self.call;
-        let Word { code, message } = self.call.clean(receipt.word);
-        // An id is kept as it is, long numbers included, but for a credential in it.
-        let id = receipt
-            .id
-            .map(|id| text::without_secrets(&id, &self.call.shown));
-        let body = Refunded {
-            id: id.as_deref(),
-            provider: &entry.name,
-            status,
-            payment: &refund.payment,
-            amount: receipt.amount.map_or(refund.amount, Amount::Exactly),
-            reason: refund.reason.as_deref(),
-            reference: refund.reference.as_deref(),
-            provider_code: code.as_deref(),
-            provider_message: message.as_deref(),
-            created_at: receipt.created_at.as_deref().filter(|time| {
-                time.len() <= MAX_TIME && OffsetDateTime::parse(time, &Rfc3339).is_ok()
-            }),
-        }
-        .body();
+        let body = self.call.refund_body(status, receipt);
         let end = match status {
             Status::Succeeded => End::Refunded,
             Status::Pending => End::Pending,
+            Status::Failed => End::Refused,
         };
-        caller.answer(status.http(), status.as_str(), body, end)
+        self.call
+            .caller
+            .answer(status.http(), status.as_str(), body, end)
     }
 
     fn refused(self, head: &ReplyHead, refusal: Refusal, word: Word, attempts: u64) -> Answer {
-        let (code, retry, sentence) = match refusal {
-            Refusal::Declined => (
-                Code::RefundDeclined,
-                Retry::No,
-                "The provider or the issuer said no.",
-            ),
-            Refusal::Rejected => (
-                Code::ProviderRejected,
-                Retry::No,
-                "The provider found the request wrong.",
-            ),
-            Refusal::NotFound => (
-                Code::PaymentNotFound,
-                Retry::No,
-                "The provider does not know this payment.",
-            ),
-            Refusal::Credentials => (
-                Code::ProviderAuthFailed,
-                Retry::SameKey,
-                "The provider does not accept the gateway's credentials.",
-            ),
-            Refusal::RateLimited => (
-                Code::ProviderRateLimited,
-                Retry::SameKey,
-                "The provider wants fewer calls.",
-            ),
-        };
+        let (code, retry, sentence) = of_refusal(refusal);
         // A verdict in the body of a 2xx is about the refund under this key. A status is about one send, and where the
         // provider has no key so is everything: after a retry by the route the send before it may have been the refund.
         let capabilities = self.call.entry.dialect.capabilities();
@@ -1151,10 +1361,12 @@ impl Sent {
         let mut problem = if verdict || attempts <= 1 && self.call.caller.standing.is_none() {
             Problem::not_refunded(code, retry, sentence)
         } else {
-            let mut problem = self.after_sending(
+            let mut problem = Problem::unknown(
                 code,
-                &format!("{sentence} It had been sent before, and that may have been the refund."),
+                self.call.retry_when_unknown(),
+                format!("{sentence} It had been sent before, and that may have been the refund."),
             );
+            problem.retry_until = self.call.retry_until();
             if retry == Retry::No {
                 // The same call would be refused again, and nothing learnt of the send before it.
                 problem.retry = Retry::LookUp;
@@ -1165,8 +1377,7 @@ impl Sent {
         if retry == Retry::SameKey {
             problem.retry_after.clone_from(&head.retry_after);
         }
-        let fetched = matches!(self.call.entry.auth, Auth::Token(_)) && head.status == 401;
-        let refused_token = self.call.shown.first().cloned().filter(|_| fetched);
+        let refused_token = self.call.refused_token(head);
         let mut answer = if verdict {
             // The provider's own word on this refund: whatever was not known of it before is known now.
             let mut told = self;
@@ -1180,18 +1391,100 @@ impl Sent {
     }
 
     fn doubtful(self, head: &ReplyHead, doubt: Doubt, word: Word) -> Answer {
+        let problem = self.call.of_doubt(head, doubt);
+        self.provider_problem(problem, head.status, word)
+    }
+
+    fn provider_problem(self, mut problem: Problem, status: u16, word: Word) -> Answer {
+        if problem.retry == Retry::SameKey {
+            problem.retry_until = self.call.retry_until();
+        }
+        problem.provider = Some(self.call.provider_word(status, word));
+        self.call.caller.problem(problem)
+    }
+}
+
+/// The problem of a refusal: its code, what a caller may do where nothing else was sent, and what happened.
+fn of_refusal(refusal: Refusal) -> (Code, Retry, &'static str) {
+    match refusal {
+        Refusal::Declined => (
+            Code::RefundDeclined,
+            Retry::No,
+            "The provider or the issuer said no.",
+        ),
+        Refusal::Rejected => (
+            Code::ProviderRejected,
+            Retry::No,
+            "The provider found the request wrong.",
+        ),
+        Refusal::NotFound => (
+            Code::PaymentNotFound,
+            Retry::No,
+            "The provider does not know this payment.",
+        ),
+        Refusal::Credentials => (
+            Code::ProviderAuthFailed,
+            Retry::SameKey,
+            "The provider does not accept the gateway's credentials.",
+        ),
+        Refusal::RateLimited => (
+            Code::ProviderRateLimited,
+            Retry::SameKey,
+            "The provider wants fewer calls.",
+        ),
+    }
+}
+
+impl Call {
+    /// The body of the answer to a refund of which this is known.
+    fn refund_body(&self, status: Status, receipt: Receipt) -> String {
+        let Word { code, message } = self.clean(receipt.word);
+        // An id is kept as it is, long numbers included, but for a credential in it.
+        let id = receipt.id.map(|id| text::without_secrets(&id, &self.shown));
+        let (payment, asked, reason, reference) = match &self.task {
+            Task::Refund(refund, _) => (
+                &refund.payment,
+                Some(refund.amount),
+                &refund.reason,
+                &refund.reference,
+            ),
+            Task::LookUp(wanted, _) => (&wanted.payment, None, &None, &wanted.reference),
+        };
+        Refunded {
+            id: id.as_deref(),
+            provider: &self.entry.name,
+            status,
+            payment,
+            amount: receipt.amount.map(Amount::Exactly).or(asked),
+            reason: reason.as_deref(),
+            reference: reference.as_deref(),
+            provider_code: code.as_deref(),
+            provider_message: message.as_deref(),
+            created_at: receipt.created_at.as_deref().filter(|time| {
+                time.len() <= MAX_TIME && OffsetDateTime::parse(time, &Rfc3339).is_ok()
+            }),
+        }
+        .body()
+    }
+
+    /// The token that a provider refuses with this reply, where one was fetched.
+    fn refused_token(&self, head: &ReplyHead) -> Option<Secret> {
+        let fetched = matches!(self.entry.auth, Auth::Token(_)) && head.status == 401;
+        self.shown.first().cloned().filter(|_| fetched)
+    }
+
+    /// The problem of a reply that does not tell.
+    fn of_doubt(&self, head: &ReplyHead, doubt: Doubt) -> Problem {
         let mut problem = match doubt {
-            Doubt::InProgress => self.after_sending(
-                Code::RefundInProgress,
-                "The provider is still at work on the first send of this refund.",
-            ),
-            Doubt::Failed => self.after_sending(
-                Code::ProviderError,
-                "The provider failed, and the refund may have been made.",
-            ),
+            Doubt::InProgress => Problem {
+                detail: "The provider is still at work on the first send of this refund."
+                    .to_owned(),
+                ..self.after_sending(Code::RefundInProgress, "")
+            },
+            Doubt::Failed => self.after_sending(Code::ProviderError, "The provider failed"),
             Doubt::Unreadable => self.after_sending(
                 Code::ProviderReplyUnreadable,
-                "The provider's answer is not what it documents, and the refund may have been made.",
+                "The provider's answer is not what it documents",
             ),
             Doubt::MaybeThere => Problem::unknown(
                 Code::ProviderRejected,
@@ -1208,27 +1501,24 @@ impl Sent {
         if head.status == 503 {
             problem.retry_after.clone_from(&head.retry_after);
         }
-        self.provider_problem(problem, head.status, word)
-    }
-
-    fn provider_problem(self, mut problem: Problem, status: u16, word: Word) -> Answer {
-        if problem.retry == Retry::SameKey {
-            problem.retry_until = self.call.retry_until();
-        }
-        problem.provider = Some(self.call.provider_word(status, word));
-        self.call.caller.problem(problem)
-    }
-
-    /// A problem of which money may have moved, with the advice that this provider allows.
-    fn after_sending(&self, code: Code, sentence: &str) -> Problem {
-        let retry = self.call.entry.dialect.capabilities().retry_when_unknown();
-        let mut problem = Problem::unknown(code, retry, sentence);
-        problem.retry_until = self.call.retry_until();
         problem
     }
-}
 
-impl Call {
+    /// A problem after which money may have moved, with the advice that this provider allows. `happened`: without its full stop.
+    fn after_sending(&self, code: Code, happened: &str) -> Problem {
+        let meaning = match self.task {
+            Task::Refund(..) => ", and the refund may have been made.",
+            Task::LookUp(..) => ".",
+        };
+        let mut problem = Problem::unknown(
+            code,
+            self.retry_when_unknown(),
+            format!("{happened}{meaning}"),
+        );
+        problem.retry_until = self.retry_until();
+        problem
+    }
+
     /// The provider's words, fit for an answer: short, without card numbers, and without the credentials that it was shown.
     fn clean(&self, word: Word) -> Word {
         let clean = |text: Option<String>| text.map(|text| text::clean(&text, &self.shown));
@@ -1276,7 +1566,18 @@ impl Call {
 
     /// Until when the provider keeps this refund's key, where it says so.
     fn retry_until(&self) -> Option<String> {
-        rfc3339(self.resend_until_ms)
+        match self.task {
+            Task::Refund(..) => rfc3339(self.resend_until_ms),
+            Task::LookUp(..) => None,
+        }
+    }
+
+    /// What a caller may do of whose refund nothing more is known: the contract's "by key".
+    fn retry_when_unknown(&self) -> Retry {
+        match self.task {
+            Task::Refund(..) => self.entry.dialect.capabilities().retry_when_unknown(),
+            Task::LookUp(..) => Retry::LookUp,
+        }
     }
 }
 

@@ -21,10 +21,10 @@ use rand_core::{OsRng, RngCore};
 
 use crate::config::{Auth, Config, ProviderEntry};
 use crate::exchange::{
-    Answer, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading, ReplyHead, Sent,
-    Settlement, Unsigned, Waiting, open, retry_after, unreadable_call,
+    ASK_TIMEOUT_MS, Answer, Asking, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading,
+    ReplyHead, Sent, Unsigned, Waiting, open, retry_after, unreadable_call,
 };
-use crate::guard::{self, Claim, Digest, Guard, GuardSettings, Question, Standing};
+use crate::guard::{self, Asks, Claim, Digest, Guard, GuardSettings, Standing};
 use crate::headers::Headers;
 use crate::host::{self, Buffer, Level, Map, Metric};
 use crate::memory::{Memory, NotWritten, swap};
@@ -116,6 +116,8 @@ enum State {
     Waiting(Box<Waiting>),
     /// The call waits for OpenBao's signature.
     Signing(Box<Unsigned>),
+    /// The call waits for the provider's word on an order.
+    Asking(Box<Asking>),
     /// The provider's request may have left.
     Sent(Sent),
     /// The provider's reply is being read.
@@ -244,14 +246,19 @@ impl Shared {
             self.tell(&format!("{}: {}", alarm.provider, alarm.sentence));
         }
         let _ = host::set_property("refund_status", answer.word);
-        // Counted apart: what is told again is no further refund.
+        // Counted apart: what is told again is no further refund, and neither is a look-up.
         let word = if answer.replayed {
             "replayed"
         } else {
             answer.word
         };
+        let counted = if answer.look_up {
+            "look_ups"
+        } else {
+            "requests"
+        };
         self.count(format!(
-            "refund.requests.provider.{provider}.outcome.{word}"
+            "refund.{counted}.provider.{provider}.outcome.{word}"
         ));
         let details = format!("refund_{}", word.replace('-', "_"));
         if host::reply(
@@ -284,7 +291,7 @@ impl Shared {
                 None => Ok(()),
             })
             .and_then(|()| {
-                if body_is_set {
+                if body_is_set || dispatch.body.is_empty() {
                     Ok(())
                 } else {
                     host::set_buffer(Buffer::Request, dispatch.body.as_bytes())
@@ -362,19 +369,20 @@ impl Shared {
         self.guard()?.standing(key, host::now_ms())
     }
 
-    /// Asks the guard for a call's key.
-    fn claim(&self, question: &Question) -> Claim {
+    /// Asks the guard what a call wants of it.
+    fn ask_guard(&self, asks: &Asks) -> Claim {
         let on = self.config.borrow().as_ref().map(|config| config.guard);
         if on.is_some_and(|settings| !settings.is_on()) {
             return Claim::None;
         }
-        let claim = match (self.guard(), random_number()) {
-            (Some(guard), Some(lease)) => guard.claim(question, lease, host::now_ms()),
+        let claim = match (asks, self.guard(), random_number()) {
+            (_, Some(guard), Some(lease)) => guard.ask(asks, lease, host::now_ms()),
             // Without its memory the guard is as good as full; without a lease of its own a call could be settled by another.
-            _ => Claim::NoRoom,
+            (Asks::Claim(_), ..) => Claim::NoRoom,
+            (Asks::Nothing | Asks::Recall(_), ..) => Claim::None,
         };
         match &claim {
-            Claim::None | Claim::Taken { .. } => {}
+            Claim::None | Claim::Taken { .. } | Claim::Recalled(_) => {}
             Claim::NoRoom => self.count_guard("no_room"),
             Claim::InFlight(_) => self.count_guard("in_flight"),
             Claim::Reused => self.count_guard("reused"),
@@ -383,16 +391,14 @@ impl Shared {
         claim
     }
 
-    /// Tells the guard how a call ended. Where the key has become another call's, the answer says no more than is known.
+    /// Tells the guard how a call ended. Where its key has become another call's, the answer says no more than is known.
     fn settle(&self, answer: &mut Answer) {
-        let (Some(settlement), Some(guard)) = (&answer.settles, self.guard()) else {
+        if answer.settles.is_none() && answer.concludes.is_none() {
             return;
-        };
-        let now_ms = host::now_ms();
-        let Settlement { ticket, end, .. } = **settlement;
-        if !guard.settle(&ticket, end, answer.status, &answer.body, now_ms) {
-            self.count_guard("late");
-            answer.disown(now_ms);
+        }
+        let Some(guard) = self.guard() else { return };
+        if let Some(word) = answer.settle(&guard, random_number(), host::now_ms()) {
+            self.count_guard(word);
         }
     }
 
@@ -479,15 +485,16 @@ impl Context for Root {
 /// Makes a call of the filter's own. The SDK's wrapper must be used, since it alone binds the answer to the context that is
 /// running; the statuses at which it would panic are none that Envoy gives here.
 fn dispatch(cluster: &str, headers: &Headers<'_>, body: &str, timeout_ms: u32) -> Option<u32> {
+    // What the SDK cannot take is a caller's tracing header that is not UTF-8: all else is the gateway's own.
     let pairs = headers
         .iter()
-        .map(|(name, value)| {
+        .filter_map(|(name, value)| {
             Some((
                 std::str::from_utf8(name).ok()?,
                 std::str::from_utf8(value).ok()?,
             ))
         })
-        .collect::<Option<Vec<_>>>()?;
+        .collect();
     let timeout = Duration::from_millis(u64::from(timeout_ms));
     dispatch_http_call(cluster, pairs, Some(body.as_bytes()), Vec::new(), timeout).ok()
 }
@@ -615,7 +622,7 @@ impl Root {
         host::log(
             Level::Info,
             &format!(
-                "refund-filter {}: configured for POST {}: {}",
+                "refund-filter {}: configured for POST and GET {}: {}",
                 crate::VERSION,
                 config.path,
                 names.join(", ")
@@ -771,7 +778,11 @@ impl Root {
                         Some(Look::Wait) | None => {}
                     }
                 }
-                State::Done | State::Signing(_) | State::Sent(_) | State::Replying(..) => {
+                State::Done
+                | State::Signing(_)
+                | State::Asking(_)
+                | State::Sent(_)
+                | State::Replying(..) => {
                     drop(state);
                     self.shared.unwatch(id);
                 }
@@ -828,23 +839,26 @@ impl Context for Stream {
         _body: usize,
         _trailers: usize,
     ) {
-        let State::Signing(unsigned) = self.watch.state.take() else {
-            return;
-        };
-        let prepared = if headers == 0 {
-            Prepared::Answer(unsigned.failed())
-        } else {
-            let bytes = host::headers(Map::CallResponse).unwrap_or_default();
-            let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
-            let body = host::buffer(Buffer::CallResponse).unwrap_or_default();
-            unsigned.reply(head.status, &body)
-        };
-        if let Prepared::Dispatch(dispatch) = prepared {
-            if self.send(*dispatch) == Action::Continue {
-                let _ = host::resume_request();
+        let bytes = host::headers(Map::CallResponse).unwrap_or_default();
+        let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
+        let body = || host::buffer(Buffer::CallResponse).unwrap_or_default();
+        // A call that was reset ends without headers.
+        let prepared = match self.watch.state.take() {
+            State::Signing(unsigned) if headers == 0 => Prepared::Answer(unsigned.failed()),
+            State::Signing(unsigned) => unsigned.reply(head.status, &body()),
+            State::Asking(asking) if headers == 0 => Prepared::Answer(asking.failed()),
+            State::Asking(asking) => {
+                let filter_state = |key: &str| host::property(&["filter_state", key]);
+                let mut signer = GatewaySigner(&self.shared);
+                asking.reply(&head, &body(), host::now_ms(), &mut signer, &filter_state)
             }
-        } else if let Prepared::Answer(answer) = prepared {
-            self.answer(answer);
+            other => {
+                self.watch.state.replace(other);
+                return;
+            }
+        };
+        if self.go_on(prepared) == Action::Continue {
+            let _ = host::resume_request();
         }
     }
 
@@ -940,6 +954,10 @@ impl HttpContext for Stream {
                 let answer = with_local_reply(|reply| unsigned.local_reply(reply));
                 self.answer(answer)
             }
+            State::Asking(asking) => {
+                let answer = with_local_reply(|reply| asking.local_reply(reply));
+                self.answer(answer)
+            }
             // An answer of Envoy's own after the provider's has begun.
             State::Replying(sent, _) => {
                 let answer = with_local_reply(|reply| sent.ended(reply, true));
@@ -1017,6 +1035,7 @@ impl Stream {
             State::Done | State::Reading(_) => return,
             State::Waiting(waiting) => with_local_reply(|reply| waiting.local_reply(reply)),
             State::Signing(unsigned) => with_local_reply(|reply| unsigned.local_reply(reply)),
+            State::Asking(asking) => with_local_reply(|reply| asking.local_reply(reply)),
             State::Sent(sent) => with_local_reply(|reply| sent.ended(reply, false)),
             State::Replying(sent, _) => with_local_reply(|reply| sent.ended(reply, true)),
         };
@@ -1054,16 +1073,23 @@ impl Stream {
             Ok(accepted) => accepted,
             Err(answer) => return self.answer(answer),
         };
-        let claim = self.shared.claim(accepted.question());
+        let claim = self.shared.ask_guard(accepted.asks());
         let filter_state = |key: &str| host::property(&["filter_state", key]);
         let mut signer = GatewaySigner(&self.shared);
-        match accepted.proceed(claim, host::now_ms(), &mut signer, &filter_state) {
+        let prepared = accepted.proceed(claim, host::now_ms(), &mut signer, &filter_state);
+        self.go_on(prepared)
+    }
+
+    /// Does what the exchange says.
+    fn go_on(&mut self, prepared: Prepared) -> Action {
+        match prepared {
             Prepared::Answer(answer) => self.answer(answer),
             Prepared::Dispatch(dispatch) => {
                 self.provider.clone_from(&dispatch.provider);
                 self.send(*dispatch)
             }
             Prepared::Sign(unsigned) => self.ask_for_signature(unsigned),
+            Prepared::Ask(asking) => self.ask_provider(asking),
             Prepared::Wait(waiting) => {
                 self.provider.clone_from(&waiting.entry().name);
                 match self.shared.ask(waiting.entry(), waiting.client_secret()) {
@@ -1095,6 +1121,20 @@ impl Stream {
         Action::Pause
     }
 
+    /// Has the provider say how an order stands. The call is the stream's own: if the client leaves, nobody needs the answer.
+    fn ask_provider(&mut self, asking: Box<Asking>) -> Action {
+        self.provider.clone_from(&asking.entry().name);
+        let _ = host::set_property("refund_key_id", asking.key_id());
+        self.shared.count_signature(asking.entry());
+        let (cluster, headers, body) = asking.request();
+        if dispatch(cluster, headers, body, ASK_TIMEOUT_MS).is_none() {
+            let answer = asking.failed();
+            return self.answer(answer);
+        }
+        self.watch.state.replace(State::Asking(asking));
+        Action::Pause
+    }
+
     fn send(&mut self, dispatch: Dispatch) -> Action {
         if self.shared.send(&self.watch, dispatch, false) {
             Action::Continue
@@ -1105,7 +1145,10 @@ impl Stream {
 
     fn wait(&mut self, waiting: Box<Waiting>, turn: Turn) -> Action {
         // Here and now the body can be replaced for sure; when the token comes, only the headers are left to be written.
-        if host::set_buffer(Buffer::Request, waiting.body().as_bytes()).is_err() {
+        let set = waiting.body().map_or(Ok(()), |body| {
+            host::set_buffer(Buffer::Request, body.as_bytes())
+        });
+        if set.is_err() {
             let answer = waiting.without_token(&Failure::unreachable());
             return self.answer(answer);
         }

@@ -63,13 +63,19 @@ impl Digest {
             .for_each(|(byte, of)| *byte = of);
         Digest(bytes)
     }
+
+    /// Its first half: enough to know something again, where a mistake would take chance and the same key.
+    pub fn short(&self) -> [u8; 8] {
+        let (first, _) = self.0.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        *first
+    }
 }
 
 /// The most entries in one bucket.
 const WAYS: u32 = 16;
 
 /// The name of the record that holds the number of entries, and the beginning of all others.
-const RECORD: &str = "refund.guard.1";
+const RECORD: &str = "refund.guard.2";
 
 /// The number of entries in this memory: the one that is asked for first counts. All workers, and all configurations that
 /// follow one another in a process, must look for a key in the same place: in a table of another size the entry of a call
@@ -95,6 +101,17 @@ impl Guard<'_> {
     pub fn standing(&self, key: &Digest, now_ms: i64) -> Option<Standing> {
         let (bytes, _) = self.memory.read(&bucket_record(key, self.settings.entries));
         self.bucket(&bytes).standing(key, now_ms, &self.settings)
+    }
+
+    /// Gives a call what it wants. `lease` is a random number.
+    pub fn ask(&self, asks: &Asks, lease: u64, now_ms: i64) -> Claim {
+        match asks {
+            Asks::Nothing => Claim::None,
+            Asks::Claim(question) => self.claim(question, lease, now_ms),
+            Asks::Recall(key) => self
+                .recall(key, now_ms)
+                .map_or(Claim::None, Claim::Recalled),
+        }
     }
 
     /// Asks for a call's key. `lease` is a random number.
@@ -136,13 +153,56 @@ impl Guard<'_> {
     pub fn settle(&self, ticket: &Ticket, end: End, status: u16, body: &str, now_ms: i64) -> bool {
         let record = bucket_record(&ticket.key, self.settings.entries);
         // The answer goes to its place before the entry says that it is there.
-        let answered = end != End::Free && self.put_answer(&record, ticket, status, body);
+        let answered = !matches!(end, End::Free | End::NeverWas)
+            && self.put_answer(&record, ticket, status, body);
         let settled = swap(self.memory, &record, |bytes| {
             let mut bucket = self.bucket(bytes);
             let changed = bucket.settle(ticket, end, answered, now_ms, &self.settings);
             (changed, changed.then(|| bucket.encode()))
         });
         settled == Some(true)
+    }
+
+    /// What is remembered of a key under which money has moved or may have, for a look-up. It takes nothing.
+    pub fn recall(&self, key: &Digest, now_ms: i64) -> Option<Recalled> {
+        let record = bucket_record(key, self.settings.entries);
+        let (bytes, _) = self.memory.read(&record);
+        let bucket = self.bucket(&bytes);
+        let (way, entry) = bucket.recall(key, now_ms, &self.settings)?;
+        let answer = entry.answered.then(|| {
+            let (bytes, _) = self.memory.read(&answer_record(&record, way));
+            StoredAnswer::decode(key, &bytes)
+        });
+        Some(Recalled {
+            key: *key,
+            lease: entry.lease,
+            about: entry.about,
+            answer: answer.flatten(),
+        })
+    }
+
+    /// Settles a key by the provider's own word in a look-up, if no send has been made under it since it was recalled. `lease`
+    /// is a random number. Says whether it did.
+    pub fn conclude(
+        &self,
+        recalled: &Recalled,
+        lease: u64,
+        end: End,
+        answer: (u16, &str),
+        now_ms: i64,
+    ) -> bool {
+        // The key becomes the look-up's own first: so a call that comes in between can neither be told half of it nor have its
+        // own answer overwritten.
+        let record = bucket_record(&recalled.key, self.settings.entries);
+        let ticket = swap(self.memory, &record, |bytes| {
+            let mut bucket = self.bucket(bytes);
+            let ticket = bucket.reclaim(recalled, lease, now_ms, &self.settings);
+            (ticket, ticket.map(|_| bucket.encode()))
+        });
+        let (status, body) = answer;
+        ticket
+            .flatten()
+            .is_some_and(|ticket| self.settle(&ticket, end, status, body, now_ms))
     }
 
     fn put_answer(&self, record: &str, ticket: &Ticket, status: u16, body: &str) -> bool {
@@ -176,6 +236,28 @@ fn answer_record(bucket: &str, way: usize) -> String {
     format!("{bucket}.{way}")
 }
 
+/// What a refund is about: enough to know it again in a provider's word on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct About {
+    /// The payment, by the first of its names, at its provider.
+    pub payment: [u8; 8],
+    /// The amount; noughts for a full refund.
+    pub amount: [u8; 8],
+}
+
+/// What is remembered of a key under which money has moved or may have, and none is being sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recalled {
+    /// The caller's key.
+    pub key: Digest,
+    /// Of the last send under it.
+    pub lease: u64,
+    /// What the refund is about.
+    pub about: About,
+    /// The last answer.
+    pub answer: Option<StoredAnswer>,
+}
+
 /// What the guard is asked about one call.
 #[derive(Debug, Clone, Copy)]
 pub struct Question {
@@ -183,6 +265,8 @@ pub struct Question {
     pub key: Digest,
     /// The refund, as parsed.
     pub refund: Digest,
+    /// What it is about.
+    pub about: About,
     /// Until when the provider tells a second send from a second refund, if this is the first send (Unix time in
     /// milliseconds): [`i64::MAX`] where it always does, 0 where it never does.
     pub resend_until_ms: i64,
@@ -217,6 +301,17 @@ impl Standing {
     }
 }
 
+/// What a call wants of the guard.
+#[derive(Debug, Clone, Copy)]
+pub enum Asks {
+    /// Nothing.
+    Nothing,
+    /// Its key.
+    Claim(Question),
+    /// What is remembered of the key that a look-up names.
+    Recall(Digest),
+}
+
 /// What a call may do by the word of the guard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claim {
@@ -235,6 +330,8 @@ pub enum Claim {
     InFlight(Standing),
     /// The key was used with another refund.
     Reused,
+    /// Nothing is claimed: this is a look-up, and this is what is remembered of the key that it names.
+    Recalled(Recalled),
     /// The same call has been answered, and is not sent again.
     Answered {
         /// The answer; none where no answer was ever made, as after a trap.
@@ -257,6 +354,8 @@ pub enum End {
     Refunded,
     /// The provider's own no: no money moved, and none will under this key.
     Refused,
+    /// The provider has proved that no send under this key has moved money.
+    NeverWas,
 }
 
 /// An answer as it was given: its status and body.
@@ -334,6 +433,7 @@ enum Open {
 struct Entry {
     key: Digest,
     refund: Digest,
+    about: About,
     state: State,
     /// Whether the last answer under this key stands in its place.
     answered: bool,
@@ -343,13 +443,15 @@ struct Entry {
     until_ms: i64,
 }
 
-/// Key, refund, state, answered, lease, two times.
-const ENTRY_BYTES: usize = 16 + 16 + 1 + 1 + 8 + 8 + 8;
+/// Key, refund, payment, amount, state, answered, lease, two times.
+const ENTRY_BYTES: usize = 16 + 16 + 8 + 8 + 1 + 1 + 8 + 8 + 8;
 
 impl Entry {
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend(self.key.0);
         out.extend(self.refund.0);
+        out.extend(self.about.payment);
+        out.extend(self.about.amount);
         out.push(match self.state {
             State::Free => 0,
             State::InFlight(None) => 1,
@@ -369,12 +471,18 @@ impl Entry {
     fn decode(bytes: &[u8; ENTRY_BYTES]) -> Option<Self> {
         let (key, rest) = bytes.split_first_chunk()?;
         let (refund, rest) = rest.split_first_chunk()?;
+        let (payment, rest) = rest.split_first_chunk()?;
+        let (amount, rest) = rest.split_first_chunk()?;
         let ([state, answered], rest) = rest.split_first_chunk()?;
         let (lease, rest) = rest.split_first_chunk()?;
         let (resend, rest) = rest.split_first_chunk()?;
         Some(Entry {
             key: Digest(*key),
             refund: Digest(*refund),
+            about: About {
+                payment: *payment,
+                amount: *amount,
+            },
             state: match state {
                 0 => State::Free,
                 1 => State::InFlight(None),
@@ -481,6 +589,7 @@ impl Bucket {
         let mut fresh = Entry {
             key: question.key,
             refund: question.refund,
+            about: question.about,
             state: State::InFlight(None),
             answered: false,
             lease,
@@ -542,6 +651,49 @@ impl Bucket {
         }
     }
 
+    /// The entry of a key under which money has moved or may have, and its place: a look that takes nothing.
+    fn recall(
+        &self,
+        key: &Digest,
+        now_ms: i64,
+        settings: &GuardSettings,
+    ) -> Option<(usize, Entry)> {
+        let mut places = self.places.iter().enumerate();
+        let (way, entry) = places.find_map(|(way, place)| {
+            let entry = place.filter(|entry| entry.key == *key)?;
+            Some((way, entry))
+        })?;
+        let entry = entry.at(now_ms, settings)?;
+        matches!(entry.state, State::Open(_) | State::Refunded).then_some((way, entry))
+    }
+
+    /// Makes a key that was recalled a look-up's own, to be settled; none where it is no longer as it was. After it the bucket
+    /// has changed.
+    fn reclaim(
+        &mut self,
+        recalled: &Recalled,
+        lease: u64,
+        now_ms: i64,
+        settings: &GuardSettings,
+    ) -> Option<Ticket> {
+        let (way, mut entry) = self.recall(&recalled.key, now_ms, settings)?;
+        let State::Open(open) = entry.state else {
+            return None;
+        };
+        if entry.lease != recalled.lease {
+            return None;
+        }
+        entry.state = State::InFlight(Some(open));
+        entry.lease = lease;
+        entry.until_ms = now_ms.saturating_add(settings.lease_ms);
+        self.put(way, entry);
+        Some(Ticket {
+            key: entry.key,
+            lease,
+            resend_until_ms: entry.resend_until_ms,
+        })
+    }
+
     /// The place for a key that is not there: a free one, else that of what may be forgotten, final entries before
     /// pending ones, and of these the oldest.
     fn room(&self) -> Option<usize> {
@@ -598,6 +750,7 @@ impl Bucket {
             (End::Free, None) => State::Free,
             // What this send did not move, an earlier one may have.
             (End::Free, Some(open)) => State::Open(open),
+            (End::NeverWas, _) => State::Free,
             (End::Pending, _) => State::Open(Open::Pending),
             (End::Unknown, _) => State::Open(Open::Unknown),
             (End::Refunded, _) if answered => State::Refunded,

@@ -30,6 +30,7 @@ pub mod headers;
 mod host;
 pub mod idempotency;
 pub mod json;
+pub mod look_up;
 pub mod memory;
 pub mod money;
 pub mod problem;

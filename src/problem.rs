@@ -7,7 +7,7 @@ use serde::Serialize;
 pub enum Code {
     /// Envoy itself could not take the request.
     BadRequest,
-    /// Another method than POST.
+    /// Another method than POST and GET.
     MethodNotAllowed,
     /// The body is not JSON by its own word.
     UnsupportedMediaType,
@@ -33,6 +33,8 @@ pub enum Code {
     ProviderRejected,
     /// The provider does not know the payment.
     PaymentNotFound,
+    /// The provider does not show the refund that was looked up.
+    RefundNotFound,
     /// The provider does not accept the platform's credentials.
     ProviderAuthFailed,
     /// The provider wants fewer calls.
@@ -60,7 +62,7 @@ impl Code {
     }
 
     /// All of them.
-    pub const ALL: [Code; 23] = [
+    pub const ALL: [Code; 24] = [
         Code::BadRequest,
         Code::MethodNotAllowed,
         Code::UnsupportedMediaType,
@@ -75,6 +77,7 @@ impl Code {
         Code::RefundDeclined,
         Code::ProviderRejected,
         Code::PaymentNotFound,
+        Code::RefundNotFound,
         Code::ProviderAuthFailed,
         Code::ProviderRateLimited,
         Code::ProviderUnreachable,
@@ -104,9 +107,11 @@ impl Code {
     fn entry(self) -> (&'static str, u16, &'static str) {
         match self {
             Code::BadRequest => ("bad-request", 400, "The request could not be read"),
-            Code::MethodNotAllowed => {
-                ("method-not-allowed", 405, "A refund is asked for with POST")
-            }
+            Code::MethodNotAllowed => (
+                "method-not-allowed",
+                405,
+                "A refund is asked for with POST, and looked up with GET",
+            ),
             Code::UnsupportedMediaType => (
                 "unsupported-media-type",
                 415,
@@ -130,7 +135,7 @@ impl Code {
                 422,
                 "The key was used with another refund",
             ),
-            Code::InvalidRequest => ("invalid-request", 422, "The refund call has faults"),
+            Code::InvalidRequest => ("invalid-request", 422, "The call has faults"),
             Code::RefundInProgress => (
                 "refund-in-progress",
                 409,
@@ -144,6 +149,11 @@ impl Code {
                 "payment-not-found",
                 404,
                 "The provider does not know the payment",
+            ),
+            Code::RefundNotFound => (
+                "refund-not-found",
+                404,
+                "The provider does not show the refund",
             ),
             Code::ProviderAuthFailed => (
                 "provider-auth-failed",
@@ -276,6 +286,8 @@ pub struct Problem {
     pub provider: Option<ProviderWord>,
     /// The value of `Retry-After`, as the provider gave it.
     pub retry_after: Option<String>,
+    /// Whether it is the answer to a look-up, which moves nothing by itself.
+    pub look_up: bool,
 }
 
 impl Problem {
@@ -291,6 +303,7 @@ impl Problem {
             errors: Vec::new(),
             provider: None,
             retry_after: None,
+            look_up: false,
         }
     }
 
@@ -316,9 +329,23 @@ impl Problem {
             .push_str(" Another send under this key may have been the refund.");
     }
 
+    /// Makes it the answer to a look-up: what fails there says nothing of the refund, but for the proof that there is none.
+    pub fn of_look_up(&mut self) {
+        self.look_up = true;
+        if self.code != Code::RefundNotFound || self.outcome != Moved::No {
+            self.outcome = Moved::Unknown;
+            self.retry = Retry::LookUp;
+            self.retry_until = None;
+        }
+    }
+
     /// Whether money may have moved, and what to do.
     fn advice(&self) -> &'static str {
         match (self.outcome, self.retry) {
+            (Moved::Unknown, Retry::LookUp) if self.look_up => {
+                "Whether money has moved is as unknown as before. Look the refund up again before anything else; a call with a \
+                 new key could refund again."
+            }
             (Moved::No, Retry::SameKey) => {
                 "No money has moved. Send the call again with the same key."
             }

@@ -5,13 +5,14 @@ pub mod begateway;
 pub mod bog;
 pub mod moyasar;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::value::RawValue;
 
 use crate::idempotency::ProviderKey;
 use crate::json::{Kind, Node};
 use crate::money::{Currency, Money};
 use crate::problem::Retry;
-use crate::refund::Refund;
+use crate::refund::{Payment, Refund, Status};
 
 /// Which dialect a configured provider speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct Capabilities {
     pub reason: Reason,
     /// Where it takes an idempotency key, if it does.
     pub idempotency: Idempotency,
+    /// How many refunds a payment can have.
+    pub refunds: Refunds,
 }
 
 impl Capabilities {
@@ -196,6 +199,18 @@ impl Idempotency {
     }
 }
 
+/// How many refunds a payment can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refunds {
+    /// One, in part or in full.
+    One,
+    /// Any number, until all of it is refunded.
+    Many {
+        /// Whether the provider shows the key under which one was made; else its own id alone tells them apart.
+        show_key: bool,
+    },
+}
+
 /// One send of a refund.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt<'a> {
@@ -205,7 +220,32 @@ pub struct Attempt<'a> {
     pub default_reason: Option<&'a str>,
 }
 
-/// What a dialect makes of a refund. The credentials come on top: no dialect ever holds one.
+/// The refund that a look-up is about, by all the names that the caller has for it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its payment.
+    pub payment: Payment,
+    /// The provider's id of the refund.
+    pub id: Option<String>,
+    /// The idempotency key under which it went to this provider.
+    pub key: Option<ProviderKey>,
+    /// The caller's own name for it.
+    pub reference: Option<String>,
+}
+
+impl Wanted {
+    /// The question what became of a payment.
+    pub fn of_payment(payment: &Payment) -> Self {
+        Wanted {
+            payment: payment.clone(),
+            id: None,
+            key: None,
+            reference: None,
+        }
+    }
+}
+
+/// What a dialect makes of a refund or of a look-up. The credentials come on top: no dialect ever holds one.
 #[derive(Debug, Clone)]
 pub struct ProviderRequest {
     /// The path after the base URL's, percent-encoded.
@@ -216,9 +256,11 @@ pub struct ProviderRequest {
     pub body: Payload,
 }
 
-/// The body of a request to a provider.
+/// The body of a request to a provider, and with it the method: GET where there is none, else POST.
 #[derive(Debug, Clone)]
 pub enum Payload {
+    /// None.
+    None,
     /// JSON, ready to be sent.
     Plain(String),
     /// A text to be signed, byte for byte, and how text and signature (standard base64) become the body.
@@ -302,6 +344,56 @@ pub enum Outcome {
     Unknown(Doubt, Word),
 }
 
+/// What a reply to a look-up says of the refund.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Here it is.
+    Found {
+        /// How it stands.
+        status: Status,
+        /// What the provider says of it.
+        receipt: Receipt,
+        /// Whether the reply shows the key that was asked for: then it is the refund under that key, whatever else it was
+        /// found by.
+        by_key: bool,
+    },
+    /// It is not there.
+    Absent(Absence, Word),
+    /// The provider did not take the question.
+    Refused(Refusal, Word),
+    /// It cannot be told from this reply.
+    Unknown(Doubt, Word),
+}
+
+impl Finding {
+    /// What a status outside 2xx says.
+    pub fn by_status(status: u16, word: Word) -> Self {
+        match by_status(status, word) {
+            Outcome::Refused(refusal, word) => Finding::Refused(refusal, word),
+            Outcome::Unknown(doubt, word) => Finding::Unknown(doubt, word),
+            Outcome::Refunded(Receipt { word, .. }) | Outcome::Pending(Receipt { word, .. }) => {
+                Finding::Unknown(Doubt::Unreadable, word)
+            }
+        }
+    }
+
+    /// A reply that is not what the provider documents.
+    pub fn unreadable(word: Word) -> Self {
+        Finding::Unknown(Doubt::Unreadable, word)
+    }
+}
+
+/// What it means that a provider does not show a refund.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absence {
+    /// There is none: the provider's answer proves it.
+    Proven,
+    /// There may be one that does not show, or not yet, or cannot be told from others: a sentence for the caller.
+    Unproven(&'static str),
+    /// No refund shows, and the payment is in a state in which none can be made: the provider's word for it.
+    NotRefundable(&'static str),
+}
+
 /// What a provider says of a refund that it took.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Receipt {
@@ -363,6 +455,10 @@ pub trait Provider: std::fmt::Debug {
     /// What a reply means. Total: what is not understood is [`Outcome::Unknown`], never refused and never refunded.
     fn outcome(&self, refund: &Refund, attempt: &Attempt<'_>, reply: &ProviderReply<'_>)
     -> Outcome;
+    /// The provider's request for a look-up.
+    fn look_up(&self, wanted: &Wanted) -> ProviderRequest;
+    /// What the reply to a look-up means. Total: what is not understood is [`Finding::Unknown`].
+    fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding;
 }
 
 /// What a status outside 2xx means where the body says nothing more: one table for all providers (contract, "Errors").
@@ -390,6 +486,18 @@ pub fn is_verdict(status: u16) -> bool {
         )
 }
 
+/// RFC 3986's unreserved characters stand for themselves.
+const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// A value as one path segment.
+pub fn path_segment(value: &str) -> String {
+    utf8_percent_encode(value, PATH_SEGMENT).to_string()
+}
+
 /// The text of a string or a number: providers are not of one mind whether an id or a code is one or the other.
 pub fn scalar(node: Option<Node<'_>>) -> Option<String> {
     let node = node?;
@@ -410,7 +518,8 @@ pub fn identifier(node: Option<Node<'_>>) -> Option<String> {
 /// A body that is no JSON as a message: plain text yes, a page of HTML no.
 pub fn plain_text(reply: &ProviderReply<'_>) -> Option<String> {
     let text = std::str::from_utf8(reply.body).ok()?.trim();
-    (!text.is_empty() && !text.starts_with(['<', '{', '['])).then(|| text.to_owned())
+    let speaks = !text.is_empty() && !text.starts_with(['<', '{', '[']);
+    (speaks && Node::parse(reply.body).is_err()).then(|| text.to_owned())
 }
 
 /// Whether an echoed name is another than the one that was sent. What is not echoed proves nothing; what is echoed as
@@ -432,18 +541,13 @@ pub enum Echo {
     Unreadable,
 }
 
-/// Reads an echoed amount with `read` and compares it and its currency with the refund's.
+/// Reads an echoed amount with `read` and compares it and its currency with the one that was asked for, if one was.
 pub fn echoed_amount(
-    refund: &Refund,
+    asked: Option<Money>,
     amount: Option<Node<'_>>,
     currency: Option<Node<'_>>,
     read: impl Fn(&str, Currency) -> Option<Money>,
 ) -> Echo {
-    use crate::refund::Amount;
-    let asked = match refund.amount {
-        Amount::Exactly(money) => Some(money),
-        Amount::Full => None,
-    };
     let named = match currency.map(|node| node.text()) {
         None => None,
         Some(None) => return Echo::Unreadable,

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::config::{Config, ProviderEntry};
-use crate::guard::Digest;
+use crate::guard::{About, Digest};
 use crate::json::{Kind, Malformed, Node};
 use crate::money::{AmountFault, Currency, Money};
 use crate::problem::Fault;
@@ -63,6 +63,14 @@ impl From<Malformed> for Unacceptable {
 }
 
 impl Refund {
+    /// The amount, where the call names one.
+    pub fn asked(&self) -> Option<Money> {
+        match self.amount {
+            Amount::Exactly(money) => Some(money),
+            Amount::Full => None,
+        }
+    }
+
     /// The digest of the whole call as parsed, for the guard: `10` and `10.00` are one amount.
     pub fn digest(&self, provider: &str) -> Digest {
         let amount = match self.amount {
@@ -82,6 +90,19 @@ impl Refund {
             optional(&self.reference),
         ];
         Digest::of(parts.iter().map(String::as_bytes))
+    }
+
+    /// What the refund is about, for the guard: see [`about_payment`] and [`about_amount`].
+    pub fn about(&self, provider: &str) -> About {
+        let payment = match (&self.payment.id, &self.payment.reference) {
+            (Some(id), _) => about_payment(provider, "id", id),
+            (None, Some(reference)) => about_payment(provider, "reference", reference),
+            (None, None) => [0; 8],
+        };
+        About {
+            payment,
+            amount: self.asked().map_or([0; 8], about_amount),
+        }
     }
 
     /// Reads a canonical call, and finds all its faults at once: the contract's rules, then those of the provider that it
@@ -160,6 +181,63 @@ impl Refund {
     }
 }
 
+/// A payment's names as a caller gave them, to be checked.
+pub(crate) struct PaymentNames<'a> {
+    /// The id, where it is sound by itself.
+    pub id: Option<&'a str>,
+    /// Whether one was given.
+    pub had_id: bool,
+    /// Whether any name was given.
+    pub had_any: bool,
+    /// Where faults of the whole and of the id are.
+    pub pointers: (&'static str, &'static str),
+}
+
+impl PaymentNames<'_> {
+    /// Checks them by the contract, and by the provider's rule where it is known which one it is.
+    pub fn check(&self, rule: Option<PaymentRule>, faults: &mut Vec<Fault>) {
+        let (whole, id) = self.pointers;
+        if matches!(self.id, Some("." | "..")) {
+            faults.push(Fault::at(id, "The id cannot be a dot segment."));
+        }
+        if !self.had_any {
+            faults.push(Fault::at(whole, "The payment needs an id or a reference."));
+            return;
+        }
+        match rule {
+            Some(PaymentRule::Id) if !self.had_id => {
+                faults.push(Fault::at(id, "This provider needs the payment's id."));
+            }
+            Some(PaymentRule::NumericIdOrReference) => {
+                let numeric = |id: &str| {
+                    id.len() <= 18 && !id.starts_with('0') && id.bytes().all(|b| b.is_ascii_digit())
+                };
+                if self.id.is_some_and(|id| !numeric(id)) {
+                    faults.push(Fault::at(
+                        id,
+                        "This provider's ids are 1 to 18 digits without a leading zero.",
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A payment by one of its names, `id` or `reference`, at its provider.
+pub fn about_payment(provider: &str, kind: &str, name: &str) -> [u8; 8] {
+    Digest::of([provider.as_bytes(), kind.as_bytes(), name.as_bytes()]).short()
+}
+
+/// An amount: its minor units and currency.
+pub fn about_amount(money: Money) -> [u8; 8] {
+    Digest::of([
+        &money.minor.to_le_bytes()[..],
+        money.currency.code().as_bytes(),
+    ])
+    .short()
+}
+
 fn read_payment(
     node: Option<Node<'_>>,
     entry: Option<&ProviderEntry>,
@@ -189,32 +267,17 @@ fn read_payment(
     );
     payment.refuse_the_rest("id and reference", faults);
 
-    if matches!(id.as_deref(), Some("." | "..")) {
-        faults.push(Fault::at("/payment/id", "The id cannot be a dot segment."));
-    }
-    match entry.map(|entry| entry.dialect.capabilities().payment) {
-        Some(PaymentRule::Id) if had_any && !had_id => faults.push(Fault::at(
-            "/payment/id",
-            "This provider needs the payment's id.",
-        )),
-        Some(PaymentRule::NumericIdOrReference) => {
-            let numeric = |id: &str| {
-                id.len() <= 18 && !id.starts_with('0') && id.bytes().all(|b| b.is_ascii_digit())
-            };
-            if id.as_deref().is_some_and(|id| !numeric(id)) {
-                faults.push(Fault::at(
-                    "/payment/id",
-                    "This provider's ids are 1 to 18 digits without a leading zero.",
-                ));
-            }
+    if had_any || faults.len() == before {
+        PaymentNames {
+            id: id.as_deref(),
+            had_id,
+            had_any,
+            pointers: ("/payment", "/payment/id"),
         }
-        _ => {}
-    }
-    if !had_any && faults.len() == before {
-        faults.push(Fault::at(
-            "/payment",
-            "The payment needs an id or a reference.",
-        ));
+        .check(
+            entry.map(|entry| entry.dialect.capabilities().payment),
+            faults,
+        );
     }
     Ok(Some(Payment { id, reference }))
 }
@@ -423,7 +486,7 @@ impl<'a> Object<'a> {
 /// No object of the contract has a tenth of this.
 const MAX_MEMBERS: usize = 100;
 /// How many unknown or doubled members are told one by one.
-const MAX_TOLD: usize = 20;
+pub(crate) const MAX_TOLD: usize = 20;
 
 /// A member's name as a token of a JSON pointer, cut where a name is absurdly long.
 pub(crate) fn pointer_token(name: &str) -> String {
@@ -447,12 +510,14 @@ pub enum Status {
     Succeeded,
     /// Accepted, not final.
     Pending,
+    /// The provider says that it did not and will not go back: in a look-up alone.
+    Failed,
 }
 
 impl Status {
     /// The status of this word.
     pub fn of(word: &str) -> Option<Self> {
-        [Status::Succeeded, Status::Pending]
+        [Status::Succeeded, Status::Pending, Status::Failed]
             .into_iter()
             .find(|status| status.as_str() == word)
     }
@@ -462,13 +527,14 @@ impl Status {
         match self {
             Status::Succeeded => "succeeded",
             Status::Pending => "pending",
+            Status::Failed => "failed",
         }
     }
 
-    /// The HTTP status of the answer.
+    /// The HTTP status of the answer to a refund call.
     pub fn http(self) -> u16 {
         match self {
-            Status::Succeeded => 200,
+            Status::Succeeded | Status::Failed => 200,
             Status::Pending => 202,
         }
     }
@@ -485,8 +551,8 @@ pub struct Refunded<'a> {
     pub status: Status,
     /// The payment, as the caller named it.
     pub payment: &'a Payment,
-    /// The amount: the provider's word where it gives one, else the caller's.
-    pub amount: Amount,
+    /// The amount: the provider's word where it gives one, else the caller's; a look-up's caller has none.
+    pub amount: Option<Amount>,
     /// The caller's reason.
     pub reason: Option<&'a str>,
     /// The caller's reference.
@@ -509,7 +575,8 @@ impl Refunded<'_> {
             provider: &'a str,
             status: Status,
             payment: &'a Payment,
-            amount: AmountBody,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            amount: Option<AmountBody>,
             #[serde(skip_serializing_if = "Option::is_none")]
             reason: Option<&'a str>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -535,13 +602,13 @@ impl Refunded<'_> {
             provider: self.provider,
             status: self.status,
             payment: self.payment,
-            amount: match self.amount {
+            amount: self.amount.map(|amount| match amount {
                 Amount::Full => AmountBody::Full("full"),
                 Amount::Exactly(money) => AmountBody::Exactly {
                     value: money.value(),
                     currency: money.currency.code(),
                 },
-            },
+            }),
             reason: self.reason,
             reference: self.reference,
             provider_code: self.provider_code,

@@ -1,5 +1,5 @@
-//! Every file under tests/golden, both ways: the canonical call becomes exactly this provider request, and the provider's
-//! reply exactly this answer. The same file runs natively and, compiled to WebAssembly, in Node.
+//! Every file under tests/golden, both ways: the canonical call, or look-up, becomes exactly this provider request, and the
+//! provider's reply exactly this answer. The same file runs natively and, compiled to WebAssembly, in Node.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,8 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use refund_filter::exchange::{Answer, Dispatch, ReplyHead};
+use common::Out;
+use refund_filter::exchange::{Answer, ReplyHead};
 use refund_filter::headers::Headers;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -38,41 +39,65 @@ fn every_golden_file_holds_in_both_directions() {
         cases.len(),
         faults.join("\n")
     );
-    assert!(cases.len() >= 300, "only {} golden files", cases.len());
+    let look_ups = cases.iter().filter(|(_, case)| !case["look_up"].is_null());
+    assert!(
+        look_ups.count() >= 250,
+        "golden files of look-ups are missing"
+    );
+    assert!(cases.len() >= 550, "only {} golden files", cases.len());
 }
 
 fn run(case: &Value) -> Vec<String> {
     let now = OffsetDateTime::parse(case["now"].as_str().unwrap(), &Rfc3339).unwrap();
     let now_ms = now.unix_timestamp() * 1000;
     let config = common::config(case["configured_as"].as_str().unwrap(), &case["provider"]);
-    let key = case["call"]["idempotency_key"].as_str().unwrap();
     let token = case["token"].as_str().unwrap_or("golden-access-token");
-    let body = case["call"]["body"].to_string();
+    let asked = match case["look_up"]["query"].as_str() {
+        Some(query) => common::look_up(&config, query, token, now_ms),
+        None => {
+            let key = case["call"]["idempotency_key"].as_str().unwrap();
+            let body = case["call"]["body"].to_string();
+            common::send(&config, key, body.as_bytes(), token, now_ms).map(Out::Routed)
+        }
+    };
 
     let mut faults = Vec::new();
-    let answer = match common::send(&config, key, body.as_bytes(), token, now_ms) {
+    let answer = match asked {
         Err(answer) => {
             if !case["provider_request"].is_null() {
                 faults.push(format!("nothing was sent, but answered: {}", answer.body));
             }
             answer
         }
-        Ok(dispatch) => {
-            compare_request(&dispatch, &case["provider_request"], &mut faults);
+        Ok(out) => {
+            let (headers, body) = match &out {
+                Out::Routed(dispatch) => (&dispatch.headers, &*dispatch.body),
+                Out::OnItsOwn(asking) => {
+                    let (cluster, headers, body) = asking.request();
+                    assert_eq!(cluster, case["configured_as"].as_str().unwrap());
+                    (headers, body)
+                }
+            };
+            compare_request(headers, body, &case["provider_request"], &mut faults);
             if case["provider_reply"].is_null() {
                 return faults;
             }
             let (head, reply_body) = reply(&case["provider_reply"]);
-            dispatch.sent.reply(&head, reply_body.as_bytes(), 1)
+            out.reply(&head, reply_body.as_bytes(), now_ms)
         }
     };
     compare_answer(&answer, &case["answer"], &mut faults);
     faults
 }
 
-fn compare_request(dispatch: &Dispatch, expected: &Value, faults: &mut Vec<String>) {
+fn compare_request(
+    headers: &Headers<'_>,
+    sent_body: &str,
+    expected: &Value,
+    faults: &mut Vec<String>,
+) {
     if expected.is_null() {
-        faults.push(format!("this was sent: {}", dispatch.body));
+        faults.push(format!("this was sent: {sent_body}"));
         return;
     }
     let body = expected["body"].as_str().unwrap();
@@ -91,9 +116,11 @@ fn compare_request(dispatch: &Dispatch, expected: &Value, faults: &mut Vec<Strin
         wanted.insert(name.into(), expected[member].as_str().unwrap().into());
     }
     // What the contract gives for every provider; the golden files leave it out.
+    if expected["method"] == "POST" {
+        wanted.insert("content-length".into(), body.len().to_string());
+    }
     for (name, value) in [
         ("accept-encoding", "identity".to_owned()),
-        ("content-length", body.len().to_string()),
         (
             "user-agent",
             format!("refund-filter/{}", env!("CARGO_PKG_VERSION")),
@@ -102,8 +129,7 @@ fn compare_request(dispatch: &Dispatch, expected: &Value, faults: &mut Vec<Strin
     ] {
         wanted.insert(name.into(), value);
     }
-    let sent: BTreeMap<String, String> = dispatch
-        .headers
+    let sent: BTreeMap<String, String> = headers
         .iter()
         .map(|(name, value)| (text(name), text(value)))
         // For the router, which takes it away.
@@ -112,8 +138,8 @@ fn compare_request(dispatch: &Dispatch, expected: &Value, faults: &mut Vec<Strin
     if sent != wanted {
         faults.push(format!("headers\n  sent   {sent:?}\n  wanted {wanted:?}"));
     }
-    if dispatch.body != body {
-        faults.push(format!("body\n  sent   {}\n  wanted {body}", dispatch.body));
+    if sent_body != body {
+        faults.push(format!("body\n  sent   {sent_body}\n  wanted {body}"));
     }
 }
 

@@ -10,7 +10,7 @@
 )]
 
 use refund_filter::guard::{
-    Bucket, Digest, End, Found, GuardSettings, Question, Standing, StoredAnswer, Ticket,
+    About, Bucket, Digest, End, Found, GuardSettings, Question, Standing, StoredAnswer, Ticket,
     bucket_record,
 };
 use refund_filter::problem::Retry;
@@ -58,6 +58,10 @@ impl Table {
         let question = Question {
             key: digest(key),
             refund: digest(refund),
+            about: About {
+                payment: digest(refund).short(),
+                amount: [1; 8],
+            },
             resend_until_ms,
         };
         let mut bucket = self.bucket();

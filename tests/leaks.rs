@@ -602,7 +602,7 @@ fn the_guard_stores_no_secret() {
         };
         let body = fixture.call().to_string();
         let accepted = reading.accept(body.as_bytes(), &|_| None).unwrap();
-        let claim = guard.claim(accepted.question(), 1, NOW_MS);
+        let claim = guard.ask(accepted.asks(), 1, NOW_MS);
         let sent = match accepted.proceed(claim, NOW_MS, &mut StubSigner, &|_| None) {
             Prepared::Dispatch(dispatch) => dispatch.sent,
             Prepared::Wait(waiting) => waiting.with_token(Secret::new(TOKEN.into())).sent,

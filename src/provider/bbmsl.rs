@@ -1,19 +1,20 @@
-//! BBMSL, hosted checkout: "Refund an order".
+//! BBMSL, hosted checkout: "Refund an order" and "Query an order".
 //!
 //! No credentials but an RSA signature over the exact text of the inner request; major units; no idempotency key: an order
-//! is refunded once, and what is not known must be asked for, never repeated.
+//! is refunded once, and what is not known must be asked for, never repeated. A query shows the order and none of its
+//! transactions, so what is missing of its amount is the refund.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Attempt, Capabilities, Doubt, Echo, Idempotency, Outcome, Payload, PaymentRule, Provider,
-    ProviderReply, ProviderRequest, Reason, Receipt, Refusal, Units, Word, by_status, differs,
-    echoed_amount, identifier, is_verdict, scalar,
+    Absence, Attempt, Capabilities, Doubt, Echo, Finding, Idempotency, Outcome, Payload,
+    PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Refusal,
+    Units, Wanted, Word, by_status, differs, echoed_amount, identifier, is_verdict, scalar,
 };
-use crate::json::Node;
-use crate::money::Money;
-use crate::refund::Refund;
+use crate::json::{Kind, Node};
+use crate::money::{Currency, Money};
+use crate::refund::{Payment, Refund, Status};
 
 /// `amount`: Number(9,2), mandatory. `orderId`: Number. `merchantReference`: String(64). One of the two is mandatory.
 pub(super) static CAPABILITIES: Capabilities = Capabilities {
@@ -25,6 +26,7 @@ pub(super) static CAPABILITIES: Capabilities = Capabilities {
     },
     reason: Reason::NotSent,
     idempotency: Idempotency::None,
+    refunds: Refunds::One,
 };
 
 /// The only published `responseCode`.
@@ -63,20 +65,11 @@ impl Provider for Bbmsl {
     }
 
     fn request(&self, refund: &Refund, _attempt: &Attempt<'_>) -> ProviderRequest {
-        let inner = Inner {
-            merchant_id: &self.merchant_id,
-            order_id: refund.payment.id.as_deref().and_then(|id| id.parse().ok()),
-            merchant_reference: refund.payment.reference.as_deref(),
-            amount: refund.wire_amount.as_deref(),
-        };
-        ProviderRequest {
-            path: "/hosted-checkout/refund".to_owned(),
-            headers: Vec::new(),
-            body: Payload::ToSign {
-                text: crate::json_text(&inner),
-                seal: |request, signature| crate::json_text(&Outer { request, signature }),
-            },
-        }
+        self.signed(
+            "/hosted-checkout/refund",
+            &refund.payment,
+            refund.wire_amount.as_deref(),
+        )
     }
 
     fn outcome(
@@ -106,7 +99,7 @@ impl Provider for Bbmsl {
         if order.is_some_and(|order| !order.is_plain_object()) {
             return Outcome::Unknown(Doubt::Unreadable, word);
         }
-        if order.is_some_and(|order| is_another(refund, order)) {
+        if order.is_some_and(|order| is_another(&refund.payment, order)) {
             return Outcome::Unknown(Doubt::Mismatch, word);
         }
         match word.code.as_deref() {
@@ -123,14 +116,111 @@ impl Provider for Bbmsl {
             Some(_) => Outcome::Unknown(Doubt::MaybeThere, word),
         }
     }
+
+    fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
+        self.signed("/hosted-checkout/query", &wanted.payment, None)
+    }
+
+    fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
+        let body = reply.object();
+        let said = |name| scalar(body.and_then(|body| body.get(name)));
+        let word = Word {
+            code: said("responseCode"),
+            message: said("message"),
+        };
+        if !reply.is_success() {
+            return Finding::by_status(reply.status, word);
+        }
+        let order = body.and_then(|body| body.get("order"));
+        match (word.code.as_deref(), order) {
+            (Some(ACCEPTED), Some(order)) if order.is_plain_object() => {
+                if is_another(&wanted.payment, order) {
+                    Finding::Unknown(Doubt::Mismatch, word)
+                } else if is_named(&wanted.payment, order) {
+                    of_order(order, word)
+                } else {
+                    Finding::unreadable(word)
+                }
+            }
+            (Some(ACCEPTED) | None, _) => Finding::unreadable(word),
+            (Some(_), _) => Finding::Refused(Refusal::Rejected, word),
+        }
+    }
 }
 
-fn is_another(refund: &Refund, order: Node<'_>) -> bool {
-    differs(order.get("id"), refund.payment.id.as_deref())
-        || differs(
-            order.get("merchantReference"),
-            refund.payment.reference.as_deref(),
-        )
+impl Bbmsl {
+    /// A request about an order, to be signed.
+    fn signed(&self, path: &str, payment: &Payment, amount: Option<&RawValue>) -> ProviderRequest {
+        let inner = Inner {
+            merchant_id: &self.merchant_id,
+            order_id: payment.id.as_deref().and_then(|id| id.parse().ok()),
+            merchant_reference: payment.reference.as_deref(),
+            amount,
+        };
+        ProviderRequest {
+            path: path.to_owned(),
+            headers: Vec::new(),
+            body: Payload::ToSign {
+                text: crate::json_text(&inner),
+                seal: |request, signature| crate::json_text(&Outer { request, signature }),
+            },
+        }
+    }
+}
+
+/// Whether an order echoes a name that it was asked for by.
+fn is_named(payment: &Payment, order: Node<'_>) -> bool {
+    payment.id.is_some() && order.get("id").is_some()
+        || payment.reference.is_some() && order.get("merchantReference").is_some()
+}
+
+fn is_another(payment: &Payment, order: Node<'_>) -> bool {
+    differs(order.get("id"), payment.id.as_deref())
+        || differs(order.get("merchantReference"), payment.reference.as_deref())
+}
+
+/// An order that was asked for. Nothing missing of an order that can be refunded proves that it was not.
+fn of_order(order: Node<'_>, word: Word) -> Finding {
+    let currency = order
+        .get("currency")
+        .and_then(Node::text)
+        .and_then(|code| Currency::from_code(&code));
+    let amount = |name| {
+        let number = order
+            .get(name)
+            .filter(|node| node.kind() == Kind::Number)?
+            .number()?;
+        Money::from_major(number, currency?)
+    };
+    let status = order.get("status").and_then(Node::text);
+    let (Some(all), Some(left), Some(status)) = (amount("amount"), amount("netAmount"), status)
+    else {
+        return Finding::unreadable(word);
+    };
+    let missing = all.minor.checked_sub(left.minor);
+    let none = missing == Some(0);
+    match (&*status, missing) {
+        ("REFUNDED", Some(minor)) if minor > 0 => Finding::Found {
+            status: Status::Succeeded,
+            receipt: Receipt {
+                amount: Some(Money { minor, ..all }),
+                word,
+                ..Receipt::default()
+            },
+            by_key: false,
+        },
+        ("SUCCESS" | "SETTLED", _) if none => Finding::Absent(Absence::Proven, word),
+        ("OPEN", _) if none => Finding::Absent(Absence::NotRefundable("OPEN"), word),
+        ("VOIDED", _) if none => Finding::Absent(Absence::NotRefundable("VOIDED"), word),
+        ("CLOSED", _) if none => Finding::Absent(Absence::NotRefundable("CLOSED"), word),
+        ("OPEN" | "SUCCESS" | "VOIDED" | "REFUNDED" | "CLOSED" | "SETTLED", _) => Finding::Absent(
+            Absence::Unproven(
+                "The order's status and amounts do not tell whether it was refunded.",
+            ),
+            word,
+        ),
+        _ => Finding::unreadable(word),
+    }
 }
 
 /// An accepted call: `transaction.status` alone decides. (`order.status` is `REFUNDED` even after a refund in part.)
@@ -149,7 +239,7 @@ fn of_transaction(refund: &Refund, body: Node<'_>, word: Word) -> Outcome {
         .get("currency")
         .or_else(|| body.get("order")?.get("currency"));
     let amount = match echoed_amount(
-        refund,
+        refund.asked(),
         transaction.get("amount"),
         currency,
         Money::from_major,

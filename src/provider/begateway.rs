@@ -1,4 +1,4 @@
-//! beGateway: "Refund".
+//! beGateway: "Refund", and "Query" by uid and by tracking id.
 //!
 //! HTTP Basic, minor units, the idempotency key in the header `RequestID`, a reason that is never left out.
 
@@ -6,13 +6,14 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Attempt, Capabilities, Doubt, Echo, Idempotency, Outcome, Payload, PaymentRule, Provider,
-    ProviderReply, ProviderRequest, Reason, Receipt, Refusal, Units, Word, by_status, differs,
-    echoed_amount, identifier, is_verdict, scalar,
+    Absence, Attempt, Capabilities, Doubt, Echo, Finding, Idempotency, Outcome, Payload,
+    PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Refusal,
+    Units, Wanted, Word, by_status, differs, echoed_amount, identifier, is_verdict, path_segment,
+    scalar,
 };
 use crate::json::Node;
 use crate::money::Money;
-use crate::refund::Refund;
+use crate::refund::{Payment, Refund, Status};
 
 /// `amount`: an integer "in minimal currency units". `RequestID` is kept for 24 hours. A few currencies have other
 /// decimals in their documentation than in ISO 4217.
@@ -28,10 +29,15 @@ pub(super) static CAPABILITIES: Capabilities = Capabilities {
         v7: false,
         kept: Some(24 * 60 * 60),
     },
+    refunds: Refunds::Many { show_key: true },
 };
 
 /// The result code "duplicate of another refund": the other one may be ours.
 const DUPLICATE: &str = "F.0108";
+
+const NOT_THIS: &str = "The provider has no refund under this id.";
+const NOT_ONE: &str =
+    "The provider shows none of this payment's refunds under this name, or more than one.";
 
 /// The dialect.
 #[derive(Debug)]
@@ -100,6 +106,136 @@ impl Provider for Begateway {
             outcome => outcome,
         }
     }
+
+    fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
+        let key = wanted.key.map(|key| key.text());
+        let path = match (&wanted.id, key.as_ref().or(wanted.reference.as_ref())) {
+            (Some(uid), _) => path_segment(uid),
+            (None, Some(name)) => format!("tracking_id/{}", path_segment(name)),
+            (None, None) => String::new(),
+        };
+        ProviderRequest {
+            path: format!("/beyag/transactions/{path}"),
+            headers: Vec::new(),
+            body: Payload::None,
+        }
+    }
+
+    fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
+        let Some(body) = reply.object() else {
+            return if reply.is_success() {
+                Finding::unreadable(Word::default())
+            } else {
+                Finding::by_status(reply.status, Word::default())
+            };
+        };
+        let transaction = body.get("transaction").filter(|_| wanted.id.is_some());
+        let word = word(transaction.unwrap_or_else(|| spoken(body)), body);
+        if !reply.is_success() {
+            return match Finding::by_status(reply.status, word) {
+                // This address is the refund's own.
+                Finding::Refused(Refusal::NotFound, word) if wanted.id.is_some() => {
+                    Finding::Absent(Absence::Unproven(NOT_THIS), word)
+                }
+                finding => finding,
+            };
+        }
+        match (&wanted.id, transaction, body.get("transactions")) {
+            (Some(uid), Some(transaction), _) if transaction.is_plain_object() => {
+                found_by_uid(wanted, uid, transaction, word)
+            }
+            (None, _, Some(list)) => found_by_name(wanted, body, list, word),
+            _ => Finding::unreadable(word),
+        }
+    }
+}
+
+fn found_by_uid(wanted: &Wanted, uid: &str, transaction: Node<'_>, word: Word) -> Finding {
+    if differs(transaction.get("uid"), Some(uid)) {
+        return Finding::Unknown(Doubt::Mismatch, word);
+    }
+    if !is_refund(transaction) {
+        return Finding::Absent(Absence::Unproven(NOT_THIS), word);
+    }
+    finding(wanted, transaction)
+}
+
+/// A list, the newest first. Everything that a refund's `tracking_id` names finds it: ours among them is the one that names the
+/// key, or, without one, the reference in front of a key.
+fn found_by_name(wanted: &Wanted, body: Node<'_>, list: Node<'_>, word: Word) -> Finding {
+    let (Some(list), false) = (list.items(), body.get("errors").is_some()) else {
+        return Finding::unreadable(word);
+    };
+    if list.is_empty() {
+        return Finding::Absent(
+            // The key went out with every send, so a send that arrived would be here.
+            match wanted.key {
+                Some(_) => Absence::Proven,
+                None => Absence::Unproven(
+                    "The provider has no transaction under this reference, and it may have gone out without it: look it up by \
+                     key.",
+                ),
+            },
+            word,
+        );
+    }
+    if !list.iter().all(|transaction| transaction.is_plain_object()) {
+        return Finding::unreadable(word);
+    }
+    let name = match (wanted.key, &wanted.reference) {
+        (Some(key), _) => key.text(),
+        (None, Some(reference)) => reference.clone(),
+        (None, None) => return Finding::Absent(Absence::Unproven(NOT_ONE), word),
+    };
+    let ours = list.into_iter().filter(|transaction| {
+        // Without a key another payment's refund under the same reference is a stranger's; with it, it is a contradiction.
+        let stranger = wanted.key.is_none()
+            && differs(transaction.get("parent_uid"), wanted.payment.id.as_deref());
+        is_refund(*transaction) && !stranger && names(*transaction, &name)
+    });
+    match ours.collect::<Vec<_>>().as_slice() {
+        [transaction] => finding(wanted, *transaction),
+        _ => Finding::Absent(Absence::Unproven(NOT_ONE), word),
+    }
+}
+
+/// Whether a transaction's `tracking_id` has this name among its own.
+fn names(transaction: Node<'_>, name: &str) -> bool {
+    let tracking_id = scalar(transaction.get("tracking_id")).unwrap_or_default();
+    // A reference may hold a semicolon of its own, so the parts are compared and then what stands before the key.
+    tracking_id.split(';').any(|part| part == name)
+        || tracking_id
+            .rsplit_once(';')
+            .is_some_and(|(reference, _)| reference == name)
+}
+
+fn is_refund(transaction: Node<'_>) -> bool {
+    let kind = transaction.get("type").and_then(Node::text);
+    kind.as_deref() == Some("refund")
+}
+
+fn finding(wanted: &Wanted, transaction: Node<'_>) -> Finding {
+    let by_key = wanted
+        .key
+        .is_some_and(|key| names(transaction, &key.text()));
+    let word = word(transaction, transaction);
+    if transaction.get("parent_uid").is_none() {
+        return Finding::unreadable(word);
+    }
+    match read_transaction(&wanted.payment, None, transaction, word) {
+        Ok((status, receipt)) => Finding::Found {
+            status,
+            receipt,
+            by_key,
+        },
+        Err((doubt, word)) => Finding::Unknown(doubt, word),
+    }
+}
+
+/// Errors come bare, in `response` and in `error`.
+fn spoken(body: Node<'_>) -> Node<'_> {
+    let inside = body.get("response").or_else(|| body.get("error"));
+    inside.unwrap_or(body)
 }
 
 fn read(refund: &Refund, reply: &ProviderReply<'_>) -> Outcome {
@@ -111,13 +247,7 @@ fn read(refund: &Refund, reply: &ProviderReply<'_>) -> Outcome {
         };
     };
     let transaction = body.get("transaction");
-    // Errors come bare, in `response` and in `error`.
-    let spoken = [transaction, body.get("response"), body.get("error")]
-        .into_iter()
-        .flatten()
-        .next()
-        .unwrap_or(body);
-    let word = word(spoken, body);
+    let word = word(transaction.unwrap_or_else(|| spoken(body)), body);
     match transaction {
         Some(transaction) if reply.is_success() && transaction.is_plain_object() => {
             of_transaction(refund, transaction, word)
@@ -147,25 +277,39 @@ fn word(spoken: Node<'_>, body: Node<'_>) -> Word {
 }
 
 fn of_transaction(refund: &Refund, transaction: Node<'_>, word: Word) -> Outcome {
+    match read_transaction(&refund.payment, refund.asked(), transaction, word) {
+        Ok((Status::Succeeded, receipt)) => Outcome::Refunded(receipt),
+        Ok((Status::Pending, receipt)) => Outcome::Pending(receipt),
+        Ok((Status::Failed, receipt)) => Outcome::Refused(Refusal::Declined, receipt.word),
+        Err((doubt, word)) => Outcome::Unknown(doubt, word),
+    }
+}
+
+fn read_transaction(
+    payment: &Payment,
+    asked: Option<Money>,
+    transaction: Node<'_>,
+    word: Word,
+) -> Result<(Status, Receipt), (Doubt, Word)> {
     let kind = transaction.get("type").map(|kind| kind.text());
     if kind.is_some_and(|kind| kind.as_deref() != Some("refund")) {
-        return Outcome::Unknown(Doubt::Unreadable, word);
+        return Err((Doubt::Unreadable, word));
     }
-    if differs(transaction.get("parent_uid"), refund.payment.id.as_deref()) {
-        return Outcome::Unknown(Doubt::Mismatch, word);
+    if differs(transaction.get("parent_uid"), payment.id.as_deref()) {
+        return Err((Doubt::Mismatch, word));
     }
     let read = |number: &str, currency| {
         Money::from_minor(number, CAPABILITIES.minor_digits(currency), currency)
     };
     let amount = match echoed_amount(
-        refund,
+        asked,
         transaction.get("amount"),
         transaction.get("currency"),
         read,
     ) {
         Echo::Same(amount) => amount,
-        Echo::Other => return Outcome::Unknown(Doubt::Mismatch, word),
-        Echo::Unreadable => return Outcome::Unknown(Doubt::Unreadable, word),
+        Echo::Other => return Err((Doubt::Mismatch, word)),
+        Echo::Unreadable => return Err((Doubt::Unreadable, word)),
     };
     let receipt = Receipt {
         id: identifier(transaction.get("uid")),
@@ -175,12 +319,12 @@ fn of_transaction(refund: &Refund, transaction: Node<'_>, word: Word) -> Outcome
     };
     match transaction.get("status").and_then(Node::text).as_deref() {
         Some("successful" | "pending" | "incomplete") if receipt.id.is_none() => {
-            Outcome::Unknown(Doubt::Unreadable, word)
+            Err((Doubt::Unreadable, word))
         }
-        Some("successful") => Outcome::Refunded(receipt),
-        Some("pending" | "incomplete") => Outcome::Pending(receipt),
-        Some("failed" | "expired" | "deleted") => Outcome::Refused(Refusal::Declined, word),
-        Some("error") => Outcome::Unknown(Doubt::Failed, word),
-        _ => Outcome::Unknown(Doubt::Unreadable, word),
+        Some("successful") => Ok((Status::Succeeded, receipt)),
+        Some("pending" | "incomplete") => Ok((Status::Pending, receipt)),
+        Some("failed" | "expired" | "deleted") => Ok((Status::Failed, receipt)),
+        Some("error") => Err((Doubt::Failed, word)),
+        _ => Err((Doubt::Unreadable, word)),
     }
 }

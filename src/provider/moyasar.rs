@@ -1,20 +1,19 @@
-//! Moyasar Payment Gateway (MPG): "refund".
+//! Moyasar Payment Gateway (MPG): "refund", and the order itself.
 //!
 //! A static bearer key, minor units, the idempotency key in the body. HTTP 200 says that a refund was tried; what became
-//! of it stands in the order's `transactions`.
+//! of it stands in the order's `transactions`, then and later.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::bog::path_segment;
 use super::{
-    Attempt, Capabilities, Doubt, Echo, Idempotency, Outcome, Payload, PaymentRule, Provider,
-    ProviderReply, ProviderRequest, Reason, Receipt, Refusal, Units, Word, by_status, differs,
-    echoed_amount, is_verdict, scalar,
+    Absence, Attempt, Capabilities, Doubt, Echo, Finding, Idempotency, Outcome, Payload,
+    PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Refusal,
+    Units, Wanted, Word, by_status, differs, echoed_amount, is_verdict, path_segment, scalar,
 };
 use crate::json::Node;
 use crate::money::Money;
-use crate::refund::Refund;
+use crate::refund::{Payment, Refund, Status};
 
 /// `amount`: an integer of at least 1, required; the sibling calls' pages cap it at 100000000. `transaction_id`: a UUID
 /// that the client makes once per operation.
@@ -30,6 +29,7 @@ pub(super) static CAPABILITIES: Capabilities = Capabilities {
         v7: true,
         kept: None,
     },
+    refunds: Refunds::Many { show_key: true },
 };
 
 /// The page's 400 for a `transaction_id` that is still at work: "Initial request is still processing."
@@ -70,19 +70,71 @@ impl Provider for Moyasar {
         reply: &ProviderReply<'_>,
     ) -> Outcome {
         if reply.is_success() {
-            return match order(reply) {
-                Some(order) => of_order(refund, &attempt.key.text(), order),
-                None => Outcome::Unknown(Doubt::Unreadable, Word::default()),
+            let read = match order(reply) {
+                Some(order) => {
+                    read_order(&refund.payment, refund.asked(), &attempt.key.text(), order)
+                }
+                None => Read::Doubtful(Doubt::Unreadable, Word::default()),
+            };
+            return match read {
+                Read::Ours(Status::Succeeded, receipt) => Outcome::Refunded(receipt),
+                Read::Ours(Status::Pending, receipt) => Outcome::Pending(receipt),
+                Read::Ours(Status::Failed, receipt) => {
+                    Outcome::Refused(Refusal::Declined, receipt.word)
+                }
+                Read::Missing => Outcome::Unknown(Doubt::Unreadable, Word::default()),
+                Read::Doubtful(doubt, word) => Outcome::Unknown(doubt, word),
             };
         }
-        let word = Word {
-            code: None,
-            message: reply.object().and_then(|body| scalar(body.get("message"))),
-        };
+        let word = word(reply);
         if is_verdict(reply.status) && reply.mentions(STILL_PROCESSING) {
             return Outcome::Unknown(Doubt::InProgress, word);
         }
         by_status(reply.status, word)
+    }
+
+    fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
+        let order_id = wanted.payment.id.as_deref().unwrap_or_default();
+        ProviderRequest {
+            path: format!("/v1/orders/{}", path_segment(order_id)),
+            headers: Vec::new(),
+            body: Payload::None,
+        }
+    }
+
+    /// A transaction's id is the key that was sent, so both names are one. What does not show proves nothing: no page says how
+    /// soon it does.
+    fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
+        if !reply.is_success() {
+            return Finding::by_status(reply.status, word(reply));
+        }
+        let Some(order) = order(reply) else {
+            return Finding::unreadable(Word::default());
+        };
+        let key = wanted.key.map(|key| key.text());
+        let id = wanted.id.as_ref().or(key.as_ref());
+        let id = id.map(String::as_str).unwrap_or_default();
+        match read_order(&wanted.payment, None, id, order) {
+            Read::Ours(status, receipt) => Finding::Found {
+                status,
+                by_key: key == receipt.id.as_ref().map(|id| id.to_ascii_lowercase()),
+                receipt,
+            },
+            Read::Missing => Finding::Absent(
+                Absence::Unproven(
+                    "The order shows no such refund, which does not prove that there is none.",
+                ),
+                Word::default(),
+            ),
+            Read::Doubtful(doubt, word) => Finding::Unknown(doubt, word),
+        }
+    }
+}
+
+fn word(reply: &ProviderReply<'_>) -> Word {
+    Word {
+        code: None,
+        message: reply.object().and_then(|body| scalar(body.get("message"))),
     }
 }
 
@@ -99,46 +151,54 @@ fn order<'a>(reply: &ProviderReply<'a>) -> Option<Node<'a>> {
     order.is_plain_object().then_some(order)
 }
 
-/// The refund of this order that is ours: the transaction of type `refund` under the id that was sent.
-fn of_order(refund: &Refund, key: &str, order: Node<'_>) -> Outcome {
-    let transactions = order
-        .get("transactions")
-        .and_then(Node::items)
-        .unwrap_or_default();
+/// What an order says of one refund.
+enum Read {
+    /// It is there.
+    Ours(Status, Receipt),
+    /// It is not.
+    Missing,
+    /// It cannot be told.
+    Doubtful(Doubt, Word),
+}
+
+/// Reads the refund of this order that is ours: the transaction of type `refund` under the id that was sent.
+fn read_order(payment: &Payment, asked: Option<Money>, id: &str, order: Node<'_>) -> Read {
     let text = |node: Node<'_>, name| {
         let text = node.get(name).and_then(Node::text);
         text.unwrap_or_default().into_owned()
     };
-    let mut ours = transactions.into_iter().filter(|transaction| {
-        text(*transaction, "id").eq_ignore_ascii_case(key) && text(*transaction, "type") == "refund"
-    });
-    let found = match (ours.next(), ours.next()) {
-        (Some(transaction), None) if transaction.is_plain_object() => Some(transaction),
-        _ => None,
+    let Some(transactions) = order.get("transactions").and_then(Node::items) else {
+        return Read::Doubtful(Doubt::Unreadable, Word::default());
     };
+    let mut ours = transactions.into_iter().filter(|transaction| {
+        text(*transaction, "id").eq_ignore_ascii_case(id) && text(*transaction, "type") == "refund"
+    });
+    let (found, more) = (ours.next(), ours.next());
     let said = |name| scalar(found.and_then(|transaction| transaction.get(name)));
     let word = Word {
         code: said("response_code"),
         message: said("message"),
     };
-    if differs(order.get("id"), refund.payment.id.as_deref()) {
-        return Outcome::Unknown(Doubt::Mismatch, word);
+    if differs(order.get("id"), payment.id.as_deref()) {
+        return Read::Doubtful(Doubt::Mismatch, word);
     }
-    let Some(transaction) = found else {
-        return Outcome::Unknown(Doubt::Unreadable, word);
+    let transaction = match (found, more) {
+        (Some(transaction), None) if transaction.is_plain_object() => transaction,
+        (None, _) => return Read::Missing,
+        _ => return Read::Doubtful(Doubt::Unreadable, Word::default()),
     };
     let read = |number: &str, currency| {
         Money::from_minor(number, CAPABILITIES.minor_digits(currency), currency)
     };
     let amount = match echoed_amount(
-        refund,
+        asked,
         transaction.get("amount"),
         order.get("currency"),
         read,
     ) {
         Echo::Same(amount) => amount,
-        Echo::Other => return Outcome::Unknown(Doubt::Mismatch, word),
-        Echo::Unreadable => return Outcome::Unknown(Doubt::Unreadable, word),
+        Echo::Other => return Read::Doubtful(Doubt::Mismatch, word),
+        Echo::Unreadable => return Read::Doubtful(Doubt::Unreadable, word),
     };
     let receipt = Receipt {
         id: scalar(transaction.get("id")),
@@ -147,11 +207,11 @@ fn of_order(refund: &Refund, key: &str, order: Node<'_>) -> Outcome {
         word: word.clone(),
     };
     match text(transaction, "status").as_str() {
-        "approved" => Outcome::Refunded(receipt),
-        "initiated" => Outcome::Pending(receipt),
-        "failed" => Outcome::Refused(Refusal::Declined, word),
+        "approved" => Read::Ours(Status::Succeeded, receipt),
+        "initiated" => Read::Ours(Status::Pending, receipt),
+        "failed" => Read::Ours(Status::Failed, receipt),
         // The acquirer's answer is missing: the money may be on its way.
-        "timeout" | "system_error" => Outcome::Unknown(Doubt::Failed, word),
-        _ => Outcome::Unknown(Doubt::Unreadable, word),
+        "timeout" | "system_error" => Read::Doubtful(Doubt::Failed, word),
+        _ => Read::Doubtful(Doubt::Unreadable, word),
     }
 }

@@ -15,7 +15,9 @@ use include_dir::{Dir, include_dir};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use refund_filter::config::Config;
-use refund_filter::exchange::{self, Answer, Dispatch, Opening, Prepared, Reading};
+use refund_filter::exchange::{
+    self, Answer, Asking, Dispatch, Opening, Prepared, Reading, ReplyHead,
+};
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
@@ -150,7 +152,69 @@ pub fn send_with(
         Prepared::Dispatch(dispatch) => Ok(dispatch),
         Prepared::Answer(answer) => Err(answer),
         Prepared::Sign(_) => panic!("this needs OpenBao"),
+        Prepared::Ask(_) => panic!("this asks for the order first"),
         Prepared::Wait(waiting) => Ok(Box::new(waiting.with_token(Secret::new(token.to_owned())))),
+    }
+}
+
+/// What leaves for the provider.
+pub enum Out {
+    /// By the route.
+    Routed(Box<Dispatch>),
+    /// By a call of the gateway's own.
+    OnItsOwn(Box<Asking>),
+}
+
+impl Out {
+    /// The answer to the provider's reply.
+    pub fn reply(self, head: &ReplyHead, body: &[u8], now_ms: i64) -> Answer {
+        match self {
+            Out::Routed(dispatch) => dispatch.sent.reply(head, body, 1),
+            Out::OnItsOwn(asking) => {
+                match asking.reply(head, body, now_ms, &mut signer(), &|_| None) {
+                    Prepared::Answer(answer) => answer,
+                    other => panic!("a look-up went on: {other:?}"),
+                }
+            }
+        }
+    }
+}
+
+/// The headers of a look-up.
+pub fn look_up_headers(query: &str) -> Headers<'static> {
+    let mut headers = Headers::default();
+    headers.text(":method", "GET".to_owned());
+    headers.text(":path", format!("/v1/refunds?{query}"));
+    headers.text("x-request-id", "request-1".to_owned());
+    headers
+}
+
+/// A look-up taken up to the moment in which the provider's request leaves, or to its answer. Nothing is remembered of a key.
+pub fn look_up(config: &Rc<Config>, query: &str, token: &str, now_ms: i64) -> Result<Out, Answer> {
+    look_up_with(config, &look_up_headers(query), Claim::None, token, now_ms)
+}
+
+/// The same with headers of one's own, and with what the guard remembers.
+pub fn look_up_with(
+    config: &Rc<Config>,
+    headers: &Headers<'_>,
+    claim: Claim,
+    token: &str,
+    now_ms: i64,
+) -> Result<Out, Answer> {
+    let Opening::Read(reading) = open(config, headers, now_ms) else {
+        panic!("not read")
+    };
+    let accepted = reading.accept(b"", &|_| None)?;
+    match accepted.proceed(claim, now_ms, &mut signer(), &|_| None) {
+        Prepared::Dispatch(dispatch) => Ok(Out::Routed(dispatch)),
+        Prepared::Ask(asking) => Ok(Out::OnItsOwn(asking)),
+        Prepared::Answer(answer) => Err(answer),
+        Prepared::Sign(_) => panic!("this needs OpenBao"),
+        Prepared::Wait(waiting) => {
+            let token = Secret::new(token.to_owned());
+            Ok(Out::Routed(Box::new(waiting.with_token(token))))
+        }
     }
 }
 

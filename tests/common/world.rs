@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use refund_filter::config::Config;
 use refund_filter::exchange::{
-    Answer, Dispatch, LocalReply, Opening, Prepared, Sent, Settlement, Unsigned, Waiting, open,
+    Answer, Dispatch, LocalReply, Opening, Prepared, Sent, Unsigned, Waiting, open,
 };
 use refund_filter::guard::{Claim, Digest, Guard, GuardSettings};
 use refund_filter::secret::Secret;
@@ -318,7 +318,7 @@ impl<'f> World<'f> {
         };
         let accepted = reading.accept(body.as_bytes(), &|_| None).unwrap();
         let claim = if self.guarded {
-            self.guard().claim(accepted.question(), lease, now_ms)
+            self.guard().ask(accepted.asks(), lease, now_ms)
         } else {
             Claim::None
         };
@@ -330,6 +330,7 @@ impl<'f> World<'f> {
             }
             Prepared::Wait(waiting) => self.calls[nth] = Stage::Waiting(waiting),
             Prepared::Sign(unsigned) => self.calls[nth] = Stage::Signing(unsigned),
+            Prepared::Ask(_) => unreachable!("no order is asked for first"),
             Prepared::Dispatch(dispatch) => self.leave(nth, *dispatch),
         }
     }
@@ -399,13 +400,7 @@ impl<'f> World<'f> {
 
     fn settle(&mut self, mut answer: Answer) -> Answer {
         let now_ms = self.now_ms;
-        if let Some(settlement) = &answer.settles {
-            let Settlement { ticket, end, .. } = **settlement;
-            let guard = self.guard();
-            if !guard.settle(&ticket, end, answer.status, &answer.body, now_ms) {
-                answer.disown(now_ms);
-            }
-        }
+        answer.settle(&self.guard(), None, now_ms);
         answer
     }
 

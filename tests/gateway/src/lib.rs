@@ -431,6 +431,16 @@ impl Gateway {
         refund(self.address, key, body).await
     }
 
+    /// Looks a refund up over HTTP/1.1: the parameters of the query, as they are.
+    pub async fn look_up(&self, parameters: &[(&str, &str)]) -> Result<Answer> {
+        let response = reqwest::Client::new()
+            .get(self.url())
+            .query(parameters)
+            .send()
+            .await?;
+        Answer::read(response).await
+    }
+
     /// Envoy's log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("envoy.log")).unwrap_or_default()

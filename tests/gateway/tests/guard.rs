@@ -278,7 +278,8 @@ async fn an_unknown_is_cleared_by_the_providers_own_word_alone() -> Result<()> {
         let answer = Answer::read(get.header("idempotency-key", &key).send().await?).await?;
         let problem = Problem {
             outcome: "unknown",
-            ..Problem::certain("method-not-allowed", 405)
+            retry: "look_up",
+            ..Problem::certain("invalid-request", 422)
         };
         assert_problem("GET", &answer, problem);
         let answer = call(&gateway, &key, &one(provider, 1)).await?;

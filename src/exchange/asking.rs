@@ -1,0 +1,177 @@
+//! What is asked of a provider by a call of the gateway's own: an order that must be signed for, in a look-up or before a refund.
+
+use std::rc::Rc;
+
+use super::{
+    Answer, Call, Headers, LocalReply, Prepared, ReplyHead, Sent, Task, gateway_error,
+    nothing_left, of_refusal, unreachable_provider,
+};
+use crate::config::ProviderEntry;
+use crate::problem::{Code, Problem, Retry};
+use crate::provider::{Absence, Finding, ProviderReply, Wanted, Word};
+use crate::secret::Carried;
+use crate::signing::Signer;
+
+/// How long the provider may take to answer, in milliseconds: with a signature and the refund itself after it, less than the
+/// guard's lease.
+pub const ASK_TIMEOUT_MS: u32 = 10_000;
+
+/// A call that waits for a provider's word on an order. Nothing was sent that could move money.
+#[derive(Debug)]
+pub struct Asking {
+    call: Call,
+    headers: Headers<'static>,
+    body: String,
+    key_id: String,
+}
+
+/// How Envoy begins the body of an answer of its own to such a call, and the problem that it is.
+const ENVOYS_OWN: [(u16, &str, Code); 3] = [
+    (504, "upstream request timeout", Code::ProviderTimeout),
+    (503, "upstream connect error", Code::ProviderUnreachable),
+    (503, "no healthy upstream", Code::ProviderUnreachable),
+];
+
+impl Asking {
+    pub(super) fn new(call: Call, headers: Headers<'static>, body: String, key_id: String) -> Self {
+        Asking {
+            call,
+            headers,
+            body,
+            key_id,
+        }
+    }
+
+    /// The signing key's id, for logs.
+    pub fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
+    /// The configured provider.
+    pub fn entry(&self) -> &Rc<ProviderEntry> {
+        &self.call.entry
+    }
+
+    /// The request: the provider's cluster, headers and body.
+    pub fn request(&self) -> (&str, &Headers<'static>, &str) {
+        (&self.call.entry.cluster, &self.headers, &self.body)
+    }
+
+    /// Goes on with the provider's answer.
+    pub fn reply(
+        self,
+        head: &ReplyHead,
+        body: &[u8],
+        now_ms: i64,
+        signer: &mut dyn Signer,
+        filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
+    ) -> Prepared {
+        let envoys = ENVOYS_OWN
+            .iter()
+            .find(|(status, text, _)| *status == head.status && body.starts_with(text.as_bytes()));
+        if let Some((_, _, code)) = envoys {
+            return Prepared::Answer(self.unanswered(*code));
+        }
+        if matches!(self.call.task, Task::LookUp(..)) {
+            return Prepared::Answer(Sent { call: self.call }.reply(head, body, 1));
+        }
+        let finding = self.finding(head, body);
+        let call = self.call;
+        match finding {
+            Finding::Absent(Absence::Proven, _) => {
+                let secrets = Rc::clone(&call.secrets);
+                let carried = Carried {
+                    headers: &secrets,
+                    filter_state,
+                };
+                call.refund(now_ms, signer, &carried)
+            }
+            finding => Prepared::Answer(call.held_back(head, finding)),
+        }
+    }
+
+    fn finding(&self, head: &ReplyHead, body: &[u8]) -> Finding {
+        let Task::Refund(refund, _) = &self.call.task else {
+            return Finding::unreadable(Word::default());
+        };
+        let wanted = Wanted::of_payment(&refund.payment);
+        let reply = ProviderReply {
+            status: head.status,
+            body: if head.coded { &[] } else { body },
+        };
+        self.call.entry.dialect.found(&wanted, &reply)
+    }
+
+    /// The answer where the call could not be made, or ended without a reply.
+    pub fn failed(self) -> Answer {
+        self.unanswered(Code::ProviderUnreachable)
+    }
+
+    /// The answer in place of Envoy's own while the provider is asked. Nothing was sent that could move money.
+    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
+        self.call.caller.problem(nothing_left(reply))
+    }
+
+    fn unanswered(self, code: Code) -> Answer {
+        let call = self.call;
+        let problem = match (&call.task, code) {
+            (Task::LookUp(..), Code::ProviderTimeout) => {
+                call.after_sending(code, "The provider did not answer in time")
+            }
+            _ => unreachable_provider(),
+        };
+        call.caller.problem(problem)
+    }
+}
+
+impl Call {
+    /// The answer to a refund that is not sent, since its order is not one that can be refunded, or does not show that it is.
+    fn held_back(self, head: &ReplyHead, finding: Finding) -> Answer {
+        let unknown =
+            |sentence: String| Problem::unknown(Code::ProviderRejected, Retry::LookUp, sentence);
+        let (mut problem, word) = match finding {
+            Finding::Found { receipt, .. } => (
+                unknown(
+                    "Nothing was sent: the provider's order has been refunded before, and that may have been this refund."
+                        .to_owned(),
+                ),
+                receipt.word,
+            ),
+            Finding::Absent(Absence::NotRefundable(state), word) => (
+                Problem::not_refunded(
+                    Code::ProviderRejected,
+                    Retry::No,
+                    format!("Nothing was sent: the provider's order is {state}, so that it cannot be refunded."),
+                ),
+                word,
+            ),
+            Finding::Absent(Absence::Unproven(sentence), word) => {
+                (unknown(format!("Nothing was sent. {sentence}")), word)
+            }
+            Finding::Refused(refusal, word) => {
+                let (code, retry, sentence) = of_refusal(refusal);
+                let sentence = format!("Nothing was sent: the order was asked for first. {sentence}");
+                let mut problem = Problem::not_refunded(code, retry, sentence);
+                if retry == Retry::SameKey {
+                    problem.retry_after.clone_from(&head.retry_after);
+                }
+                (problem, word)
+            }
+            Finding::Unknown(_, word) => (
+                Problem::not_refunded(
+                    Code::ProviderUnreachable,
+                    Retry::SameKey,
+                    "Nothing was sent: the provider gave no usable answer about the order, which is asked for first.",
+                ),
+                word,
+            ),
+            // It goes on then.
+            Finding::Absent(Absence::Proven, word) => (
+                gateway_error(500, "Nothing was sent: the gateway lost its way."),
+                word,
+            ),
+        };
+        problem.provider = Some(self.provider_word(head.status, word));
+        self.caller.problem(problem)
+    }
+}

@@ -1,0 +1,185 @@
+//! The canonical look-up: the query of `GET /v1/refunds`, checked.
+//!
+//! `provider` and the payment (`payment_id`, `payment_reference`) say where to ask; `id`, `key` and `reference` say which
+//! refund, where a payment can have several.
+
+use percent_encoding::percent_decode;
+
+use crate::config::{Config, ProviderEntry};
+use crate::idempotency::{IdempotencyKey, ProviderKey};
+use crate::problem::Fault;
+use crate::provider::{Idempotency, Refunds, Wanted};
+use crate::refund::{MAX_TOLD, Payment, PaymentNames, pointer_token};
+
+/// The longest id of a refund that is taken, in characters: no provider gives one that is longer.
+const MAX_ID: usize = 255;
+
+/// A look-up without a fault, for a provider that can take it.
+#[derive(Debug, Clone)]
+pub struct LookUp {
+    /// What is asked of the provider.
+    pub wanted: Wanted,
+    /// The caller's key of the refund.
+    pub key: Option<IdempotencyKey>,
+}
+
+/// The parameters of a query, each once.
+struct Query {
+    parameters: Vec<(String, String)>,
+    faults: Vec<Fault>,
+}
+
+impl Query {
+    /// Takes a query apart as forms are written (`+` is a space).
+    fn read(query: &[u8]) -> Self {
+        let mut read = Query {
+            parameters: Vec::new(),
+            faults: Vec::new(),
+        };
+        for pair in query.split(|b| *b == b'&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = match pair.iter().position(|b| *b == b'=') {
+                Some(at) => (pair.get(..at), pair.get(at.saturating_add(1)..)),
+                None => (Some(pair), None),
+            };
+            let decode = |text: Option<&[u8]>| {
+                let spaced: Vec<u8> = text
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|b| if *b == b'+' { b' ' } else { *b })
+                    .collect();
+                String::from_utf8(percent_decode(&spaced).collect())
+            };
+            match (decode(name), decode(value)) {
+                (Ok(name), Ok(value)) => {
+                    if read.parameters.iter().any(|(known, _)| *known == name) {
+                        read.fault(&name, "This parameter stands here twice.");
+                    } else {
+                        read.parameters.push((name, value));
+                    }
+                }
+                (Ok(name), Err(_)) => read.fault(&name, "This is not UTF-8."),
+                (Err(_), _) => read.fault("", "A parameter's name is not UTF-8."),
+            }
+            // A query full of names is nobody's; what is wrong with it has been said.
+            if read.faults.len() >= MAX_TOLD || read.parameters.len() >= MAX_TOLD {
+                break;
+            }
+        }
+        read
+    }
+
+    fn fault(&mut self, name: &str, sentence: &str) {
+        let pointer = format!("/{}", pointer_token(name));
+        self.faults.push(Fault::at(pointer, sentence));
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let index = self
+            .parameters
+            .iter()
+            .position(|(known, _)| known == name)?;
+        Some(self.parameters.swap_remove(index).1)
+    }
+
+    /// A parameter of 1 to `longest` characters, and whether it was there.
+    fn text(&mut self, name: &str, longest: usize) -> (Option<String>, bool) {
+        let Some(text) = self.take(name) else {
+            return (None, false);
+        };
+        if (1..=longest).contains(&text.chars().count()) {
+            return (Some(text), true);
+        }
+        self.fault(name, &format!("This must have 1 to {longest} characters."));
+        (None, true)
+    }
+}
+
+impl LookUp {
+    /// Reads a query (without its question mark), and finds all its faults at once.
+    pub fn read<'c>(
+        query: &[u8],
+        config: &'c Config,
+    ) -> Result<(LookUp, &'c ProviderEntry), Vec<Fault>> {
+        let mut query = Query::read(query);
+        let (provider, named) = query.text("provider", MAX_ID);
+        let (payment_id, had_payment_id) = query.text("payment_id", 128);
+        let (payment_reference, had_payment_reference) = query.text("payment_reference", 64);
+        let (id, had_id) = query.text("id", MAX_ID);
+        let (reference, had_reference) = query.text("reference", 64);
+        let key_text = query.take("key");
+        let had_key = key_text.is_some();
+        for (name, _) in std::mem::take(&mut query.parameters) {
+            query.fault(
+                &name,
+                "This parameter is not known; provider, payment_id, payment_reference, id, key and reference are.",
+            );
+        }
+        if !named {
+            query.fault("provider", "The provider's name is required.");
+        }
+        let entry = provider.and_then(|name| {
+            let entry = config.provider(&name);
+            if entry.is_none() {
+                query.fault("provider", "No provider is configured under this name.");
+            }
+            entry
+        });
+        let key = key_text.and_then(|text| {
+            let key = IdempotencyKey::from_header([text.as_bytes()].into_iter());
+            if key.is_err() {
+                query.fault(
+                    "key",
+                    "This must be the refund's Idempotency-Key: 1 to 255 visible ASCII characters.",
+                );
+            }
+            key.ok()
+        });
+        if id.as_deref().is_some_and(|id| matches!(id, "." | "..")) {
+            query.fault("id", "The id cannot be a dot segment.");
+        }
+        let capabilities = entry.map(|entry| entry.dialect.capabilities());
+        PaymentNames {
+            id: payment_id.as_deref(),
+            had_id: had_payment_id,
+            had_any: had_payment_id || had_payment_reference,
+            pointers: ("/payment_id", "/payment_id"),
+        }
+        .check(
+            capabilities.map(|capabilities| capabilities.payment),
+            &mut query.faults,
+        );
+        if capabilities.is_some_and(|capabilities| capabilities.refunds != Refunds::One)
+            && !(had_id || had_key || had_reference)
+        {
+            query.fault(
+                "key",
+                "A payment at this provider can have several refunds: say which by key, id or reference.",
+            );
+        }
+        match entry {
+            Some(entry) if query.faults.is_empty() => Ok((
+                LookUp {
+                    wanted: Wanted {
+                        payment: Payment {
+                            id: payment_id,
+                            reference: payment_reference,
+                        },
+                        id,
+                        key: key.as_ref().map(|key| provider_key(key, entry)),
+                        reference,
+                    },
+                    key,
+                },
+                entry,
+            )),
+            _ => Err(query.faults),
+        }
+    }
+}
+
+/// The key under which a refund goes to this provider.
+pub fn provider_key(key: &IdempotencyKey, entry: &ProviderEntry) -> ProviderKey {
+    let idempotency = entry.dialect.capabilities().idempotency;
+    let takes_v7 = matches!(idempotency, Idempotency::Uuid { v7: true, .. });
+    key.for_provider(&entry.name, takes_v7)
+}
