@@ -125,7 +125,10 @@ impl Call {
 
     fn found(&self, head: &ReplyHead, status: Status, receipt: Receipt, ours: Ours) -> Answer {
         let word = receipt.word.clone();
-        let body = self.refund_body(status, receipt);
+        let mut body = self.refund_body(status, receipt);
+        if ours == Ours::Yes {
+            self.complete(&mut body);
+        }
         let mut answer = self
             .caller
             .answer(200, status.as_str(), body.clone(), End::Unknown);
@@ -143,6 +146,25 @@ impl Call {
             };
         }
         answer
+    }
+
+    /// Adds what the refund's own answer had and neither the provider nor the caller has said now.
+    fn complete(&self, body: &mut String) {
+        let known = self
+            .recalled
+            .as_ref()
+            .and_then(|known| known.answer.as_ref());
+        let Some(known) = known.filter(|answer| answer.status < 300) else {
+            return;
+        };
+        let Ok(known) = Node::parse(known.body.as_bytes()) else {
+            return;
+        };
+        for name in ["amount", "reason", "reference"] {
+            if let Some(value) = known.get(name) {
+                add(body, name, value.raw());
+            }
+        }
     }
 
     fn conclusion(
@@ -208,12 +230,17 @@ pub(super) fn complete(stored: &mut StoredAnswer, refund: &Refund) {
         return;
     }
     for (name, text) in [("reason", &refund.reason), ("reference", &refund.reference)] {
-        let Some(text) = text else { continue };
-        let known = Node::parse(stored.body.as_bytes()).is_ok_and(|body| body.get(name).is_some());
-        if !known && stored.body.ends_with('}') {
-            stored.body.pop();
-            let text = crate::json_text(text);
-            stored.body.push_str(&format!(",\"{name}\":{text}}}"));
+        if let Some(text) = text {
+            add(&mut stored.body, name, &crate::json_text(text));
         }
+    }
+}
+
+/// Adds a member to an answer that does not have it: its name, and its value as JSON.
+fn add(body: &mut String, name: &str, value: &str) {
+    let known = Node::parse(body.as_bytes()).is_ok_and(|body| body.get(name).is_some());
+    if !known && body.ends_with('}') {
+        body.pop();
+        body.push_str(&format!(",\"{name}\":{value}}}"));
     }
 }
