@@ -1255,6 +1255,13 @@ impl Sent {
         ))
     }
 
+    /// Whether it counts, with this reply, how often the route has sent the request: not where the provider speaks of the refund
+    /// under its key.
+    pub fn counts_attempts(&self, head: &ReplyHead) -> bool {
+        let keyed = self.call.entry.dialect.capabilities().idempotency != Idempotency::None;
+        !(keyed && (200..300).contains(&head.status))
+    }
+
     /// Turns the provider's whole reply into the answer. `attempts` is `upstream.request_attempt_count`.
     pub fn reply(self, head: &ReplyHead, body: &[u8], attempts: u64) -> Answer {
         let reply = ProviderReply {

@@ -80,6 +80,8 @@ struct Shared {
     host_signs: Cell<Option<bool>>,
     /// The sentences for the platform team, and when each was last logged.
     alarms: RefCell<BTreeMap<String, i64>>,
+    /// Whether a body has ever come to a paused call: then Envoy's option for it is set, and none is withheld.
+    bodies_come: Cell<bool>,
     /// The size of the guard's table in this process; none until it was looked up.
     guard_entries: Cell<Option<u32>>,
 }
@@ -397,7 +399,8 @@ impl Shared {
             return;
         }
         let Some(guard) = self.guard() else { return };
-        if let Some(word) = answer.settle(&guard, random_number(), host::now_ms()) {
+        let lease = answer.concludes.as_ref().and_then(|_| random_number());
+        if let Some(word) = answer.settle(&guard, lease, host::now_ms()) {
             self.count_guard(word);
         }
     }
@@ -738,7 +741,10 @@ impl Root {
                             );
                         }
                         reading.stalled(&earlier)
-                    } else if !watch.body_seen.get() && body_is_withheld(id, &watch) {
+                    } else if !watch.body_seen.get()
+                        && !self.shared.bodies_come.get()
+                        && body_is_withheld(id, &watch)
+                    {
                         host::log(
                             Level::Error,
                             "refund-filter: Envoy holds a body back: set allow_on_headers_stop_iteration: true in the plugin's \
@@ -896,7 +902,9 @@ impl HttpContext for Stream {
                 if end_of_stream {
                     return self.call_is_whole();
                 }
-                self.watch.body_base.set(body_bytes());
+                if !self.shared.bodies_come.get() {
+                    self.watch.body_base.set(body_bytes());
+                }
                 self.watch_from_now(TICK_BODY_MS);
                 Action::Pause
             }
@@ -914,6 +922,7 @@ impl HttpContext for Stream {
             };
         };
         self.watch.body_seen.set(true);
+        self.shared.bodies_come.set(true);
         // The host counts what it has buffered; more than this is never wanted.
         if size > MAX_BODY {
             let answer = reading.too_large(&|key| self.shared.standing(key));
@@ -1165,8 +1174,11 @@ impl Stream {
         let State::Replying(sent, head) = self.watch.state.take() else {
             return Action::Continue;
         };
-        let attempts =
-            host::integer_property(&["upstream", "request_attempt_count"]).unwrap_or(u64::MAX);
+        let attempts = if sent.counts_attempts(&head) {
+            host::integer_property(&["upstream", "request_attempt_count"]).unwrap_or(u64::MAX)
+        } else {
+            1
+        };
         let entry = sent.entry();
         let answer = sent.reply(&head, body, attempts);
         if let Some(token) = &answer.refused_token {

@@ -63,12 +63,6 @@ impl Digest {
             .for_each(|(byte, of)| *byte = of);
         Digest(bytes)
     }
-
-    /// Its first half: enough to know something again, where a mistake would take chance and the same key.
-    pub fn short(&self) -> [u8; 8] {
-        let (first, _) = self.0.split_first_chunk().unwrap_or((&[0; 8], &[]));
-        *first
-    }
 }
 
 /// The most entries in one bucket.
@@ -152,11 +146,17 @@ impl Guard<'_> {
     /// Tells how a call ended, and with which answer. Says whether the key was still the call's.
     pub fn settle(&self, ticket: &Ticket, end: End, status: u16, body: &str, now_ms: i64) -> bool {
         let record = bucket_record(&ticket.key, self.settings.entries);
-        // The answer goes to its place before the entry says that it is there.
-        let answered = !matches!(end, End::Free | End::NeverWas)
-            && self.put_answer(&record, ticket, status, body);
+        let told = !matches!(end, End::Free | End::NeverWas);
+        // The place does not change while the key is the call's, so the answer is written once.
+        let mut answered = None;
         let settled = swap(self.memory, &record, |bytes| {
             let mut bucket = self.bucket(bytes);
+            let Some(way) = bucket.place_of(ticket) else {
+                return (false, None);
+            };
+            // The answer goes to its place before the entry says that it is there.
+            let answered = *answered
+                .get_or_insert_with(|| told && self.put_answer(&record, way, ticket, status, body));
             let changed = bucket.settle(ticket, end, answered, now_ms, &self.settings);
             (changed, changed.then(|| bucket.encode()))
         });
@@ -205,11 +205,14 @@ impl Guard<'_> {
             .is_some_and(|ticket| self.settle(&ticket, end, status, body, now_ms))
     }
 
-    fn put_answer(&self, record: &str, ticket: &Ticket, status: u16, body: &str) -> bool {
-        let (bytes, _) = self.memory.read(record);
-        let Some(way) = self.bucket(&bytes).place_of(ticket) else {
-            return false;
-        };
+    fn put_answer(
+        &self,
+        record: &str,
+        way: usize,
+        ticket: &Ticket,
+        status: u16,
+        body: &str,
+    ) -> bool {
         StoredAnswer::encode(&ticket.key, status, body).is_some_and(|bytes| {
             let place = answer_record(record, way);
             self.memory.write(&place, &bytes, 0).is_ok()

@@ -59,7 +59,7 @@ impl Table {
             key: digest(key),
             refund: digest(refund),
             about: About {
-                payment: digest(refund).short(),
+                payment: [2; 8],
                 amount: [1; 8],
             },
             resend_until_ms,
