@@ -1,15 +1,14 @@
 //! JSON read one level at a time, from the text itself.
 //!
 //! Every value stays the text that was received until somebody asks for it. So numbers keep their decimals (no float is
-//! ever made), nesting costs no stack however deep it is (`serde_json` skips what is not asked for without recursion),
-//! and duplicate members stay visible, where a map would silently keep one of them.
+//! ever made), nesting costs no stack however deep it is, and duplicate members stay visible, where a map would silently keep
+//! one of them. `serde_json` says once, of the whole text, that it is JSON; after that, finding where a value ends takes
+//! counting brackets and looking for quotes, and no parser again for each member that is asked for.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The text is not one JSON value in UTF-8.
@@ -67,10 +66,13 @@ impl<'a> Node<'a> {
 
     /// The text of a string; an error if an escape in it stands for no character (a lone surrogate).
     pub fn string(self) -> Option<Result<Cow<'a, str>, Malformed>> {
-        (self.kind() == Kind::String).then(|| {
-            serde_json::from_str::<Text<'a>>(self.0)
-                .map(|text| text.0)
+        let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        Some(if inner.contains('\\') {
+            serde_json::from_str(self.0)
+                .map(Cow::Owned)
                 .map_err(|_| Malformed)
+        } else {
+            Ok(Cow::Borrowed(inner))
         })
     }
 
@@ -86,31 +88,27 @@ impl<'a> Node<'a> {
 
     /// The members of an object, duplicates included; an error if a name holds a lone surrogate.
     pub fn members(self) -> Option<Result<Members<'a>, Malformed>> {
-        (self.kind() == Kind::Object).then(|| {
-            serde_json::from_str::<Object<'a>>(self.0)
-                .map(|object| object.0)
-                .map_err(|_| Malformed)
-        })
+        let walk = Walk::into(self, '{')?;
+        Some(walk.members().collect())
     }
 
     /// The items of an array.
     pub fn items(self) -> Option<Vec<Node<'a>>> {
-        (self.kind() == Kind::Array)
-            .then(|| {
-                serde_json::from_str::<Items<'a>>(self.0)
-                    .ok()
-                    .map(|items| items.0)
-            })
-            .flatten()
+        let mut walk = Walk::into(self, '[')?;
+        Some(std::iter::from_fn(|| walk.value()).collect())
     }
 
     /// The one member with this name of an object. `null` is as good as absent, and so is a name that stands there
     /// twice: which of the two would count is anybody's guess.
     pub fn get(self, name: &str) -> Option<Node<'a>> {
-        let members = self.members()?.ok()?;
-        let mut found = members.iter().filter(|(member, _)| member == name);
-        let (_, node) = found.next()?;
-        (found.next().is_none() && node.kind() != Kind::Null).then_some(*node)
+        let mut found = None;
+        for member in Walk::into(self, '{')?.members() {
+            let (member, node) = member.ok()?;
+            if member == name && found.replace(node).is_some() {
+                return None;
+            }
+        }
+        found.filter(|node| node.kind() != Kind::Null)
     }
 
     /// Whether this is an object in which no name stands twice.
@@ -118,11 +116,70 @@ impl<'a> Node<'a> {
         let Some(Ok(mut members)) = self.members() else {
             return false;
         };
-        members.sort_by(|(a, _), (b, _)| a.cmp(b));
+        members.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         !members
             .windows(2)
             .any(|pair| matches!(pair, [(a, _), (b, _)] if a == b))
     }
+}
+
+/// Goes through the values of an object or an array, of which it is known that it is JSON.
+struct Walk<'a>(&'a str);
+
+impl<'a> Walk<'a> {
+    fn into(node: Node<'a>, bracket: char) -> Option<Self> {
+        node.0.strip_prefix(bracket).map(Walk)
+    }
+
+    /// The next value; a member's name is one, too.
+    fn value(&mut self) -> Option<Node<'a>> {
+        let between = |b: u8| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b',' | b':');
+        let start = self.0.bytes().position(|b| !between(b))?;
+        let rest = self.0.get(start..)?;
+        let (value, rest) = rest.split_at_checked(length(rest.as_bytes())?)?;
+        self.0 = rest;
+        Some(Node(value))
+    }
+
+    fn members(mut self) -> impl Iterator<Item = Result<(Cow<'a, str>, Node<'a>), Malformed>> {
+        std::iter::from_fn(move || {
+            let name = self.value()?.string()?;
+            let value = self.value()?;
+            Some(name.map(|name| (name, value)))
+        })
+    }
+}
+
+/// How many bytes the value has with which this JSON begins; none where no value begins.
+fn length(text: &[u8]) -> Option<usize> {
+    let mut bytes = text.iter().enumerate();
+    let mut depth = 0usize;
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' => loop {
+                match bytes.next()?.1 {
+                    b'"' => break,
+                    b'\\' => drop(bytes.next()),
+                    _ => {}
+                }
+            },
+            b'{' | b'[' => depth = depth.saturating_add(1),
+            b'}' | b']' => depth = depth.checked_sub(1)?,
+            // A number or a word, which ends where something else begins.
+            _ if depth == 0 => {
+                let ends = |b: &u8| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b',' | b']' | b'}');
+                let more = bytes.position(|(_, b)| ends(b));
+                return Some(
+                    more.map_or(text.len(), |more| at.saturating_add(more).saturating_add(1)),
+                );
+            }
+            _ => continue,
+        }
+        if depth == 0 {
+            return Some(text.len().saturating_sub(bytes.len()));
+        }
+    }
+    None
 }
 
 /// Which of the members of one name counts: readers of JSON are not of one mind.
@@ -177,69 +234,6 @@ impl Node<'_> {
         } else {
             out.push_str(self.0);
         }
-    }
-}
-
-struct Text<'a>(Cow<'a, str>);
-struct Object<'a>(Members<'a>);
-struct Items<'a>(Vec<Node<'a>>);
-
-impl<'de> Deserialize<'de> for Text<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Text<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Reader)
-    }
-}
-
-impl<'de> Deserialize<'de> for Object<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Object<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some((name, value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
-                    members.push((name.0, Node(value.get())));
-                }
-                Ok(Object(members))
-            }
-        }
-        deserializer.deserialize_map(Reader)
-    }
-}
-
-impl<'de> Deserialize<'de> for Items<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Items<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some(value) = seq.next_element::<&'de RawValue>()? {
-                    items.push(Node(value.get()));
-                }
-                Ok(Items(items))
-            }
-        }
-        deserializer.deserialize_seq(Reader)
     }
 }
 
