@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::guard::GuardSettings;
-use crate::json::{Kind, Members, Node};
+use crate::json::{Json, Kind, Members, Node};
 use crate::money::Currency;
 use crate::problem::Fault;
 use crate::provider::bbmsl::Bbmsl;
@@ -136,8 +136,8 @@ impl Config {
             secret_headers: Vec::new(),
             env,
         };
-        let config = match Node::parse(text) {
-            Ok(node) => reader.config(node),
+        let config = match Json::parse(text) {
+            Ok(json) => reader.config(json.root()),
             Err(_) => {
                 reader.fault("", "The configuration is not JSON.");
                 None

@@ -26,7 +26,7 @@ use crate::guard::{
 };
 use crate::headers::Headers;
 use crate::idempotency::{IdempotencyKey, KeyFault, ProviderKey};
-use crate::json::{Counts, Node};
+use crate::json::{Counts, Json, Node};
 use crate::look_up::{LookUp, provider_key};
 use crate::problem::{Code, Fault, Moved, Problem, ProviderWord, Retry};
 use crate::provider::{
@@ -711,7 +711,8 @@ impl Caller {
         if let Task::Refund(refund, _) = task {
             looked_up::complete(&mut stored, refund);
         }
-        let word = Node::parse(stored.body.as_bytes()).ok().and_then(|body| {
+        let json = Json::parse(stored.body.as_bytes()).ok();
+        let word = json.as_ref().map(Json::root).and_then(|body| {
             let code = body.get("code").and_then(Node::text);
             match code.and_then(|code| Code::of(&code)) {
                 Some(code) => Some(code.as_str()),
@@ -1227,15 +1228,12 @@ fn contradicts_itself(
     attempt: &Attempt<'_>,
     reply: &ProviderReply<'_>,
 ) -> bool {
-    let Ok(body) = Node::parse(reply.body) else {
+    let Some(body) = reply.json() else {
         return false;
     };
     [Counts::First, Counts::Last].into_iter().any(|counts| {
         let body = body.read_by(counts);
-        let accepted = ProviderReply {
-            status: 200,
-            body: body.as_bytes(),
-        };
+        let accepted = ProviderReply::new(200, body.as_bytes());
         let outcome = entry.dialect.outcome(refund, attempt, &accepted);
         matches!(outcome, Outcome::Refunded(_) | Outcome::Pending(_))
     })
@@ -1264,10 +1262,7 @@ impl Sent {
 
     /// Turns the provider's whole reply into the answer. `attempts` is `upstream.request_attempt_count`.
     pub fn reply(self, head: &ReplyHead, body: &[u8], attempts: u64) -> Answer {
-        let reply = ProviderReply {
-            status: head.status,
-            body: if head.coded { &[] } else { body },
-        };
+        let reply = ProviderReply::new(head.status, if head.coded { &[] } else { body });
         let (refund, key) = match &self.call.task {
             Task::Refund(refund, key) => (refund, *key),
             Task::LookUp(wanted, _) => {

@@ -2,12 +2,13 @@
 //!
 //! Every value stays the text that was received until somebody asks for it. So numbers keep their decimals (no float is
 //! ever made), nesting costs no stack however deep it is, and duplicate members stay visible, where a map would silently keep
-//! one of them. `serde_json` says once, of the whole text, that it is JSON; after that, finding where a value ends takes
-//! counting brackets and looking for quotes, and no parser again for each member that is asked for.
+//! one of them. `serde_json` says that the text is JSON; after that, where each value begins and ends is noted once, by counting
+//! brackets and looking for quotes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fmt;
 
 use serde_json::value::RawValue;
 
@@ -15,9 +16,122 @@ use serde_json::value::RawValue;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// One JSON value, as the text that was received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Node<'a>(&'a str);
+/// The most values that are noted of one text: a hostile one must not take the memory of all. None that anybody means has a
+/// tenth of them.
+const MOST_VALUES: usize = 100_000;
+
+/// A JSON text, and where its values are.
+pub struct Json<'t> {
+    text: &'t str,
+    spans: Vec<Span>,
+}
+
+/// Where a value begins and ends, and the number of the value after it and all that is in it.
+#[derive(Clone, Copy)]
+struct Span {
+    start: u32,
+    end: u32,
+    after: u32,
+}
+
+/// One value of a JSON text.
+#[derive(Clone, Copy)]
+pub struct Node<'j> {
+    json: &'j Json<'j>,
+    at: u32,
+    span: Span,
+}
+
+impl fmt::Debug for Json<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text)
+    }
+}
+
+impl fmt::Debug for Node<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.raw())
+    }
+}
+
+/// Two values are the same if their texts are.
+impl PartialEq for Node<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw() == other.raw()
+    }
+}
+
+impl<'t> Json<'t> {
+    /// Reads one JSON value (RFC 8259, UTF-8) with nothing but white space around it.
+    pub fn parse(text: &'t [u8]) -> Result<Self, Malformed> {
+        let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
+        let raw: &RawValue = serde_json::from_str(text).map_err(|_| Malformed)?;
+        let text = raw.get();
+        let spans = note(text.as_bytes()).ok_or(Malformed)?;
+        Ok(Json { text, spans })
+    }
+
+    /// The value.
+    pub fn root(&self) -> Node<'_> {
+        let whole = Span {
+            start: 0,
+            end: u32::try_from(self.text.len()).unwrap_or(u32::MAX),
+            after: u32::try_from(self.spans.len()).unwrap_or(u32::MAX),
+        };
+        Node {
+            json: self,
+            at: 0,
+            span: whole,
+        }
+    }
+}
+
+/// Notes the values of what is known to be JSON, each before what is in it; none where there are too many.
+fn note(text: &[u8]) -> Option<Vec<Span>> {
+    let mut spans: Vec<Span> = Vec::with_capacity(32);
+    let mut open: Vec<usize> = Vec::new();
+    let mut at = 0usize;
+    while let Some(byte) = text.get(at) {
+        let start = u32::try_from(at).ok()?;
+        let count = u32::try_from(spans.len()).ok()?;
+        at = at.wrapping_add(1);
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' | b',' | b':' => continue,
+            b'}' | b']' => {
+                let span = spans.get_mut(open.pop()?)?;
+                span.end = u32::try_from(at).ok()?;
+                span.after = count;
+                continue;
+            }
+            b'{' | b'[' => open.push(spans.len()),
+            b'"' => loop {
+                let rest = text.get(at..)?;
+                let quote = rest.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+                let escape = rest.get(quote) == Some(&b'\\');
+                at = at.wrapping_add(quote).wrapping_add(1);
+                if !escape {
+                    break;
+                }
+                at = at.wrapping_add(1);
+            },
+            // A number or a word, which ends where something else begins.
+            _ => {
+                let ends = |b: &u8| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b',' | b']' | b'}');
+                let rest = text.get(at..)?;
+                at = at.wrapping_add(rest.iter().position(ends).unwrap_or(rest.len()));
+            }
+        }
+        if spans.len() >= MOST_VALUES {
+            return None;
+        }
+        spans.push(Span {
+            start,
+            end: u32::try_from(at).ok()?,
+            after: count.wrapping_add(1),
+        });
+    }
+    open.is_empty().then_some(spans)
+}
 
 /// The members of an object in their order, duplicates included.
 pub type Members<'a> = Vec<(Cow<'a, str>, Node<'a>)>;
@@ -40,16 +154,9 @@ pub enum Kind {
 }
 
 impl<'a> Node<'a> {
-    /// Reads one JSON value (RFC 8259, UTF-8) with nothing but white space around it.
-    pub fn parse(text: &'a [u8]) -> Result<Self, Malformed> {
-        let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
-        let raw: &RawValue = serde_json::from_str(text).map_err(|_| Malformed)?;
-        Ok(Node(raw.get()))
-    }
-
     /// What this value is.
     pub fn kind(self) -> Kind {
-        match self.0.as_bytes().first() {
+        match self.raw().as_bytes().first() {
             Some(b'n') => Kind::Null,
             Some(b't' | b'f') => Kind::Bool,
             Some(b'"') => Kind::String,
@@ -61,14 +168,18 @@ impl<'a> Node<'a> {
 
     /// The value's own JSON text.
     pub fn raw(self) -> &'a str {
-        self.0
+        let range =
+            |from: u32, to: u32| Some(usize::try_from(from).ok()?..usize::try_from(to).ok()?);
+        range(self.span.start, self.span.end)
+            .and_then(|range| self.json.text.get(range))
+            .unwrap_or_default()
     }
 
     /// The text of a string; an error if an escape in it stands for no character (a lone surrogate).
     pub fn string(self) -> Option<Result<Cow<'a, str>, Malformed>> {
-        let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        let inner = self.inner()?;
         Some(if inner.contains('\\') {
-            serde_json::from_str(self.0)
+            serde_json::from_str(self.raw())
                 .map(Cow::Owned)
                 .map_err(|_| Malformed)
         } else {
@@ -83,28 +194,56 @@ impl<'a> Node<'a> {
 
     /// The decimal text of a number, as it was written.
     pub fn number(self) -> Option<&'a str> {
-        (self.kind() == Kind::Number).then_some(self.0)
+        (self.kind() == Kind::Number).then(|| self.raw())
+    }
+
+    /// What stands between the quotes of a string.
+    fn inner(self) -> Option<&'a str> {
+        self.raw().strip_prefix('"')?.strip_suffix('"')
+    }
+
+    /// The values right in this one; a member's name is one, too.
+    fn values(self) -> impl Iterator<Item = Node<'a>> {
+        let (json, end) = (self.json, self.span.after);
+        let mut at = self.at.wrapping_add(1);
+        std::iter::from_fn(move || {
+            let span = *json.spans.get(usize::try_from(at).ok()?)?;
+            let node = Node { json, at, span };
+            (at < end).then(|| {
+                at = span.after;
+                node
+            })
+        })
+    }
+
+    fn pairs(self) -> Option<impl Iterator<Item = (Node<'a>, Node<'a>)>> {
+        let mut values = self.values();
+        (self.kind() == Kind::Object)
+            .then(|| std::iter::from_fn(move || Some((values.next()?, values.next()?))))
     }
 
     /// The members of an object, duplicates included; an error if a name holds a lone surrogate.
     pub fn members(self) -> Option<Result<Members<'a>, Malformed>> {
-        let walk = Walk::into(self, '{')?;
-        Some(walk.members().collect())
+        let members = self.pairs()?.map(|(name, value)| {
+            let name = name.string().unwrap_or(Err(Malformed))?;
+            Ok((name, value))
+        });
+        Some(members.collect())
     }
 
     /// The items of an array.
     pub fn items(self) -> Option<Vec<Node<'a>>> {
-        let mut walk = Walk::into(self, '[')?;
-        Some(std::iter::from_fn(|| walk.value()).collect())
+        (self.kind() == Kind::Array).then(|| self.values().collect())
     }
 
     /// The one member with this name of an object. `null` is as good as absent, and so is a name that stands there
     /// twice: which of the two would count is anybody's guess.
     pub fn get(self, name: &str) -> Option<Node<'a>> {
         let mut found = None;
-        for member in Walk::into(self, '{')?.members() {
-            let (member, node) = member.ok()?;
-            if member == name && found.replace(node).is_some() {
+        for (member, value) in self.pairs()? {
+            let inner = member.inner()?;
+            let is = inner == name || inner.contains('\\') && member.string()?.ok()? == name;
+            if is && found.replace(value).is_some() {
                 return None;
             }
         }
@@ -123,65 +262,6 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Goes through the values of an object or an array, of which it is known that it is JSON.
-struct Walk<'a>(&'a str);
-
-impl<'a> Walk<'a> {
-    fn into(node: Node<'a>, bracket: char) -> Option<Self> {
-        node.0.strip_prefix(bracket).map(Walk)
-    }
-
-    /// The next value; a member's name is one, too.
-    fn value(&mut self) -> Option<Node<'a>> {
-        let between = |b: u8| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b',' | b':');
-        let start = self.0.bytes().position(|b| !between(b))?;
-        let rest = self.0.get(start..)?;
-        let (value, rest) = rest.split_at_checked(length(rest.as_bytes())?)?;
-        self.0 = rest;
-        Some(Node(value))
-    }
-
-    fn members(mut self) -> impl Iterator<Item = Result<(Cow<'a, str>, Node<'a>), Malformed>> {
-        std::iter::from_fn(move || {
-            let name = self.value()?.string()?;
-            let value = self.value()?;
-            Some(name.map(|name| (name, value)))
-        })
-    }
-}
-
-/// How many bytes the value has with which this JSON begins; none where no value begins.
-fn length(text: &[u8]) -> Option<usize> {
-    let mut bytes = text.iter().enumerate();
-    let mut depth = 0usize;
-    while let Some((at, byte)) = bytes.next() {
-        match byte {
-            b'"' => loop {
-                match bytes.next()?.1 {
-                    b'"' => break,
-                    b'\\' => drop(bytes.next()),
-                    _ => {}
-                }
-            },
-            b'{' | b'[' => depth = depth.saturating_add(1),
-            b'}' | b']' => depth = depth.checked_sub(1)?,
-            // A number or a word, which ends where something else begins.
-            _ if depth == 0 => {
-                let ends = |b: &u8| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b',' | b']' | b'}');
-                let more = bytes.position(|(_, b)| ends(b));
-                return Some(
-                    more.map_or(text.len(), |more| at.saturating_add(more).saturating_add(1)),
-                );
-            }
-            _ => continue,
-        }
-        if depth == 0 {
-            return Some(text.len().saturating_sub(bytes.len()));
-        }
-    }
-    None
-}
-
 /// Which of the members of one name counts: readers of JSON are not of one mind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counts {
@@ -197,14 +277,14 @@ impl Node<'_> {
         // As deep as any provider's reply goes. Each level is read anew: without a bound, nesting would cost the square of
         // its depth.
         const DEEPEST: u8 = 8;
-        let mut out = String::with_capacity(self.0.len());
+        let mut out = String::with_capacity(self.raw().len());
         self.write_by(counts, DEEPEST, &mut out);
         out
     }
 
     fn write_by(self, counts: Counts, deepest: u8, out: &mut String) {
         let Some(deeper) = deepest.checked_sub(1) else {
-            return out.push_str(self.0);
+            return out.push_str(self.raw());
         };
         if let Some(Ok(members)) = self.members() {
             // In the order of names: a reply full of them must not cost the square of their number.
@@ -232,7 +312,7 @@ impl Node<'_> {
             }
             out.push(']');
         } else {
-            out.push_str(self.0);
+            out.push_str(self.raw());
         }
     }
 }
@@ -243,7 +323,8 @@ mod tests {
 
     #[test]
     fn numbers_keep_their_text() {
-        let node = Node::parse(br#" {"a": 15.00, "b": 1E2, "c": "x\u00e9"} "#).unwrap();
+        let json = Json::parse(br#" {"a": 15.00, "b": 1E2, "c": "x\u00e9"} "#).unwrap();
+        let node = json.root();
         assert_eq!(node.get("a").unwrap().number(), Some("15.00"));
         assert_eq!(node.get("b").unwrap().number(), Some("1E2"));
         assert_eq!(node.get("c").unwrap().text().unwrap(), "xé");
@@ -265,13 +346,14 @@ mod tests {
             b"\xef\xbb\xbf{}",
             b"nul",
         ] {
-            assert_eq!(Node::parse(text), Err(Malformed), "{text:?}");
+            assert_eq!(Json::parse(text).err(), Some(Malformed), "{text:?}");
         }
     }
 
     #[test]
     fn a_member_that_stands_twice_is_none() {
-        let node = Node::parse(br#"{"a":1,"\u0061":2,"b":null}"#).unwrap();
+        let json = Json::parse(br#"{"a":1,"\u0061":2,"b":null}"#).unwrap();
+        let node = json.root();
         assert_eq!(node.get("a"), None);
         assert_eq!(node.get("b"), None);
         assert!(!node.is_plain_object());
@@ -279,14 +361,22 @@ mod tests {
 
     #[test]
     fn nesting_costs_no_stack() {
-        let deep = format!("{{\"a\":{}{}}}", "[".repeat(200_000), "]".repeat(200_000));
-        let node = Node::parse(deep.as_bytes()).unwrap();
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(90_000), "]".repeat(90_000));
+        let json = Json::parse(deep.as_bytes()).unwrap();
+        let node = json.root();
         assert_eq!(node.get("a").unwrap().kind(), Kind::Array);
     }
 
     #[test]
+    fn a_text_full_of_values_takes_no_memory_for_them() {
+        let full = format!("[{}1]", "1,".repeat(MOST_VALUES));
+        assert_eq!(Json::parse(full.as_bytes()).err(), Some(Malformed));
+    }
+
+    #[test]
     fn a_lone_surrogate_is_malformed_where_it_is_read() {
-        let node = Node::parse(br#"{"a":"\ud800"}"#).unwrap();
+        let json = Json::parse(br#"{"a":"\ud800"}"#).unwrap();
+        let node = json.root();
         assert_eq!(node.get("a").unwrap().string(), Some(Err(Malformed)));
     }
 }

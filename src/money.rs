@@ -32,14 +32,17 @@ pub struct Currency {
 impl Currency {
     /// The currency with this upper-case three-letter code.
     pub fn from_code(code: &str) -> Option<Self> {
+        let code = <&[u8; 3]>::try_from(code.as_bytes()).ok()?;
         CURRENCIES.iter().find_map(|(digits, codes)| {
-            codes
-                .split(' ')
-                .find(|known| *known == code)
-                .map(|code| Currency {
-                    code,
-                    digits: *digits,
-                })
+            // Three letters and a space each; splitting at the spaces took a sixth of a call's instructions.
+            let mut each = codes.as_bytes().chunks(4);
+            let start = each
+                .position(|known| known.starts_with(code))?
+                .checked_mul(4)?;
+            Some(Currency {
+                code: codes.get(start..start.checked_add(3)?)?,
+                digits: *digits,
+            })
         })
     }
 

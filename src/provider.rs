@@ -9,7 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::value::RawValue;
 
 use crate::idempotency::ProviderKey;
-use crate::json::{Kind, Node};
+use crate::json::{Json, Kind, Node};
 use crate::money::{Currency, Money};
 use crate::problem::Retry;
 use crate::refund::{Payment, Refund, Status};
@@ -273,20 +273,33 @@ pub enum Payload {
 }
 
 /// A provider's whole reply.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct ProviderReply<'a> {
     /// The HTTP status.
     pub status: u16,
     /// The body, whole.
     pub body: &'a [u8],
+    json: Option<Json<'a>>,
 }
 
 impl<'a> ProviderReply<'a> {
+    /// A reply with this status and body.
+    pub fn new(status: u16, body: &'a [u8]) -> Self {
+        ProviderReply {
+            status,
+            body,
+            json: Json::parse(body).ok(),
+        }
+    }
+
+    /// The body's JSON.
+    pub fn json(&self) -> Option<Node<'_>> {
+        self.json.as_ref().map(Json::root)
+    }
+
     /// The body's JSON, if it is a plain object.
-    pub fn object(&self) -> Option<Node<'a>> {
-        Node::parse(self.body)
-            .ok()
-            .filter(|node| node.is_plain_object())
+    pub fn object(&self) -> Option<Node<'_>> {
+        self.json().filter(|node| node.is_plain_object())
     }
 
     /// Whether these characters stand anywhere in the body, whatever the body is, in whatever case, and whether or not they
@@ -519,7 +532,7 @@ pub fn identifier(node: Option<Node<'_>>) -> Option<String> {
 pub fn plain_text(reply: &ProviderReply<'_>) -> Option<String> {
     let text = std::str::from_utf8(reply.body).ok()?.trim();
     let speaks = !text.is_empty() && !text.starts_with(['<', '{', '[']);
-    (speaks && Node::parse(reply.body).is_err()).then(|| text.to_owned())
+    (speaks && reply.json().is_none()).then(|| text.to_owned())
 }
 
 /// Whether an echoed name is another than the one that was sent. What is not echoed proves nothing; what is echoed as

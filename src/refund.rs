@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::config::{Config, ProviderEntry};
 use crate::guard::{About, Digest};
-use crate::json::{Kind, Malformed, Node};
+use crate::json::{Json, Kind, Malformed, Node};
 use crate::money::{AmountFault, Currency, Money};
 use crate::problem::Fault;
 use crate::provider::{PaymentRule, Reason};
@@ -74,23 +74,21 @@ impl Refund {
 
     /// The digest of the whole call as parsed, for the guard: `10` and `10.00` are one amount.
     pub fn digest(&self, provider: &str) -> Digest {
-        let amount = match self.amount {
-            Amount::Full => String::new(),
-            Amount::Exactly(money) => format!("{} {}", money.value(), money.currency.code()),
+        let (minor, currency) = match self.asked() {
+            None => (0, ""),
+            Some(money) => (money.minor, money.currency.code()),
         };
-        let optional = |text: &Option<String>| match text {
-            Some(text) => format!("+{text}"),
-            None => String::new(),
-        };
-        let parts = [
-            provider.to_owned(),
-            amount,
-            optional(&self.payment.id),
-            optional(&self.payment.reference),
-            optional(&self.reason),
-            optional(&self.reference),
+        let texts = [
+            &self.payment.id,
+            &self.payment.reference,
+            &self.reason,
+            &self.reference,
         ];
-        Digest::of(parts.iter().map(String::as_bytes))
+        // One that is left out is none of the texts that may stand there: those have a character at least.
+        let texts = texts.map(|text| text.as_deref().unwrap_or_default().as_bytes());
+        let amount = minor.to_le_bytes();
+        let parts = [provider.as_bytes(), &amount, currency.as_bytes()];
+        Digest::of(parts.into_iter().chain(texts))
     }
 
     /// What the refund is about, for the guard: see [`about_payment`] and [`about_amount`].
@@ -113,7 +111,8 @@ impl Refund {
         config: &'c Config,
     ) -> Result<(Refund, &'c ProviderEntry), Unacceptable> {
         let mut faults = Vec::new();
-        let Some(members) = Node::parse(body)?.members().transpose()? else {
+        let json = Json::parse(body)?;
+        let Some(members) = json.root().members().transpose()? else {
             return Err(Unacceptable::Invalid(vec![Fault::at(
                 "",
                 "The body must be a JSON object.",

@@ -19,7 +19,7 @@ use sha2::Digest;
 use zeroize::Zeroizing;
 
 use crate::headers::Headers;
-use crate::json::Node;
+use crate::json::Json;
 use crate::secret::{Carried, Secret, SecretSource};
 
 /// The shortest modulus that is taken, in bits (BBMSL's page asks for RSA 2048).
@@ -372,11 +372,8 @@ impl Transit {
         if status != 200 {
             return None;
         }
-        let signature = Node::parse(body)
-            .ok()?
-            .get("data")?
-            .get("signature")?
-            .text()?;
+        let json = Json::parse(body).ok()?;
+        let signature = json.root().get("data")?.get("signature")?.text()?;
         let (version, base64) = signature.strip_prefix("vault:v")?.split_once(':')?;
         let bytes = STANDARD.decode(base64).ok()?;
         let sound = !version.is_empty()

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::config::{Auth, ProviderEntry, TokenEndpoint};
 use crate::exchange::{basic, basic_pair};
 use crate::headers::Headers;
-use crate::json::Node;
+use crate::json::Json;
 use crate::provider::{Word, scalar};
 use crate::secret::Secret;
 use crate::text;
@@ -287,7 +287,11 @@ pub fn read_reply(
     body: &[u8],
     now_ms: i64,
 ) -> Result<Token, Failure> {
-    let object = Node::parse(body).ok().filter(|body| body.is_plain_object());
+    let json = Json::parse(body).ok();
+    let object = json
+        .as_ref()
+        .map(Json::root)
+        .filter(|body| body.is_plain_object());
     let failure = |kind| Failure {
         kind,
         // Envoy answers in the endpoint's place with a 503 or 504 of its own.

@@ -95,10 +95,7 @@ impl Asking {
             return Finding::unreadable(Word::default());
         };
         let wanted = Wanted::of_payment(&refund.payment);
-        let reply = ProviderReply {
-            status: head.status,
-            body: if head.coded { &[] } else { body },
-        };
+        let reply = ProviderReply::new(head.status, if head.coded { &[] } else { body });
         self.call.entry.dialect.found(&wanted, &reply)
     }
 

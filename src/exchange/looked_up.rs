@@ -2,7 +2,7 @@
 
 use super::{Answer, Call, ReplyHead, Task, of_refusal};
 use crate::guard::{Digest, End, Guard, Recalled, StoredAnswer};
-use crate::json::Node;
+use crate::json::Json;
 use crate::problem::{Code, Moved, Problem, Retry};
 use crate::provider::{Absence, Doubt, Finding, Receipt, Refunds, Refusal, Wanted, scalar};
 use crate::refund::{Refund, Status, about_amount, about_payment};
@@ -157,9 +157,10 @@ impl Call {
         let Some(known) = known.filter(|answer| answer.status < 300) else {
             return;
         };
-        let Ok(known) = Node::parse(known.body.as_bytes()) else {
+        let Ok(json) = Json::parse(known.body.as_bytes()) else {
             return;
         };
+        let known = json.root();
         for name in ["amount", "reason", "reference"] {
             if let Some(value) = known.get(name) {
                 add(body, name, value.raw());
@@ -208,7 +209,7 @@ impl Recalled {
     /// The refund's id at its provider, where an answer gave one.
     pub(super) fn id(&self) -> Option<String> {
         let answer = self.answer.as_ref().filter(|answer| answer.status < 300)?;
-        scalar(Node::parse(answer.body.as_bytes()).ok()?.get("id"))
+        scalar(Json::parse(answer.body.as_bytes()).ok()?.root().get("id"))
     }
 
     /// Whether it is about this payment.
@@ -238,7 +239,7 @@ pub(super) fn complete(stored: &mut StoredAnswer, refund: &Refund) {
 
 /// Adds a member to an answer that does not have it: its name, and its value as JSON.
 fn add(body: &mut String, name: &str, value: &str) {
-    let known = Node::parse(body.as_bytes()).is_ok_and(|body| body.get(name).is_some());
+    let known = Json::parse(body.as_bytes()).is_ok_and(|body| body.root().get(name).is_some());
     if !known && body.ends_with('}') {
         body.pop();
         body.push_str(&format!(",\"{name}\":{value}}}"));

@@ -139,8 +139,8 @@ fn word(reply: &ProviderReply<'_>) -> Word {
 }
 
 /// The order object. The page's schema shows an array, its example none: one element in an array is taken, too.
-fn order<'a>(reply: &ProviderReply<'a>) -> Option<Node<'a>> {
-    let body = Node::parse(reply.body).ok()?;
+fn order<'a>(reply: &'a ProviderReply<'_>) -> Option<Node<'a>> {
+    let body = reply.json()?;
     let order = match body.items() {
         Some(items) => match items.as_slice() {
             [order] => *order,
