@@ -26,12 +26,14 @@ pub struct Json<'t> {
     spans: Vec<Span>,
 }
 
-/// Where a value begins and ends, and the number of the value after it and all that is in it.
+/// Where a value begins and ends, the number of the value after it and all that is in it, and whether it is a string with
+/// escapes.
 #[derive(Clone, Copy)]
 struct Span {
     start: u32,
     end: u32,
     after: u32,
+    escaped: bool,
 }
 
 /// One value of a JSON text.
@@ -77,6 +79,7 @@ impl<'t> Json<'t> {
             start: 0,
             end: u32::try_from(self.text.len()).unwrap_or(u32::MAX),
             after: u32::try_from(self.spans.len()).unwrap_or(u32::MAX),
+            escaped: self.spans.first().is_some_and(|span| span.escaped),
         };
         Node {
             json: self,
@@ -94,6 +97,7 @@ fn note(text: &[u8]) -> Option<Vec<Span>> {
     while let Some(byte) = text.get(at) {
         let start = u32::try_from(at).ok()?;
         let count = u32::try_from(spans.len()).ok()?;
+        let mut escaped = false;
         at = at.wrapping_add(1);
         match byte {
             b' ' | b'\t' | b'\n' | b'\r' | b',' | b':' => continue,
@@ -112,6 +116,7 @@ fn note(text: &[u8]) -> Option<Vec<Span>> {
                 if !escape {
                     break;
                 }
+                escaped = true;
                 at = at.wrapping_add(1);
             },
             // A number or a word, which ends where something else begins.
@@ -128,6 +133,7 @@ fn note(text: &[u8]) -> Option<Vec<Span>> {
             start,
             end: u32::try_from(at).ok()?,
             after: count.wrapping_add(1),
+            escaped,
         });
     }
     open.is_empty().then_some(spans)
@@ -178,7 +184,7 @@ impl<'a> Node<'a> {
     /// The text of a string; an error if an escape in it stands for no character (a lone surrogate).
     pub fn string(self) -> Option<Result<Cow<'a, str>, Malformed>> {
         let inner = self.inner()?;
-        Some(if inner.contains('\\') {
+        Some(if self.span.escaped {
             serde_json::from_str(self.raw())
                 .map(Cow::Owned)
                 .map_err(|_| Malformed)
@@ -242,7 +248,7 @@ impl<'a> Node<'a> {
         let mut found = None;
         for (member, value) in self.pairs()? {
             let inner = member.inner()?;
-            let is = inner == name || inner.contains('\\') && member.string()?.ok()? == name;
+            let is = inner == name || member.span.escaped && member.string()?.ok()? == name;
             if is && found.replace(value).is_some() {
                 return None;
             }

@@ -4,6 +4,8 @@ use crate::secret::Secret;
 
 /// The most characters of a provider's text that are passed on.
 const MAX_CHARS: usize = 500;
+/// The fewest digits of a card number.
+const SHORTEST_CARD_NUMBER: usize = 13;
 /// A secret shorter than this is not looked for: it would hit words that are none.
 const MIN_SECRET: usize = 6;
 
@@ -24,6 +26,10 @@ pub fn clean(text: &str, secrets: &[Secret]) -> String {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
+    let digits = text.bytes().filter(u8::is_ascii_digit).count();
+    if digits < SHORTEST_CARD_NUMBER && text.len() <= MAX_CHARS {
+        return text;
+    }
     // Cut last: a number cut in two would no longer look like one.
     mask_card_numbers(&text).chars().take(MAX_CHARS).collect()
 }
@@ -49,7 +55,7 @@ fn mask_card_numbers(text: &str) -> String {
 fn flush(run: &mut String, out: &mut String) {
     let digits = run.bytes().filter(u8::is_ascii_digit).count();
     // Longer runs are masked, too: a card number may stand beside another number.
-    let mut to_mask = if digits >= 13 {
+    let mut to_mask = if digits >= SHORTEST_CARD_NUMBER {
         digits.saturating_sub(4)
     } else {
         0
