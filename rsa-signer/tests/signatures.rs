@@ -1,0 +1,417 @@
+//! Whole keys and signatures, against the crate `rsa` and openssl.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test that panics has failed, which is what it is for"
+)]
+#![cfg(not(target_arch = "wasm32"))]
+
+use pkcs1::UintRef;
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngCore, SeedableRng as _};
+use rsa::pkcs8::DecodePrivateKey as _;
+use rsa::sha2::{Digest as _, Sha256};
+use rsa::traits::{PrivateKeyParts as _, PublicKeyParts as _};
+use rsa::{BigUint, Pkcs1v15Sign, RsaPrivateKey, RsaPublicKey};
+use rsa_signer::{Key, KeyFault};
+
+/// A key, and the SHA-256 of `printf abc | openssl dgst -sha256 -sign KEY`.
+const KEYS: [(&str, &str); 6] = [
+    (
+        include_str!("../../tests/golden/bbmsl/private_key.pem"),
+        "75106f9df6c36499dbbaf0785b2a56da7d67805a90387fa44382f19720271a20",
+    ),
+    (
+        include_str!("../../tests/common/keys/second.pem"),
+        "9bfcc5b699ede765934a2a3e0631a27d70767e4b6d7982ffde3e9feea49686ee",
+    ),
+    (
+        include_str!("keys/2048-e3.pem"),
+        "c7e9cdaa5c7829db883f1fa470a96282705ca30407dea138976ff3793b5272a0",
+    ),
+    (
+        include_str!("keys/2049.pem"),
+        "16f08e0c28c3b32978a9a0cd246bc5fb8acfad093069aa1686e3c0221cd2ddff",
+    ),
+    (
+        include_str!("keys/3072.pem"),
+        "9fbb2ea77e164bf48c907e0d43a683a0ef18ba68225f3bddf47d33760a6d58b5",
+    ),
+    (
+        include_str!("keys/4096.pem"),
+        "4565c650cd374f9b52121343a50bc8520b0b4966fa6c9cf4c70650c7822ecb33",
+    ),
+];
+
+/// How many cases: `RSA_SIGNER_CASES` times the usual ones.
+fn cases(usual: usize) -> usize {
+    let more = std::env::var("RSA_SIGNER_CASES").map(|times| times.parse().unwrap());
+    usual * more.unwrap_or(1)
+}
+
+/// A key's numbers in the order of PKCS#1: n, e, d, p, q, dP, dQ, qInv.
+#[derive(Clone)]
+struct Numbers([Vec<u8>; 8]);
+
+impl Numbers {
+    fn of(key: &RsaPrivateKey) -> Self {
+        let [p, q] = key.primes() else {
+            panic!("two primes")
+        };
+        Self::from(key.e(), key.d(), p, q)
+    }
+
+    fn from(e: &BigUint, d: &BigUint, p: &BigUint, q: &BigUint) -> Self {
+        let numbers = [
+            p * q,
+            e.clone(),
+            d.clone(),
+            p.clone(),
+            q.clone(),
+            d % (p - 1u8),
+            d % (q - 1u8),
+            q.modpow(&(p - 2u8), p),
+        ];
+        Numbers(numbers.map(|number| number.to_bytes_be()))
+    }
+
+    /// With the primes the other way round.
+    fn swapped(&self) -> Self {
+        let [_, e, d, p, q, ..] = self.0.each_ref().map(|bytes| BigUint::from_bytes_be(bytes));
+        Self::from(&e, &d, &q, &p)
+    }
+
+    fn with(&self, at: usize, value: &BigUint) -> Self {
+        let mut numbers = self.clone();
+        numbers.0[at] = value.to_bytes_be();
+        numbers
+    }
+
+    fn key(&self) -> Result<Key, KeyFault> {
+        let [n, e, d, p, q, dp, dq, qinv] =
+            self.0.each_ref().map(|bytes| UintRef::new(bytes).unwrap());
+        Key::new(&pkcs1::RsaPrivateKey {
+            modulus: n,
+            public_exponent: e,
+            private_exponent: d,
+            prime1: p,
+            prime2: q,
+            exponent1: dp,
+            exponent2: dq,
+            coefficient: qinv,
+            other_prime_infos: None,
+        })
+    }
+}
+
+fn by_rsa(pem: &str) -> RsaPrivateKey {
+    RsaPrivateKey::from_pkcs8_pem(pem).unwrap()
+}
+
+fn fault(numbers: &Numbers) -> Option<KeyFault> {
+    numbers.key().err()
+}
+
+#[test]
+fn every_key_signs_as_openssl_does() {
+    for (pem, expected) in KEYS {
+        let key = Numbers::of(&by_rsa(pem)).key().unwrap();
+        let signature = key
+            .sign(
+                &Sha256::digest(b"abc").into(),
+                &mut StdRng::seed_from_u64(1),
+            )
+            .unwrap();
+        let sum: String = Sha256::digest(&signature)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(sum, expected);
+        assert_eq!(signature.len(), key.size());
+    }
+}
+
+/// More signatures than one blinding is used for, in both orders of the primes: one of them has p below q.
+#[test]
+fn every_key_signs_as_the_crate_rsa_does() {
+    let mut random = StdRng::seed_from_u64(2);
+    for (pem, _) in KEYS {
+        let rsa = by_rsa(pem);
+        let numbers = Numbers::of(&rsa);
+        let keys = [numbers.key().unwrap(), numbers.swapped().key().unwrap()];
+        for _ in 0..cases(if rsa.size() > 257 { 2 } else { 34 }) {
+            let mut digest = [0; 32];
+            random.fill(&mut digest);
+            let expected = rsa.sign(Pkcs1v15Sign::new::<Sha256>(), &digest).unwrap();
+            for key in &keys {
+                assert_eq!(key.sign(&digest, &mut random).unwrap(), expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_made_at_random_sign_as_the_crate_rsa_does() {
+    let mut random = StdRng::seed_from_u64(3);
+    for _ in 0..cases(1) {
+        let rsa = RsaPrivateKey::new(&mut random, 2048).unwrap();
+        let numbers = Numbers::of(&rsa);
+        for key in [numbers.key().unwrap(), numbers.swapped().key().unwrap()] {
+            for _ in 0..35 {
+                let mut digest = [0; 32];
+                random.fill(&mut digest);
+                let expected = rsa.sign(Pkcs1v15Sign::new::<Sha256>(), &digest).unwrap();
+                assert_eq!(key.sign(&digest, &mut random).unwrap(), expected);
+            }
+        }
+    }
+}
+
+/// Primes of 1024, 1536 and 2048 bits by each other, and the greatest exponent. (The crate `rsa` cannot sign with such keys: where
+/// the second prime is much the longer, it adds the first one until the sun is cold. It can verify.)
+#[test]
+fn primes_of_unequal_length_sign_too() {
+    let primes = |pem: &str| by_rsa(pem).primes().to_vec();
+    let [short, middle, long] = [KEYS[0].0, KEYS[4].0, KEYS[5].0].map(primes);
+    let digest: [u8; 32] = Sha256::digest(b"abc").into();
+    let mut signed = 0;
+    for (p, q) in [
+        (&short[0], &long[1]),
+        (&middle[0], &short[1]),
+        (&middle[1], &long[0]),
+    ] {
+        for e in [65_537, (1u64 << 33) - 9, (1 << 33) - 1] {
+            // The greatest exponents need not be coprime to all of them.
+            let Some(d) = inverse(&e.into(), &((p - 1u8) * (q - 1u8))) else {
+                continue;
+            };
+            let numbers = Numbers::from(&e.into(), &d, p, q);
+            let public = RsaPublicKey::new(p * q, e.into()).unwrap();
+            for numbers in [numbers.swapped(), numbers] {
+                let key = numbers.key().unwrap();
+                let signature = key.sign(&digest, &mut StdRng::seed_from_u64(4)).unwrap();
+                let verified = public.verify(Pkcs1v15Sign::new::<Sha256>(), &digest, &signature);
+                assert!(verified.is_ok());
+                signed += 1;
+            }
+        }
+    }
+    assert!(signed > 6, "{signed}");
+}
+
+/// The private exponent is good modulo either (p-1)(q-1) or their least common multiple, and with such a one added.
+#[test]
+fn any_private_exponent_that_is_one_is_taken() {
+    let numbers = Numbers::of(&by_rsa(KEYS[0].0));
+    let [n, _, d, p, q, ..] = numbers
+        .0
+        .each_ref()
+        .map(|bytes| BigUint::from_bytes_be(bytes));
+    let phi = (&p - 1u8) * (&q - 1u8);
+    // A common multiple, at any rate: both are even.
+    let half = &phi / 2u8;
+    let least = &d % &half;
+    for d in [&least, &(&least + &half)] {
+        assert!(*d < n && fault(&numbers.with(2, d)).is_none());
+    }
+}
+
+#[test]
+fn a_blinding_needs_randomness_that_is_one() {
+    struct Constant(u8);
+    impl RngCore for Constant {
+        fn next_u32(&mut self) -> u32 {
+            u32::from(self.0)
+        }
+        fn next_u64(&mut self) -> u64 {
+            u64::from(self.0)
+        }
+        fn fill_bytes(&mut self, bytes: &mut [u8]) {
+            bytes.fill(self.0);
+        }
+        fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), rand::Error> {
+            if self.0 == 1 {
+                return Err(rand::Error::from(std::num::NonZeroU32::MIN));
+            }
+            bytes.fill(self.0);
+            Ok(())
+        }
+    }
+    let rsa = by_rsa(KEYS[0].0);
+    let key = Numbers::of(&rsa).key().unwrap();
+    let digest = [7; 32];
+    // No randomness, and a factor of zero.
+    assert_eq!(key.sign(&digest, &mut Constant(1)), None);
+    assert_eq!(key.sign(&digest, &mut Constant(0)), None);
+    // Neither stays.
+    let expected = rsa.sign(Pkcs1v15Sign::new::<Sha256>(), &digest).unwrap();
+    assert_eq!(
+        key.sign(&digest, &mut Constant(0xff)),
+        Some(expected.clone())
+    );
+    // Randomness is asked for once in so many signatures.
+    for _ in 0..31 {
+        assert_eq!(key.sign(&digest, &mut Constant(1)), Some(expected.clone()));
+    }
+    assert_eq!(key.sign(&digest, &mut Constant(1)), None);
+    assert_eq!(
+        key.sign(&digest, &mut StdRng::seed_from_u64(5)),
+        Some(expected)
+    );
+}
+
+#[test]
+fn keys_too_short_or_too_long_are_refused() {
+    let mut random = StdRng::seed_from_u64(6);
+    let numbers = Numbers::of(&by_rsa(KEYS[0].0));
+    let one = BigUint::from(1u8);
+    for (bits, expected) in [
+        (0, KeyFault::Short),
+        (1024, KeyFault::Short),
+        (2047, KeyFault::Short),
+        (2048, KeyFault::Numbers),
+        (4096, KeyFault::Numbers),
+        (4097, KeyFault::Long),
+        (8192, KeyFault::Long),
+        (1_000_000, KeyFault::Long),
+    ] {
+        let n = (&one << bits) - 1u8;
+        assert_eq!(fault(&numbers.with(0, &n)), Some(expected), "{bits}");
+    }
+    let short = Numbers::of(&RsaPrivateKey::new(&mut random, 512).unwrap());
+    assert_eq!(fault(&short), Some(KeyFault::Short));
+}
+
+#[test]
+fn numbers_that_do_not_belong_together_are_refused() {
+    let numbers = Numbers::of(&by_rsa(KEYS[0].0));
+    let other = Numbers::of(&by_rsa(KEYS[1].0));
+    assert!(fault(&numbers).is_none());
+    let values = numbers
+        .0
+        .each_ref()
+        .map(|bytes| BigUint::from_bytes_be(bytes));
+    let one = BigUint::from(1u8);
+    for (at, value) in values.iter().enumerate() {
+        let mut wrong = vec![
+            BigUint::default(),
+            one.clone(),
+            BigUint::from(2u8),
+            BigUint::from(3u8),
+            value + 1u8,
+            value + 2u8,
+            value - 1u8,
+            value - 2u8,
+            value * 2u8,
+            value >> 1,
+            value + (&one << 1023),
+            value + (&one << 2047),
+            value + (&one << 100_000),
+            (&one << 1024) - 1u8,
+            &one << 1023,
+            (&one << 100_000) - 1u8,
+            BigUint::from_bytes_be(&other.0[at]) + u8::from(at == 1),
+        ];
+        wrong.extend(
+            values
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != at)
+                .map(|(_, other)| other.clone()),
+        );
+        // A remainder that is not the least.
+        wrong.extend(values[3..].iter().map(|other| value + other));
+        for wrong in wrong {
+            // 3 is a public exponent, but not to this private one.
+            assert!(fault(&numbers.with(at, &wrong)).is_some(), "{at}: {wrong}");
+        }
+    }
+    // Primes of n, but not two.
+    let [n, ..] = &values;
+    let trivial = numbers.with(3, n).with(4, &one);
+    assert_eq!(fault(&trivial), Some(KeyFault::Numbers));
+    let [_, _, _, p, ..] = &values;
+    let twice = Numbers::from(&values[1], &values[2], p, p);
+    assert_eq!(fault(&twice), Some(KeyFault::Numbers));
+    // Everything zero, everything even.
+    for value in [0u8, 2, 4] {
+        let same = Numbers(std::array::from_fn(|_| {
+            (BigUint::from(value) << 2046).to_bytes_be()
+        }));
+        assert!(fault(&same).is_some());
+    }
+}
+
+/// Not a prime of the key is prime, and its other numbers are right: no signature comes out, and nothing panics.
+#[test]
+fn numbers_that_are_not_prime_give_no_signature() {
+    let mut random = StdRng::seed_from_u64(7);
+    let mut taken = 0;
+    while taken < 20 {
+        let [p, q] = std::array::from_fn(|_| {
+            let mut bytes = [0u8; 128];
+            random.fill(&mut bytes);
+            bytes[0] |= 0xc0;
+            bytes[127] |= 1;
+            BigUint::from_bytes_be(&bytes)
+        });
+        let Ok(rsa) = RsaPrivateKey::from_p_q(p.clone(), q.clone(), 65_537u32.into()) else {
+            continue;
+        };
+        let mut numbers = Numbers::from(&65_537u32.into(), rsa.d(), &p, &q);
+        // Fermat gives no inverse modulo a number that is no prime; so many are refused, unless it is a chance.
+        if let Some(inverse) = inverse(&q, &p) {
+            numbers = numbers.with(7, &inverse);
+        } else {
+            continue;
+        }
+        let key = numbers.key().unwrap();
+        assert_eq!(key.sign(&[7; 32], &mut random), None);
+        taken += 1;
+    }
+}
+
+/// 1/x modulo n, by Euclid; none where there is none.
+fn inverse(x: &BigUint, n: &BigUint) -> Option<BigUint> {
+    let zero = BigUint::default();
+    let (mut r, mut next_r) = (n.clone(), x % n);
+    let (mut t, mut next_t) = (zero.clone(), BigUint::from(1u8));
+    while next_r != zero {
+        let quotient = &r / &next_r;
+        let rest = &r - &quotient * &next_r;
+        let step = (&t + n - &quotient * &next_t % n) % n;
+        (r, next_r) = (next_r, rest);
+        (t, next_t) = (next_t, step);
+    }
+    (r == BigUint::from(1u8)).then_some(t)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: u32::try_from(cases(100)).unwrap(), failure_persistence: None, ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_key_makes_a_panic_and_none_but_the_whole_one_signs(
+        changes in prop::collection::vec((0usize..8, 0usize..260, any::<u8>()), 1..4),
+        replaced in prop::option::of((0usize..8, prop::collection::vec(any::<u8>(), 0..600))),
+    ) {
+        thread_local!(static WHOLE: Numbers = Numbers::of(&by_rsa(KEYS[0].0)));
+        let whole = WHOLE.with(Clone::clone);
+        let mut numbers = whole.clone();
+        for (number, at, byte) in changes {
+            if let Some(old) = numbers.0[number].get_mut(at) {
+                *old = byte;
+            }
+        }
+        if let Some((number, bytes)) = replaced {
+            numbers.0[number] = bytes;
+        }
+        // A private exponent may differ by a multiple, but not by chance.
+        prop_assert_eq!(numbers.key().is_ok(), numbers.0 == whole.0);
+    }
+}
