@@ -6,29 +6,24 @@ use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rsa::pkcs1::DecodeRsaPrivateKey;
-use rsa::pkcs1v15::{Pkcs1v15Sign, SigningKey as Pkcs1v15Key};
-use rsa::pkcs8::DecodePrivateKey;
-use rsa::rand_core::CryptoRngCore;
-use rsa::sha2::Sha256;
-use rsa::signature::{RandomizedSigner, SignatureEncoding};
-use rsa::traits::PublicKeyParts;
-use rsa::{RsaPrivateKey, RsaPublicKey};
+use pkcs1::RsaPrivateKey;
+use pkcs8::PrivateKeyInfo;
+use pkcs8::der::asn1::AnyRef;
+use pkcs8::der::pem::PemLabel;
+use pkcs8::der::{Decode, SecretDocument};
+use rand_core::CryptoRngCore;
+use rsa_signer::{Key, KeyFault, LEAST_BITS};
 use serde::Serialize;
-use sha2::Digest;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::headers::Headers;
 use crate::json::Json;
 use crate::secret::{Carried, Secret, SecretSource};
 
-/// The shortest modulus that is taken, in bits (BBMSL's page asks for RSA 2048).
-const MIN_BITS: usize = 2048;
-
-/// A private RSA key, parsed and checked.
+/// A private RSA key of 2048 to 4096 bits, parsed and checked.
 pub struct PrivateKey {
-    signing: Pkcs1v15Key<Sha256>,
-    public: RsaPublicKey,
+    key: Key,
     encoded: Encoded,
 }
 
@@ -51,7 +46,6 @@ impl PrivateKey {
     ///
     /// The error is a sentence for a platform team that never holds a part of the key.
     pub fn read(secret: &Secret) -> Result<Self, &'static str> {
-        const NOT_RSA: &str = "This is no RSA private key in PKCS#8 that can be read.";
         let text = secret.expose().trim();
         let mut encoded = Encoded::Pem(Secret::new(text.to_owned()));
         let key = if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----")
@@ -59,10 +53,17 @@ impl PrivateKey {
         {
             return Err("The private key is encrypted: give it without a passphrase.");
         } else if text.starts_with("-----BEGIN RSA PRIVATE KEY-----") {
-            RsaPrivateKey::from_pkcs1_pem(text)
-                .map_err(|_| "This is no RSA private key in PKCS#1 that can be read.")?
+            let der = der_of(text, RsaPrivateKey::PEM_LABEL);
+            der.and_then(|der| {
+                RsaPrivateKey::from_der(der.as_bytes())
+                    .ok()
+                    .map(|numbers| Key::new(&numbers))
+            })
+            .ok_or("This is no RSA private key in PKCS#1 that can be read.")?
         } else if text.starts_with("-----BEGIN PRIVATE KEY-----") {
-            RsaPrivateKey::from_pkcs8_pem(text).map_err(|_| NOT_RSA)?
+            let der = der_of(text, PrivateKeyInfo::PEM_LABEL);
+            der.and_then(|der| pkcs8_key(der.as_bytes()))
+                .ok_or(NOT_RSA)?
         } else if text.starts_with("-----BEGIN") {
             return Err(
                 "This PEM is no private RSA key: PRIVATE KEY (PKCS#8) or RSA PRIVATE KEY (PKCS#1) is needed.",
@@ -71,21 +72,35 @@ impl PrivateKey {
             let der = STANDARD.decode(text).map(Zeroizing::new).map_err(|_| {
                 "The private key must be PEM (PKCS#8 or PKCS#1), or the base64 of PKCS#8 DER on one line."
             })?;
-            let key = RsaPrivateKey::from_pkcs8_der(&der).map_err(|_| NOT_RSA)?;
+            let key = pkcs8_key(&der).ok_or(NOT_RSA)?;
             encoded = Encoded::Der(der);
             key
         };
-        if key.n().bits() < MIN_BITS {
-            return Err("The RSA key is too short: 2048 bits are the least.");
-        }
-        key.validate()
-            .map_err(|_| "The RSA key's numbers do not belong together.")?;
-        Ok(PrivateKey {
-            public: key.to_public_key(),
-            signing: Pkcs1v15Key::new(key),
-            encoded,
-        })
+        let key = key.map_err(|fault| match fault {
+            KeyFault::Short => "The RSA key is too short: 2048 bits are the least.",
+            KeyFault::Long => "The RSA key is too long: 4096 bits are the most.",
+            KeyFault::Primes => "The RSA key has more than two primes.",
+            KeyFault::Numbers => "The RSA key's numbers do not belong together.",
+        })?;
+        Ok(PrivateKey { key, encoded })
     }
+}
+
+const NOT_RSA: &str = "This is no RSA private key in PKCS#8 that can be read.";
+
+/// What is in a PEM of this label.
+fn der_of(pem: &str, label: &str) -> Option<SecretDocument> {
+    let (found, der) = SecretDocument::from_pem(pem).ok()?;
+    (found == label).then_some(der)
+}
+
+/// The key in PKCS#8 DER; none where it is not RSA.
+fn pkcs8_key(der: &[u8]) -> Option<Result<Key, KeyFault>> {
+    let info = PrivateKeyInfo::from_der(der).ok()?;
+    let rsa = info.algorithm.oid == pkcs1::ALGORITHM_OID
+        && info.algorithm.parameters == Some(AnyRef::NULL);
+    let numbers = RsaPrivateKey::from_der(info.private_key).ok()?;
+    rsa.then(|| Key::new(&numbers))
 }
 
 /// One key of a ring, with the time in which it may sign.
@@ -213,7 +228,7 @@ pub trait Signer {
     ) -> Result<Vec<u8>, SignerFailed>;
 }
 
-/// The signer inside the module: blinded, and checked before anything leaves.
+/// The signer inside the module (the crate `rsa-signer`): blinded, and checked before anything leaves.
 pub struct VmSigner<R>(
     /// Randomness for the blinding.
     pub R,
@@ -226,21 +241,8 @@ impl<R: CryptoRngCore> Signer for VmSigner<R> {
         key: &PrivateKey,
         text: &[u8],
     ) -> Result<Vec<u8>, SignerFailed> {
-        // `rsa` has an open advisory on timing (RUSTSEC-2023-0071): without randomness it does not blind at all.
-        let signature = key
-            .signing
-            .try_sign_with_rng(&mut self.0, text)
-            .map_err(|_| SignerFailed)?
-            .to_vec();
-        // One wrong bit in a CRT computation gives a signature from which the key can be found (Boneh, DeMillo, Lipton).
-        key.public
-            .verify(
-                Pkcs1v15Sign::new::<Sha256>(),
-                &Sha256::digest(text),
-                &signature,
-            )
-            .map_err(|_| SignerFailed)?;
-        Ok(signature)
+        let signature = key.key.sign(&Sha256::digest(text).into(), &mut self.0);
+        signature.ok_or(SignerFailed)
     }
 }
 
@@ -274,7 +276,7 @@ pub fn host_signature(key: &PrivateKey, message: &[u8]) -> Result<Vec<u8>, Signe
         }
     }
     signature
-        .filter(|signature| good && signature.len() == key.public.size())
+        .filter(|signature| good && signature.len() == key.key.size())
         .map(<[u8]>::to_vec)
         .ok_or(SignerFailed)
 }
@@ -378,7 +380,7 @@ impl Transit {
         let bytes = STANDARD.decode(base64).ok()?;
         let sound = !version.is_empty()
             && version.bytes().all(|b| b.is_ascii_digit())
-            && bytes.len().saturating_mul(8) >= MIN_BITS;
+            && bytes.len().saturating_mul(8) >= LEAST_BITS;
         sound.then(|| (base64.to_owned(), format!("{}:v{version}", self.key)))
     }
 }

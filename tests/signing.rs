@@ -526,6 +526,21 @@ fn bytes_that_are_no_key_are_refused_with_a_sentence() {
         ),
         ("a certificate", certificate, "no private RSA key"),
         ("PKCS#1 DER", pkcs1_der, "no RSA private key"),
+        (
+            "three primes",
+            include_str!("../rsa-signer/tests/keys/2048-three-primes.pem").to_owned(),
+            "more than two primes",
+        ),
+        (
+            "a long one",
+            include_str!("common/keys/long.pem").to_owned(),
+            "4096 bits",
+        ),
+        (
+            "a wrong number",
+            include_str!("common/keys/wrong.pem").to_owned(),
+            "do not belong together",
+        ),
         ("a key twice", twice, ""),
         (
             "half a line",
