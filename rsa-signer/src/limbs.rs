@@ -58,6 +58,7 @@ pub fn columns(length: usize) -> Columns {
 }
 
 /// A number from its bytes, the high one first; none where it does not fit.
+#[inline(never)]
 pub fn from_bytes(bytes: &[u8], length: usize) -> Option<Number> {
     if bit_length(bytes) > length.checked_mul(WIDTH)? {
         return None;
@@ -79,6 +80,7 @@ pub fn from_bytes(bytes: &[u8], length: usize) -> Option<Number> {
 }
 
 /// A number's low bytes, so many of them, the high one first.
+#[inline(never)]
 pub fn to_bytes(number: &[u32], size: usize) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(vec![0; size]);
     let mut limbs = number.iter();
@@ -126,6 +128,7 @@ pub fn is_below(number: &[u32], other: &[u32]) -> bool {
 }
 
 /// Subtracts `other` where the number is not below it. Both have the same length.
+#[inline(never)]
 pub fn subtract_once(number: &mut [u32], other: &[u32]) {
     // Opaque, so that no compiler makes a branch of it.
     let keep = black_box(borrow(number, other).wrapping_sub(1));
@@ -138,6 +141,7 @@ pub fn subtract_once(number: &mut [u32], other: &[u32]) {
 }
 
 /// `number = 2 * number + bit`, which must fit.
+#[inline(never)]
 fn double(number: &mut [u32], bit: u32) {
     let mut carry = bit;
     for limb in number {
@@ -158,6 +162,7 @@ fn add(number: &mut [u32], other: &[u32]) {
 }
 
 /// A number (bytes, the high one first) modulo any `modulus` above 1 that leaves a bit free; slow, one bit at a time.
+#[inline(never)]
 pub fn remainder(bytes: &[u8], modulus: &[u32]) -> Number {
     let mut rest = zero(modulus.len());
     for byte in bytes {
@@ -331,11 +336,13 @@ impl Modulus {
     }
 
     /// `x = x * R`, below twice the modulus, for any `x` below R.
+    #[inline(never)]
     pub fn enter(&self, x: &mut [u32], columns: &mut [u64]) {
         self.multiply(x, &self.square, columns);
     }
 
     /// `x = x / R`, below the modulus, for any `x` below R.
+    #[inline(never)]
     pub fn leave(&self, x: &mut [u32], columns: &mut [u64]) {
         columns.fill(0);
         for (column, limb) in zip(columns.iter_mut(), x.iter()) {
