@@ -81,6 +81,16 @@ impl Call {
                 Ours::Other => (self.of_doubt(head, Doubt::Mismatch), receipt.word),
                 ours => return self.found(head, status, receipt, ours),
             },
+            // What was not done to this payment may have been done to another, which the key is remembered for.
+            Finding::Absent(Absence::Proven, word) if self.is_of_another() => (
+                Problem::unknown(
+                    Code::RefundNotFound,
+                    Retry::LookUp,
+                    "The provider shows no such refund, but a call with this key went out for another payment, or for this one \
+                     by another name.",
+                ),
+                word,
+            ),
             Finding::Absent(Absence::Proven, word) => {
                 proven = true;
                 (
@@ -184,6 +194,14 @@ impl Call {
             answer,
             problem,
         }))
+    }
+
+    /// Whether the guard remembers the key for another payment, or for this one by another name.
+    fn is_of_another(&self) -> bool {
+        match (&self.task, &self.recalled) {
+            (Task::LookUp(wanted, _), Some(known)) => !known.is_about(&self.entry.name, wanted),
+            _ => false,
+        }
     }
 
     /// Compares what was found with what the guard remembers of the key.
