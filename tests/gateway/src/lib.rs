@@ -288,6 +288,21 @@ impl Front {
     pub async fn refund(&self, key: &str, body: &impl ToString) -> Result<Answer> {
         refund(self.envoy.address, key, body).await
     }
+
+    /// Looks a refund up through it.
+    pub async fn look_up(&self, parameters: &[(&str, &str)]) -> Result<Answer> {
+        look_up(self.envoy.address, parameters).await
+    }
+}
+
+/// Looks a refund up over HTTP/1.1, on a connection of its own.
+async fn look_up(address: SocketAddr, parameters: &[(&str, &str)]) -> Result<Answer> {
+    let response = reqwest::Client::new()
+        .get(format!("http://{address}{PATH}"))
+        .query(parameters)
+        .send()
+        .await?;
+    Answer::read(response).await
 }
 
 /// Makes a canonical call over HTTP/1.1, on a connection of its own.
@@ -433,12 +448,7 @@ impl Gateway {
 
     /// Looks a refund up over HTTP/1.1: the parameters of the query, as they are.
     pub async fn look_up(&self, parameters: &[(&str, &str)]) -> Result<Answer> {
-        let response = reqwest::Client::new()
-            .get(self.url())
-            .query(parameters)
-            .send()
-            .await?;
-        Answer::read(response).await
+        look_up(self.address, parameters).await
     }
 
     /// Envoy's log so far.

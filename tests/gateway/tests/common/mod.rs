@@ -2,10 +2,21 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
 use gateway_testbed::{Answer, Gateway, cluster};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, BogToken, Moyasar};
 use provider_simulator::orders;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// No test measures time; this only ends one that would hang.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The providers, without BOG's token endpoint.
 pub const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
@@ -54,6 +65,15 @@ pub fn unknown(provider: Provider, code: &'static str, status: u16) -> Problem {
     }
 }
 
+/// A problem of a look-up: what fails there says nothing of the refund.
+pub const fn asked(code: &'static str, status: u16) -> Problem {
+    Problem {
+        outcome: "unknown",
+        retry: "look_up",
+        ..Problem::certain(code, status)
+    }
+}
+
 /// The currency of a provider's fresh orders.
 pub fn currency(provider: Provider) -> &'static str {
     match provider {
@@ -84,7 +104,7 @@ pub fn booked(gateway: &Gateway, provider: Provider, nth: u64) -> usize {
 }
 
 /// Closes a provider, and waits until Envoy has seen its connections go: a call on one that is closing has perhaps left.
-pub async fn shut(gateway: &Gateway, provider: Provider) -> anyhow::Result<()> {
+pub async fn shut(gateway: &Gateway, provider: Provider) -> Result<()> {
     gateway.simulators.close(provider).await;
     let open = format!(r"^cluster\.{}\.upstream_cx_active$", cluster(provider));
     for _ in 0..3_000 {
@@ -96,9 +116,56 @@ pub async fn shut(gateway: &Gateway, provider: Provider) -> anyhow::Result<()> {
         {
             return Ok(());
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     anyhow::bail!("Envoy keeps its connections to {provider:?}")
+}
+
+/// Writes these bytes over HTTP/1.1 and reads the answer, which may come before all of them are written.
+pub async fn raw(address: SocketAddr, bytes: &[u8]) -> Result<Answer> {
+    let (mut from, mut to) = TcpStream::connect(address).await?.into_split();
+    let bytes = bytes.to_vec();
+    let writes = tokio::spawn(async move {
+        let _ = to.write_all(&bytes).await;
+        to
+    });
+    let mut text = String::new();
+    let (head, body) = loop {
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head
+                .split_once("content-length: ")
+                .and_then(|(_, rest)| rest.lines().next()?.parse().ok());
+            if body.len() >= length.unwrap_or(usize::MAX) {
+                break (head, body);
+            }
+        }
+        let mut part = [0; 4096];
+        match timeout(PATIENCE, from.read(&mut part)).await?? {
+            0 => {
+                break text
+                    .split_once("\r\n\r\n")
+                    .with_context(|| format!("no head: {text:?}"))?;
+            }
+            read => text.push_str(std::str::from_utf8(&part[..read])?),
+        }
+    };
+    writes.abort();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.get(9..12)?.parse().ok());
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(": ").context("a header")?;
+        headers.append(
+            HeaderName::from_bytes(name.as_bytes())?,
+            HeaderValue::from_str(value)?,
+        );
+    }
+    Ok(Answer {
+        status: status.context("no status")?,
+        headers,
+        text: body.to_owned(),
+        body: serde_json::from_str(body).unwrap_or_default(),
+    })
 }
 
 /// Whether the answer is a problem in every detail that the contract promises.
