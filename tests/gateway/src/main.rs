@@ -10,9 +10,6 @@ use clap::{Parser, Subcommand};
 use gateway_testbed::soak::Plan;
 use gateway_testbed::{Gateway, Options};
 
-/// The port of envoy.yaml, and of the README's curl lines.
-const PORT: u16 = 10_000;
-
 #[derive(Parser)]
 #[command(about = "The refund filter in a real Envoy, in front of simulated providers.")]
 struct Arguments {
@@ -28,8 +25,12 @@ enum Command {
     Bench,
     /// Refunds under faults for three minutes, and holds every answer against the providers' ledgers.
     Soak,
-    /// Keeps gateway and providers up on 127.0.0.1:10000 until Ctrl-C.
-    Serve,
+    /// Keeps gateway and providers up until Ctrl-C.
+    Serve {
+        /// Where to listen on 127.0.0.1, by default as envoy.yaml and the README's curl lines; 0 is any free port.
+        #[arg(long, default_value_t = 10_000)]
+        port: u16,
+    },
 }
 
 #[tokio::main]
@@ -38,7 +39,7 @@ async fn main() -> ExitCode {
         Command::Demo => demo::run().await,
         Command::Bench => bench::run().await,
         Command::Soak => soak().await,
-        Command::Serve => serve().await,
+        Command::Serve { port } => serve(port).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,15 +54,15 @@ async fn soak() -> Result<()> {
     gateway_testbed::soak::run(Plan::full()?).await
 }
 
-async fn serve() -> Result<()> {
+async fn serve(port: u16) -> Result<()> {
     // Envoy's own words for a taken port are twenty lines.
-    std::net::TcpListener::bind(("127.0.0.1", PORT))
+    std::net::TcpListener::bind(("127.0.0.1", port))
         .map(drop)
         .with_context(|| {
-            format!("127.0.0.1:{PORT} is not free: end what listens there and call this again")
+            format!("127.0.0.1:{port} is not free: end what listens there and call this again")
         })?;
     let mut gateway = Gateway::start(Options {
-        port: PORT,
+        port,
         ..Options::default()
     })
     .await?;
@@ -70,7 +71,7 @@ async fn serve() -> Result<()> {
         gateway.address
     );
     for case in demo::CASES {
-        println!("{}\n", case.curl());
+        println!("{}\n", case.curl(gateway.address));
     }
     println!(
         "Other ends, at beGateway (with a key of their own each): payment 1-failed is declined, 1-pending pends, 1-error is \
