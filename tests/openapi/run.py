@@ -121,6 +121,10 @@ def of_this_gateway(document: dict) -> dict:
     payments = sorted({payment for known, _ in KNOWN.values() for payment in known})
     query["payment_id"]["schema"] = {"type": "string", "enum": payments}
     query["payment_id"]["required"] = True
+    # What has succeeded is looked up, too; so it must not be a dry run, which the negative calls and the client have.
+    refund = document["paths"]["/v1/refunds"]["post"]
+    refund["responses"]["200"]["links"] = refund["responses"]["202"]["links"]
+    refund["parameters"].remove({"$ref": "#/components/parameters/DryRun"})
     # Another key for every call, or most would be one that was used with another refund.
     del document["components"]["parameters"]["IdempotencyKey"]["example"]
     return document
@@ -164,7 +168,7 @@ def main() -> None:
                     str(schemathesis / "bin/schemathesis"),
                     *["--config-file", str(HERE / "schemathesis.toml"), "run", str(described)],
                     *["--url", url, "--mode", mode, "--phases", phases, "--seed", SEED],
-                    *["--max-examples", "40", "--request-timeout", "20", "--warnings", "off"],
+                    *["--max-examples", "25", "--request-timeout", "20", "--warnings", "off"],
                     cwd=folder,
                 )
             came_through(admin)
@@ -182,8 +186,8 @@ def came_through(admin: str) -> None:
                 if f".{calls}." in name and name.endswith(f".outcome.{outcome}")
             )
             say(f"{calls} that ended {outcome}: {count}")
-            if count < 5:
-                sys.exit(f"Hardly any call came through: {stats}")
+            if count < 4:
+                sys.exit(f"Hardly any call came through: {json.dumps(stats, indent=1)}")
 
 
 main()
