@@ -342,12 +342,12 @@ fn an_end_without_an_answer_to_tell_again_is_unknown() {
 
 #[test]
 fn bytes_that_are_no_bucket_are_an_empty_one() {
-    for bytes in [&b""[..], b"x", &[0xff; 58], &[9; 58 * 16], &[0; 57]] {
+    for bytes in [&b""[..], b"x", &[0xff; 74], &[9; 74 * 16], &[0; 73]] {
         let bucket = Bucket::decode(bytes, 16);
         assert_eq!(Bucket::decode(&bucket.encode(), 16), bucket);
     }
     let empty = Bucket::decode(b"", 16);
-    assert_eq!(Bucket::decode(&[0xff; 58 * 16], 16), empty);
+    assert_eq!(Bucket::decode(&[0xff; 74 * 16], 16), empty);
 }
 
 #[test]

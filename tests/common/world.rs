@@ -452,8 +452,8 @@ impl<'f> World<'f> {
             .iter()
             .map(|(name, (bytes, _))| {
                 let mut bytes = bytes.clone();
-                if bytes.len() >= 58 && name.matches('.').count() == 3 {
-                    bytes[34..42].fill(0);
+                if bytes.len() >= 74 && name.matches('.').count() == 3 {
+                    bytes[50..58].fill(0);
                 }
                 (name.clone(), bytes)
             })
