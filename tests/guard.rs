@@ -9,9 +9,13 @@
     reason = "a test that panics has failed, which is what it is for"
 )]
 
+mod common;
+
+use common::SharedData;
+use refund_filter::exchange::MAX_ANSWER;
 use refund_filter::guard::{
-    About, Bucket, Digest, End, Found, GuardSettings, Question, Standing, StoredAnswer, Ticket,
-    bucket_record,
+    About, Asks, Bucket, Claim, Digest, End, Found, Guard, GuardSettings, Question, Recalled,
+    Standing, StoredAnswer, Ticket, bucket_record,
 };
 use refund_filter::problem::Retry;
 
@@ -420,4 +424,228 @@ fn a_neighbours_claim_changes_nothing_for_a_call_that_outlives_its_lease() {
         assert!(table.settle(late, End::Free));
         assert_eq!(table.claim("k", "k", NEVER).0, clean(NEVER), "{neighbour}");
     }
+}
+
+/// The guard over a memory of its own, and calls under one key.
+#[derive(Default)]
+struct Kept {
+    memory: SharedData,
+    leases: u64,
+    past_ms: i64,
+}
+
+impl Kept {
+    fn guard(&self) -> Guard<'_> {
+        Guard {
+            memory: &self.memory,
+            settings: GuardSettings::default(),
+        }
+    }
+
+    fn now(&self) -> i64 {
+        NOW + self.past_ms
+    }
+
+    fn lease(&mut self) -> u64 {
+        self.leases += 1;
+        self.leases
+    }
+
+    fn question(resend_until_ms: i64) -> Question {
+        Question {
+            key: digest("k"),
+            refund: digest("refund"),
+            about: About {
+                payment: [7; 8],
+                amount: [9; 8],
+            },
+            resend_until_ms,
+        }
+    }
+
+    fn claim(&mut self, resend_until_ms: i64) -> Claim {
+        let (lease, now) = (self.lease(), self.now());
+        self.guard()
+            .ask(&Asks::Claim(Self::question(resend_until_ms)), lease, now)
+    }
+
+    fn taken(&mut self, resend_until_ms: i64) -> Ticket {
+        match self.claim(resend_until_ms) {
+            Claim::Taken { ticket, .. } => ticket,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn settle(&self, ticket: &Ticket, end: End, (status, body): (u16, &str)) -> bool {
+        self.guard().settle(ticket, end, status, body, self.now())
+    }
+
+    fn recall(&self) -> Option<Recalled> {
+        match self.guard().ask(&Asks::Recall(digest("k")), 0, self.now()) {
+            Claim::Recalled(recalled) => Some(recalled),
+            Claim::None => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn conclude(&mut self, recalled: &Recalled, end: End, answer: (u16, &str)) -> bool {
+        let (lease, now) = (self.lease(), self.now());
+        self.guard().conclude(recalled, lease, end, answer, now)
+    }
+
+    /// A key whose refund ended like this.
+    fn after(resend_until_ms: i64, end: End) -> Self {
+        let mut kept = Kept::default();
+        let ticket = kept.taken(resend_until_ms);
+        assert!(kept.settle(&ticket, end, (202, "{\"id\":1}")));
+        kept
+    }
+}
+
+fn told(status: u16, body: &str) -> Claim {
+    Claim::Answered {
+        answer: Some(StoredAnswer {
+            status,
+            body: body.to_owned(),
+        }),
+        standing: Standing {
+            resend_until_ms: FOREVER,
+        },
+    }
+}
+
+#[test]
+fn a_look_up_recalls_what_may_have_moved_money_and_is_not_in_flight() {
+    for (end, remembered) in [
+        (End::Free, false),
+        (End::Refused, false),
+        (End::Pending, true),
+        (End::Unknown, true),
+        (End::Refunded, true),
+    ] {
+        let mut kept = Kept::default();
+        assert_eq!(kept.recall(), None);
+        let ticket = kept.taken(FOREVER);
+        assert_eq!(kept.recall(), None, "in flight");
+        kept.settle(&ticket, end, (202, "told"));
+        let recalled = kept.recall();
+        assert_eq!(recalled.is_some(), remembered, "{end:?}");
+        if let Some(recalled) = recalled {
+            assert_eq!(recalled.about, Kept::question(FOREVER).about);
+            assert_eq!(recalled.answer.unwrap().body, "told");
+        }
+        // To be asked about takes nothing.
+        assert_eq!(kept.recall().is_some(), remembered, "{end:?}");
+        kept.past_ms = GuardSettings::default().window_ms;
+        assert_eq!(kept.recall(), None, "{end:?}");
+    }
+}
+
+#[test]
+fn a_look_ups_final_word_is_what_the_next_call_is_answered() {
+    for open in [End::Pending, End::Unknown] {
+        for end in [End::Refunded, End::Refused] {
+            let mut kept = Kept::after(FOREVER, open);
+            let recalled = kept.recall().unwrap();
+            assert!(kept.conclude(&recalled, end, (200, "found")));
+            assert_eq!(kept.claim(FOREVER), told(200, "found"), "{open:?} {end:?}");
+            // Another look-up asked at the same time: its word is the same, or too late.
+            assert!(!kept.conclude(&recalled, End::NeverWas, (0, "")));
+            assert_eq!(kept.claim(FOREVER), told(200, "found"), "{open:?} {end:?}");
+        }
+    }
+}
+
+#[test]
+fn a_refund_that_never_was_leaves_its_key_as_good_as_new() {
+    for (resend, expected) in [(FOREVER, FOREVER), (NEVER, NEVER), (NOW + DAY, NOW + DAY)] {
+        for open in [End::Pending, End::Unknown] {
+            let mut kept = Kept::after(resend, open);
+            let recalled = kept.recall().unwrap();
+            assert!(kept.conclude(&recalled, End::NeverWas, (0, "")));
+            assert_eq!(kept.guard().standing(&digest("k"), kept.now()), None);
+            assert_eq!(kept.recall(), None);
+            let Claim::Taken { ticket, standing } = kept.claim(resend) else {
+                panic!("not taken")
+            };
+            assert_eq!((standing, ticket.resend_until_ms), (None, expected));
+        }
+    }
+}
+
+#[test]
+fn what_has_been_sent_since_a_look_up_asked_outweighs_what_it_heard() {
+    for end in [End::Refunded, End::Refused, End::NeverWas] {
+        // In flight while the look-up comes home.
+        let mut kept = Kept::after(FOREVER, End::Unknown);
+        let recalled = kept.recall().unwrap();
+        let ticket = kept.taken(FOREVER);
+        assert!(!kept.conclude(&recalled, end, (200, "found")), "{end:?}");
+        // The send's own word is not disturbed, and stands after it, whatever it was.
+        assert!(kept.settle(&ticket, End::Unknown, (504, "late")));
+        assert!(!kept.conclude(&recalled, end, (200, "found")), "{end:?}");
+        assert_eq!(kept.recall().unwrap().answer.unwrap().body, "late");
+    }
+    for settled in [End::Free, End::Pending, End::Refunded, End::Refused] {
+        let mut kept = Kept::after(FOREVER, End::Unknown);
+        let recalled = kept.recall().unwrap();
+        let ticket = kept.taken(FOREVER);
+        kept.settle(&ticket, settled, (200, "sent"));
+        assert!(
+            !kept.conclude(&recalled, End::NeverWas, (0, "")),
+            "{settled:?}"
+        );
+    }
+}
+
+#[test]
+fn a_look_up_settles_a_call_whose_lease_has_run_out() {
+    let mut kept = Kept::default();
+    let late = kept.taken(NEVER);
+    kept.past_ms = GuardSettings::default().lease_ms;
+    let recalled = kept.recall().unwrap();
+    // Nothing was answered to it.
+    assert_eq!(recalled.answer, None);
+    assert!(kept.conclude(&recalled, End::Refunded, (200, "found")));
+    // It comes home after all: the provider's word stands.
+    assert!(!kept.settle(&late, End::Unknown, (504, "late")));
+    assert_eq!(
+        kept.claim(NEVER),
+        Claim::Answered {
+            answer: Some(StoredAnswer {
+                status: 200,
+                body: "found".into()
+            }),
+            standing: Standing {
+                resend_until_ms: NEVER
+            },
+        }
+    );
+}
+
+#[test]
+fn a_call_that_outlived_its_lease_and_came_home_outweighs_a_look_up() {
+    let mut kept = Kept::default();
+    let late = kept.taken(FOREVER);
+    kept.past_ms = GuardSettings::default().lease_ms;
+    let recalled = kept.recall().unwrap();
+    assert!(kept.settle(&late, End::Refunded, (200, "its own")));
+    assert!(!kept.conclude(&recalled, End::NeverWas, (0, "")));
+    assert_eq!(kept.claim(FOREVER), told(200, "its own"));
+}
+
+#[test]
+fn a_word_too_large_to_be_told_again_leaves_the_key_open() {
+    let mut kept = Kept::after(FOREVER, End::Unknown);
+    let recalled = kept.recall().unwrap();
+    let large = "x".repeat(MAX_ANSWER + 1);
+    kept.conclude(&recalled, End::Refunded, (200, &large));
+    assert!(kept.guard().standing(&digest("k"), kept.now()).is_some());
+    assert!(matches!(
+        kept.claim(FOREVER),
+        Claim::Taken {
+            standing: Some(_),
+            ..
+        }
+    ));
 }
