@@ -18,10 +18,10 @@ use rand::{Rng, SeedableRng as _};
 use serde_json::{Value, json};
 use simulator::Provider;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{Gateway, Options, route_mut};
-use caller::{Caller, History, PROVIDERS, Refund};
+use caller::{Caller, History, Open, PROVIDERS, Refund};
 
 /// Concurrent callers.
 const CALLERS: usize = 24;
@@ -31,6 +31,8 @@ const ROUTE_TIMEOUT: Duration = Duration::from_millis(1_500);
 const STEP: u64 = 40;
 /// How long a provider is closed.
 const CLOSED: Duration = Duration::from_millis(200);
+/// A refund at BOG completes after so many look-ups that did not show it.
+const BOG_LOOK_UPS: u64 = 1;
 /// What Envoy's memory may grow by between the early samples and the late ones, in kB.
 const GROWTH: u64 = 16_000;
 /// Nothing measures time; this only ends a wait that would not end.
@@ -109,6 +111,9 @@ pub async fn run(plan: Plan) -> Result<()> {
         done: AtomicU64::new(0),
         histories: Mutex::default(),
     });
+    load.gateway
+        .simulators
+        .complete_bog_after(Some(BOG_LOOK_UPS));
     let begin = Instant::now();
     let mut callers = JoinSet::new();
     for nth in 0..CALLERS {
@@ -207,26 +212,51 @@ fn speak_http1(cluster: &mut Value) {
 }
 
 impl Load {
-    /// One refund after the other, until the plan is done.
+    /// One refund after the other, until the plan is done; what is open is looked up in between, and at the end.
     async fn make_refunds(self: Arc<Self>, caller: Caller, begin: Instant) {
-        while begin.elapsed() < self.plan.longest {
-            let nth = self.next.fetch_add(1, Ordering::SeqCst);
-            if nth >= self.plan.refunds {
-                return;
+        let mut waiting: Vec<Open> = Vec::new();
+        loop {
+            let due = waiting.iter().position(|open| open.due <= Instant::now());
+            let mut open = match due {
+                Some(place) => waiting.swap_remove(place),
+                None => match self.next_refund(begin) {
+                    Some(open) => open,
+                    None => match waiting.iter().map(|open| open.due).min() {
+                        Some(due) => {
+                            sleep_until(due).await;
+                            continue;
+                        }
+                        None => return,
+                    },
+                },
+            };
+            if !caller.go_on(&mut open, &self.gateway.simulators).await {
+                waiting.push(open);
+                continue;
             }
-            // Each refund has its own chance, whoever comes first.
-            let mut rng = StdRng::seed_from_u64(self.plan.seed ^ (nth + 1).rotate_left(32));
-            let refund = Refund::by_chance(nth, &mut rng);
-            let simulators = &self.gateway.simulators;
-            let history = caller.settle(refund, simulators, &mut rng).await;
             let mut histories = self
                 .histories
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            histories.push(history);
+            histories.push(open.history);
             drop(histories);
             self.done.fetch_add(1, Ordering::SeqCst);
         }
+    }
+
+    /// The next refund of the plan, if there is one and time for it.
+    fn next_refund(&self, begin: Instant) -> Option<Open> {
+        if begin.elapsed() >= self.plan.longest {
+            return None;
+        }
+        let nth = self.next.fetch_add(1, Ordering::SeqCst);
+        if nth >= self.plan.refunds {
+            return None;
+        }
+        // Each refund has its own chance, whoever comes first.
+        let mut rng = StdRng::seed_from_u64(self.plan.seed ^ (nth + 1).rotate_left(32));
+        let refund = Refund::by_chance(nth, &mut rng);
+        Some(Open::new(refund, rng))
     }
 }
 

@@ -1,4 +1,5 @@
-//! A caller: one refund until its last word, by what the `retry` member of each answer tells.
+//! A caller: one refund until its last word, by what the `retry` member of each answer tells. What is pending, or not known,
+//! is looked up.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +11,7 @@ use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::faults;
 use crate::{Answer, Gateway, cluster};
@@ -21,6 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ROUNDS: u32 = 10;
 /// Before the second round; longer before each one after it.
 const PAUSE: Duration = Duration::from_millis(50);
+/// A caller asks for a refund that often.
+const LOOK_UPS: u32 = 12;
+/// One in so many refunds is looked up though its caller knows its end.
+const CURIOUS_ONE_IN: u32 = 8;
+/// BOG rejects one in so many refunds that it has accepted.
+const REJECTED_ONE_IN: u32 = 8;
 /// One in so many calls meets a fault.
 const FAULT_ONE_IN: u32 = 5;
 
@@ -125,6 +132,8 @@ pub(super) enum Why {
     Repeat,
     /// Another amount under the same key.
     Reuse,
+    /// It asks how the refund stands.
+    LookUp,
 }
 
 /// One call under a refund's key.
@@ -156,13 +165,19 @@ pub(super) enum LastWord {
     NotRefunded,
     Unknown,
     Pending,
+    Failed,
     Succeeded,
 }
 
 impl LastWord {
     /// Whether the gateway gives it again rather than ask once more: a pending refund is asked for again.
     pub fn is_final(self) -> bool {
-        self == LastWord::Succeeded
+        matches!(self, LastWord::Succeeded | LastWord::Failed)
+    }
+
+    /// Whether a look-up can tell more.
+    pub fn is_open(self) -> bool {
+        matches!(self, LastWord::Unknown | LastWord::Pending)
     }
 }
 
@@ -189,7 +204,7 @@ impl Call {
         value.and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// `succeeded`, `pending` or the problem's code; else how it ended.
+    /// `succeeded`, `pending`, `failed` or the problem's code; else how it ended.
     pub fn word(&self) -> &str {
         match &self.end {
             End::Answer(_) if self.word_by_call() > LastWord::Unknown => self.said("status"),
@@ -206,11 +221,22 @@ impl Call {
     /// What this call alone tells its caller.
     pub fn word_by_call(&self) -> LastWord {
         match self.answer().map(|answer| answer.status) {
-            Some(200) => LastWord::Succeeded,
-            Some(202) => LastWord::Pending,
+            Some(200 | 202) => match self.said("status") {
+                "succeeded" => LastWord::Succeeded,
+                "pending" => LastWord::Pending,
+                "failed" => LastWord::Failed,
+                _ => LastWord::Unknown,
+            },
             Some(_) if self.said("outcome") == "not_refunded" => LastWord::NotRefunded,
             Some(_) | None => LastWord::Unknown,
         }
+    }
+
+    /// Whether nothing was sent since another call under the key was in flight at the gateway.
+    fn was_kept_from_another(&self) -> bool {
+        let answer = self.answer();
+        self.said("code") == "refund-in-progress"
+            && answer.is_some_and(|answer| answer.body.get("provider").is_none())
     }
 
     fn next(&self) -> Next {
@@ -243,16 +269,74 @@ fn has_passed(retry_until: &str) -> bool {
 pub(super) struct History {
     pub refund: Refund,
     pub calls: Vec<Call>,
-    /// What a look-up brought.
-    looked_up: Option<LastWord>,
 }
 
 impl History {
-    /// An `unknown` stays until the provider's word clears it: a later `not_refunded` does not.
+    /// What the caller knows after all of these calls. An `unknown` stays until the provider's word clears it: a later
+    /// `not_refunded` of a refund call does not, what a look-up says does.
+    pub fn word_after(calls: &[Call]) -> LastWord {
+        let mut known = LastWord::NotRefunded;
+        for call in calls {
+            let said = call.word_by_call();
+            match call.why {
+                Why::Reuse => {}
+                // It is the call in flight whose end tells, and that one is the caller's own.
+                _ if call.was_kept_from_another() => {}
+                Why::LookUp if said == LastWord::Unknown => {}
+                Why::LookUp => known = said,
+                Why::First | Why::Double | Why::Retry | Why::Repeat => known = known.max(said),
+            }
+        }
+        known
+    }
+
     pub fn last_word(&self) -> LastWord {
-        let calls = self.calls.iter().filter(|call| call.why != Why::Reuse);
-        let by_calls = calls.map(Call::word_by_call).max();
-        self.looked_up.or(by_calls).unwrap_or(LastWord::NotRefunded)
+        Self::word_after(&self.calls)
+    }
+
+    /// What the caller knew before it asked, if it asked.
+    pub fn word_before_look_up(&self) -> Option<LastWord> {
+        let first = self.calls.iter().position(|call| call.why == Why::LookUp)?;
+        Some(Self::word_after(&self.calls[..first]))
+    }
+
+    /// Whether the provider knows no name for the refund that its caller has, and the same call is refused for good: what
+    /// became of a call that its caller left stays open.
+    pub fn cannot_be_asked(refund: &Refund, calls: &[Call]) -> bool {
+        refund.provider == Provider::Bog
+            && Self::id_in(calls).is_none()
+            && calls.last().is_some_and(|last| last.next() == Next::Stop)
+    }
+
+    /// The provider's id of the refund, as far as an answer has told it.
+    fn id_in(calls: &[Call]) -> Option<&str> {
+        let told = calls.iter().filter(|call| call.why != Why::Reuse);
+        told.filter(|call| call.word_by_call() > LastWord::Unknown)
+            .map(|call| call.said("id"))
+            .find(|id| !id.is_empty())
+    }
+}
+
+/// A refund on the way to its caller's last word.
+pub(super) struct Open {
+    pub history: History,
+    rng: StdRng,
+    asked: u32,
+    /// When the caller goes on with it.
+    pub due: Instant,
+}
+
+impl Open {
+    pub fn new(refund: Refund, rng: StdRng) -> Open {
+        Open {
+            history: History {
+                refund,
+                calls: Vec::new(),
+            },
+            rng,
+            asked: 0,
+            due: Instant::now(),
+        }
     }
 }
 
@@ -275,75 +359,42 @@ impl Caller {
         })
     }
 
-    /// Goes on with a refund until the caller has its last word.
-    pub async fn settle(
-        &self,
-        refund: Refund,
-        simulators: &Simulators,
-        rng: &mut StdRng,
-    ) -> History {
+    /// Goes on with a refund: until the caller has its last word, or until it is time to wait.
+    pub async fn go_on(&self, open: &mut Open, simulators: &Simulators) -> bool {
+        let Open {
+            history: History { refund, calls },
+            rng,
+            asked,
+            due,
+        } = open;
         let mut desk = Desk {
             caller: self,
             simulators,
             rng,
-            calls: 0,
-        };
-        let mut calls = Vec::new();
-        let mut next = Next::SameKey;
-        for round in 0..ROUNDS {
-            let made = match (round, refund.habit) {
-                (0, Habit::Doubles) => {
-                    let one = desk.call(&refund, Why::First);
-                    let other = desk.call(&refund, Why::Double);
-                    let (one, other) = tokio::join!(one, other);
-                    vec![one, other]
-                }
-                (0, Habit::Leaves) => {
-                    let patience = [4, 40, 400][desk.rng.gen_range(0..3)];
-                    let patience = Duration::from_millis(desk.rng.gen_range(0..patience));
-                    let call = desk.prepare(&refund, Why::First, refund.minor_units);
-                    vec![call.wait(patience, End::Left).await]
-                }
-                (0, _) => vec![desk.call(&refund, Why::First).await],
-                _ => vec![desk.call(&refund, Why::Retry).await],
-            };
-            next = made.iter().map(Call::next).max().unwrap_or(Next::Stop);
-            let wanted = made.iter().map(Call::retry_after).max();
-            calls.extend(made);
-            if next != Next::SameKey {
-                break;
-            }
-            sleep(wanted.unwrap_or_default().max(PAUSE * (round + 1))).await;
-        }
-        match (refund.habit, next) {
-            (Habit::Repeats, Next::Done) => calls.push(desk.call(&refund, Why::Repeat).await),
-            // The provider has no key to know it by, so only a gateway that remembers it may be asked.
-            (Habit::Repeats, Next::LookUp) => {
-                calls.push(desk.call(&refund, Why::Repeat).await);
-            }
-            (Habit::Reuses, Next::Done) => {
-                let other = refund.minor_units + 1;
-                let call = desk.prepare(&refund, Why::Reuse, other);
-                calls.push(call.wait(PATIENCE, End::Hung).await);
-            }
-            _ => {}
-        }
-        let looked_up = match next {
-            Next::LookUp => look_up(&refund).await,
-            Next::Stop | Next::SameKey | Next::Done => None,
-        };
-        History {
             refund,
             calls,
-            looked_up,
+        };
+        if desk.calls.is_empty() {
+            desk.make().await;
+            // Who asks at once meets what is still under way.
+            let pause = if desk.rng.r#gen() {
+                PAUSE
+            } else {
+                faults::LATE * 2
+            };
+            *due = Instant::now() + pause;
+        } else if *asked < LOOK_UPS && History::word_after(desk.calls).is_open() {
+            *asked += 1;
+            let wanted = desk.ask().await;
+            *due = Instant::now() + wanted.max(PAUSE * (*asked).pow(2));
         }
+        let hopeless = History::cannot_be_asked(refund, desk.calls);
+        if *asked < LOOK_UPS && History::word_after(desk.calls).is_open() && !hopeless {
+            return false;
+        }
+        desk.play_with_what_is_over().await;
+        true
     }
-}
-
-/// What the provider says of a refund, where it may not be sent again. The gateway has no call for that, so that the refund
-/// stays unknown.
-async fn look_up(_refund: &Refund) -> Option<LastWord> {
-    None
 }
 
 /// What the calls of one refund share.
@@ -351,7 +402,8 @@ struct Desk<'a> {
     caller: &'a Caller,
     simulators: &'a Simulators,
     rng: &'a mut StdRng,
-    calls: u32,
+    refund: &'a Refund,
+    calls: &'a mut Vec<Call>,
 }
 
 /// A call that can be made.
@@ -362,28 +414,146 @@ struct Draft {
 }
 
 impl Desk<'_> {
-    fn call(&mut self, refund: &Refund, why: Why) -> impl Future<Output = Call> + use<> {
-        self.prepare(refund, why, refund.minor_units)
-            .wait(PATIENCE, End::Hung)
+    /// Asks for the refund, as often as the answers say.
+    async fn make(&mut self) {
+        let habit = self.refund.habit;
+        let first = self.calls.is_empty();
+        let mut next = Next::SameKey;
+        for round in 0..ROUNDS {
+            let before = self.calls.len();
+            match (first && round == 0, habit) {
+                (true, Habit::Doubles) => {
+                    let amount = self.refund.minor_units;
+                    let one = self
+                        .prepare(Why::First, amount, 0)
+                        .wait(PATIENCE, End::Hung);
+                    let other = self
+                        .prepare(Why::Double, amount, 1)
+                        .wait(PATIENCE, End::Hung);
+                    let (one, other) = tokio::join!(one, other);
+                    self.calls.extend([one, other]);
+                }
+                (true, Habit::Leaves) => {
+                    let patience = [4, 40, 400][self.rng.gen_range(0..3)];
+                    let patience = Duration::from_millis(self.rng.gen_range(0..patience));
+                    let call = self.prepare(Why::First, self.refund.minor_units, 0);
+                    self.calls.push(call.wait(patience, End::Left).await);
+                }
+                (true, _) => self.call(Why::First).await,
+                (false, _) => self.call(Why::Retry).await,
+            }
+            let made = &self.calls[before..];
+            next = made.iter().map(Call::next).max().unwrap_or(Next::Stop);
+            let wanted = made.iter().map(Call::retry_after).max();
+            if next != Next::SameKey {
+                break;
+            }
+            sleep(wanted.unwrap_or_default().max(PAUSE * (round + 1))).await;
+        }
+        // The provider has no key to know it by, so only a gateway that remembers it may be asked.
+        if habit == Habit::Repeats && next == Next::LookUp {
+            self.call(Why::Repeat).await;
+        }
+        if History::word_after(self.calls) == LastWord::Pending
+            && self.rng.gen_ratio(1, REJECTED_ONE_IN)
+        {
+            let told = |call: &Call| call.word_by_call() == LastWord::Pending;
+            let pending = self.calls.iter().rfind(|call| told(call));
+            let id = pending.map(|call| call.said("id"));
+            self.simulators.settle(self.refund.provider, id, false);
+        }
     }
 
-    /// Queues the fault that the call meets by chance, too; another caller's may come before it and meet it.
-    fn prepare(&mut self, refund: &Refund, why: Why, minor_units: u64) -> Draft {
-        if self.rng.gen_ratio(1, FAULT_ONE_IN) {
-            let fault = faults::of(refund.provider, self.rng);
-            self.simulators.next_fault(refund.provider, fault);
+    /// Asks how the refund stands, and does as it is told. Returns the pause that was wished for.
+    async fn ask(&mut self) -> Duration {
+        let id = History::id_in(self.calls).map(str::to_owned);
+        // Where the answer with the id was lost, the same call returns it (and no other name finds a refund there).
+        if self.refund.provider == Provider::Bog && id.is_none() {
+            self.call(Why::Retry).await;
+            return self.calls.last().map(Call::retry_after).unwrap_or_default();
         }
-        let id = format!("soak-{}-{}", refund.nth, self.calls);
-        self.calls += 1;
+        let id = id.filter(|_| self.rng.r#gen());
+        let draft = self.look_up(id.as_deref());
+        let call = draft.wait(PATIENCE, End::Hung).await;
+        let (word, wanted) = (call.word_by_call(), call.retry_after());
+        let next = call.next();
+        self.calls.push(call);
+        if word == LastWord::NotRefunded && next == Next::SameKey {
+            self.make().await;
+        }
+        wanted
+    }
+
+    /// What callers do though they know how the refund has ended.
+    async fn play_with_what_is_over(&mut self) {
+        let word = History::word_after(self.calls);
+        if word != LastWord::Unknown && self.rng.gen_ratio(1, CURIOUS_ONE_IN) {
+            let id = History::id_in(self.calls).map(str::to_owned);
+            let draft = self.look_up(id.as_deref());
+            self.calls.push(draft.wait(PATIENCE, End::Hung).await);
+        }
+        if !word.is_final() {
+            return;
+        }
+        match self.refund.habit {
+            Habit::Repeats => self.call(Why::Repeat).await,
+            Habit::Reuses => {
+                let other = self.refund.minor_units + 1;
+                let call = self.prepare(Why::Reuse, other, 0);
+                self.calls.push(call.wait(PATIENCE, End::Hung).await);
+            }
+            Habit::None | Habit::Leaves | Habit::Doubles => {}
+        }
+    }
+
+    async fn call(&mut self, why: Why) {
+        let call = self.prepare(why, self.refund.minor_units, 0);
+        self.calls.push(call.wait(PATIENCE, End::Hung).await);
+    }
+
+    /// Queues the fault that a call meets by chance; another caller's may come before it and meet it.
+    fn tempt_fate(&mut self) {
+        if self.rng.gen_ratio(1, FAULT_ONE_IN) {
+            let fault = faults::of(self.refund.provider, self.rng);
+            self.simulators.next_fault(self.refund.provider, fault);
+        }
+    }
+
+    /// `beside`: how many are prepared and not made yet.
+    fn id(&self, beside: usize) -> String {
+        format!("soak-{}-{}", self.refund.nth, self.calls.len() + beside)
+    }
+
+    fn prepare(&mut self, why: Why, minor_units: u64, beside: usize) -> Draft {
+        self.tempt_fate();
+        let id = self.id(beside);
         let request = self
             .caller
             .client
             .post(&self.caller.url)
             .header("content-type", "application/json")
-            .header("idempotency-key", &refund.key)
+            .header("idempotency-key", &self.refund.key)
             .header("x-request-id", &id)
-            .body(refund.body(minor_units).to_string());
+            .body(self.refund.body(minor_units).to_string());
         Draft { request, id, why }
+    }
+
+    fn look_up(&mut self, refund: Option<&str>) -> Draft {
+        self.tempt_fate();
+        let id = self.id(0);
+        let mut query = vec![
+            ("provider", cluster(self.refund.provider)),
+            ("payment_id", &self.refund.order),
+            ("key", &self.refund.key),
+        ];
+        query.extend(refund.map(|refund| ("id", refund)));
+        let url = &self.caller.url;
+        let request = self.caller.client.get(url).query(&query);
+        Draft {
+            request: request.header("x-request-id", &id),
+            id,
+            why: Why::LookUp,
+        }
     }
 }
 

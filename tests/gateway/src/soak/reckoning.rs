@@ -36,6 +36,7 @@ enum Section {
     Refunds,
     Answers,
     MoreCalls,
+    LookUps,
     LastWords,
     Provider,
     Faults,
@@ -47,6 +48,7 @@ impl Section {
             Section::Refunds => "refunds",
             Section::Answers => "calls by their answer",
             Section::MoreCalls => "calls after a first one, or beside it",
+            Section::LookUps => "look-ups",
             Section::LastWords => "last words",
             Section::Provider => "at the provider",
             Section::Faults => "faults met",
@@ -133,7 +135,8 @@ impl Reckoning {
                 self.count(Section::MoreCalls, &format!("{:?}", call.why), provider, 1);
             }
         }
-        let booked = match case.booked.len() {
+        self.add_look_ups(case.history);
+        let booked = match case.standing().count() {
             0 => "",
             _ => ", booked",
         };
@@ -148,6 +151,31 @@ impl Reckoning {
         let wrong = case.wrong();
         if !wrong.is_empty() {
             self.findings.push((wrong, case.to_string()));
+        }
+    }
+
+    /// What was open before the first look-up and after the last one, and why.
+    fn add_look_ups(&mut self, history: &History) {
+        let provider = history.refund.provider;
+        let look_ups = history.calls.iter().filter(|call| call.why == Why::LookUp);
+        for call in look_ups.clone() {
+            self.count(Section::LookUps, "made", provider, 1);
+            let row = format!("said {}", call.word());
+            self.count(Section::LookUps, &row, provider, 1);
+        }
+        for (when, word) in [
+            ("before", history.word_before_look_up()),
+            ("after", Some(history.last_word())),
+        ] {
+            if let Some(word) = word.filter(|word| word.is_open()) {
+                let row = format!("{word:?} {when}").to_lowercase();
+                self.count(Section::LookUps, &row, provider, 1);
+            }
+        }
+        if history.last_word().is_open() {
+            let why = look_ups.last().map_or("refused, and no id", Call::word);
+            let row = format!("open at the end: {why}");
+            self.count(Section::LookUps, &row, provider, 1);
         }
     }
 
@@ -227,16 +255,37 @@ impl Case<'_> {
                 say("the caller's UUID is not the provider's key");
             }
         }
-        match (self.history.last_word(), self.booked.is_empty()) {
-            (LastWord::Succeeded | LastWord::Pending, true) => {
+        match (self.history.last_word(), self.standing().count()) {
+            (LastWord::Succeeded, 0) => {
                 say("lost: the last word is that it was refunded, and it is not booked");
             }
-            (LastWord::NotRefunded, false) => {
-                say("false: the last word is not_refunded, and it is booked");
+            (LastWord::NotRefunded | LastWord::Failed, 1..) => {
+                say("false: the last word is that it was not refunded, and it is booked");
+            }
+            (LastWord::Pending, _) => say("left pending, and the provider has finished"),
+            (LastWord::Unknown, _) if !self.cannot_be_told() => {
+                say("left unknown, and the provider can tell");
             }
             _ => {}
         }
         wrong
+    }
+
+    /// What is booked and was not given back.
+    fn standing(&self) -> impl Iterator<Item = &&Refunded> {
+        self.booked.iter().filter(|entry| !entry.rejected)
+    }
+
+    /// Whether the provider itself has no word for what became of the refund: that Moyasar shows none proves nothing, and BOG
+    /// has no name for what it refused.
+    fn cannot_be_told(&self) -> bool {
+        let History { refund, calls } = self.history;
+        let mut look_ups = calls.iter().filter(|call| call.why == Why::LookUp);
+        self.booked.is_empty()
+            && match refund.provider {
+                Provider::Moyasar => look_ups.any(|call| call.word() == "refund-not-found"),
+                _ => History::cannot_be_asked(refund, calls),
+            }
     }
 
     fn wrong_sends(&self) -> Vec<Wrong> {
@@ -258,8 +307,11 @@ impl Case<'_> {
             }
         }
         if self.history.refund.provider == Provider::Bbmsl {
-            let again = |pair: &&[&Exchange]| self.may_be_unknown(pair[0]);
-            wrong.extend(self.sends.windows(2).filter(again).map(|pair| {
+            let refunds: Vec<_> = self.sends.iter().filter(|send| is_refund(send)).collect();
+            let again = |pair: &&[&&Exchange]| {
+                self.may_be_unknown(pair[0]) && !self.was_cleared(pair[0], pair[1])
+            };
+            wrong.extend(refunds.windows(2).filter(again).map(|pair| {
                 (
                     "sent again to a provider without keys, after a send that is unknown",
                     request_id(pair[1]).to_owned(),
@@ -282,6 +334,15 @@ impl Case<'_> {
         }
     }
 
+    /// Whether a look-up proved in between that nothing came of a send.
+    fn was_cleared(&self, send: &Exchange, next: &Exchange) -> bool {
+        self.history.calls.iter().any(|call| {
+            call.why == Why::LookUp
+                && call.word_by_call() == LastWord::NotRefunded
+                && (send.request.at..next.request.at).contains(&call.began)
+        })
+    }
+
     fn wrong_answer(&self, call: &Call) -> Vec<&'static str> {
         let mut wrong = Vec::new();
         let mut say = |rule| wrong.push(rule);
@@ -295,7 +356,7 @@ impl Case<'_> {
             say("the answer has another x-request-id");
         }
         match call.word_by_call() {
-            LastWord::Succeeded | LastWord::Pending => {
+            LastWord::Succeeded | LastWord::Pending | LastWord::Failed => {
                 if call.why == Why::Reuse {
                     say("a key was good for another refund, too");
                 }
@@ -321,28 +382,43 @@ impl Case<'_> {
     /// Whether an answer of success is about the one entry, in its amount and under its id, and came after it.
     fn is_receipt(&self, call: &Call) -> bool {
         let refund = &self.history.refund;
-        let word = match self.history.refund.provider {
-            Provider::Bog => (202, "pending"),
-            _ => (200, "succeeded"),
+        let words = match (call.why, self.history.refund.provider) {
+            (Why::LookUp, Provider::Bog) => {
+                &[(200, "pending"), (200, "succeeded"), (200, "failed")][..]
+            }
+            // What a look-up has found out is told again.
+            (_, Provider::Bog) => &[(202, "pending"), (200, "succeeded")][..],
+            _ => &[(200, "succeeded")][..],
         };
         let Some(answer) = call.answer() else {
             return false;
         };
         let body = &answer.body;
-        (answer.status, call.said("status")) == word
+        // Pending at BOG: the order shows no action yet, and so no amount.
+        let amount = match (call.why, call.word_by_call()) {
+            (Why::LookUp, LastWord::Pending) => body["amount"].is_null(),
+            _ => {
+                body["amount"]["value"] == *decimal(refund.minor_units)
+                    && body["amount"]["currency"] == *refund.currency()
+            }
+        };
+        // BBMSL's order does not show its transactions.
+        let nameless = refund.provider == Provider::Bbmsl && call.said("id").is_empty();
+        words.contains(&(answer.status, call.said("status")))
+            && amount
             && call.said("provider") == cluster(refund.provider)
             && body["payment"]["id"] == *refund.order
-            && body["amount"]["value"] == *decimal(refund.minor_units)
-            && body["amount"]["currency"] == *refund.currency()
-            && self
-                .booked
-                .iter()
-                .any(|entry| entry.refund == call.said("id") && entry.at <= call.ended)
+            && self.booked.iter().any(|entry| {
+                (nameless || entry.refund == call.said("id"))
+                    && entry.at <= call.ended
+                    && (call.word_by_call() == LastWord::Pending
+                        || entry.rejected == (call.word_by_call() == LastWord::Failed))
+            })
     }
 
     /// Whether money had moved by this call, or by a send before it.
     fn is_contradicted(&self, call: &Call) -> bool {
-        self.booked.iter().any(|entry| {
+        self.standing().any(|entry| {
             let mut sends = self.sends.iter();
             sends
                 .find(|send| send.request.sequence == entry.request)
@@ -353,37 +429,66 @@ impl Case<'_> {
     /// What a gateway may not do that remembers keys.
     fn wrong_memory(&self, call: &Call) -> Vec<&'static str> {
         let mut wrong = Vec::new();
-        if call.why == Why::Reuse {
-            if call.said("code") != "idempotency-key-reused" {
+        match call.why {
+            Why::Reuse if call.said("code") != "idempotency-key-reused" => {
                 wrong.push("another amount under a used key is not idempotency-key-reused");
+                return wrong;
             }
-            return wrong;
+            // A look-up asks the provider every time.
+            Why::Reuse | Why::LookUp => return wrong,
+            Why::First | Why::Double | Why::Retry | Why::Repeat => {}
         }
-        let mut earlier = self.history.calls.iter();
-        let final_one =
-            earlier.find(|other| other.ended <= call.began && other.word_by_call().is_final());
-        match (call.answer(), final_one.and_then(Call::answer)) {
-            (Some(answer), Some(first)) => {
-                if (answer.status, &answer.text) != (first.status, &first.text) {
-                    wrong.push("the final answer is not replayed");
-                }
-                if answer.header("idempotency-replayed") != "true" {
-                    wrong.push("the replay does not say that it is one");
-                }
-                if self.sends_of(call).next().is_some() {
-                    wrong.push("sent again after the final answer");
-                }
-            }
-            (Some(_), None)
-                if call.why == Why::Repeat
-                    && self.history.refund.provider == Provider::Bbmsl
-                    && call.word_by_call() != LastWord::Unknown =>
+        let Some(answer) = call.answer() else {
+            return wrong;
+        };
+        let earlier = || {
+            let calls = self.history.calls.iter();
+            calls
+                .take_while(|other| other.id != call.id)
+                .filter(|other| other.ended <= call.began)
+        };
+        let Some(first) = earlier().find(|other| self.settled(other)) else {
+            if call.why == Why::Repeat
+                && self.history.refund.provider == Provider::Bbmsl
+                && call.word_by_call() != LastWord::Unknown
+                && !earlier().any(|other| other.why == Why::LookUp)
             {
                 wrong.push("what was unknown is answered otherwise, and nobody asked the provider");
             }
-            _ => {}
+            return wrong;
+        };
+        let same = match (first.answer(), first.word_by_call()) {
+            (Some(first), LastWord::Succeeded) => {
+                (answer.status, &answer.text) == (first.status, &first.text)
+            }
+            _ => (answer.status, call.said("code")) == (422, "refund-declined"),
+        };
+        if !same {
+            wrong.push("the final answer is not replayed");
+        }
+        if answer.header("idempotency-replayed") != "true" {
+            wrong.push("the replay does not say that it is one");
+        }
+        if self.sends_of(call).next().is_some() {
+            wrong.push("sent again after the final answer");
         }
         wrong
+    }
+
+    /// Whether a call's answer is the one that the next refund call under its key gets.
+    fn settled(&self, call: &Call) -> bool {
+        if call.why == Why::Reuse || !call.word_by_call().is_final() {
+            return false;
+        }
+        if call.why != Why::LookUp {
+            return true;
+        }
+        // BOG does not show keys: only what was answered to the key's last send tells that an id is its refund's.
+        let calls = self.history.calls.iter();
+        let refunds = calls.take_while(|other| other.id != call.id);
+        let sent = refunds.filter(|other| other.why != Why::LookUp).last();
+        self.history.refund.provider != Provider::Bog
+            || sent.is_some_and(|sent| sent.word_by_call() > LastWord::Unknown)
     }
 }
 
@@ -394,6 +499,13 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
         _ => "same_key",
     };
     let retry = call.said("retry");
+    if call.why == Why::LookUp {
+        return match (call.said("code"), call.said("outcome")) {
+            ("refund-not-found", "not_refunded") => retry == "same_key",
+            (_, "unknown") => retry == "look_up",
+            _ => false,
+        };
+    }
     match (call.said("code"), call.said("outcome")) {
         (
             "provider-auth-failed"
@@ -428,6 +540,11 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a request asks for a refund, and not how one stands.
+fn is_refund(send: &Exchange) -> bool {
+    send.request.path.contains("refund")
 }
 
 /// The idempotency key of a send, where the provider has one and the request arrived whole.
