@@ -26,14 +26,14 @@ mod common;
 use std::collections::{BTreeMap, HashSet};
 
 use common::fixtures::{FIXTURES, Fixture};
-use common::world::{Event, World};
+use common::world::{Event, Scene, World};
 use serde_json::{Value, json};
 
 /// Goes through every world that can be reached; gives how many there were.
-fn explore(fixture: &Fixture, provider: &Value, guarded: bool) -> usize {
+fn explore(fixture: &Fixture, provider: &Value, guarded: bool, scene: Scene) -> usize {
     let configs = [(); 2].map(|()| common::config(fixture.name(), provider));
     let replay = |trace: &[Event]| {
-        let mut world = World::new(fixture, &configs, guarded);
+        let mut world = World::new(fixture, &configs, guarded).with(scene);
         for event in trace {
             world.step(*event);
         }
@@ -65,9 +65,13 @@ fn no_order_of_events_refunds_twice_or_makes_a_false_statement() {
     let mut worlds = BTreeMap::new();
     for name in ["moyasar", "begateway", "bog", "bbmsl"] {
         let fixture = fixture(name);
-        worlds.insert(name, explore(fixture, &fixture.provider_config(), true));
+        worlds.insert(
+            name,
+            explore(fixture, &fixture.provider_config(), true, Scene::default()),
+        );
     }
     // An exploration that ends at its beginning proves nothing.
+    println!("{worlds:?}");
     assert!(worlds.values().all(|count| *count > 1_000), "{worlds:?}");
 }
 
@@ -78,13 +82,75 @@ fn no_order_of_events_refunds_twice_where_openbao_signs() {
     provider["signing"] = json!({"transit": {
         "cluster": "openbao", "mount": "transit", "key": "bbmsl", "token": {"filter_state": "refund.token"},
     }});
-    assert!(explore(fixture, &provider, true) > 1_000);
+    assert!(explore(fixture, &provider, true, Scene::default()) > 1_000);
 }
 
 #[test]
 fn without_the_guard_the_same_exploration_finds_a_second_refund() {
     let fixture = fixture("bbmsl");
-    let found = std::panic::catch_unwind(|| explore(fixture, &fixture.provider_config(), false));
+    let explored = || explore(fixture, &fixture.provider_config(), false, Scene::default());
+    let found = std::panic::catch_unwind(explored);
     let said = *found.unwrap_err().downcast::<String>().unwrap();
     assert!(said.contains("sent again"), "{said}");
+}
+
+/// Two calls for the same refund, and a look-up of it.
+const LOOKED_UP: Scene = Scene {
+    calls: 2,
+    look_ups: 1,
+    punctual: true,
+};
+
+#[test]
+fn no_order_of_sends_and_look_ups_makes_a_false_statement() {
+    let mut worlds = BTreeMap::new();
+    for name in ["moyasar", "begateway", "bog", "bbmsl"] {
+        let fixture = fixture(name);
+        let provider = fixture.provider_config();
+        let scene = Scene {
+            // Who never takes absence for proof makes no false statement, however late anything arrives.
+            punctual: matches!(name, "begateway" | "bbmsl"),
+            ..LOOKED_UP
+        };
+        worlds.insert(name, explore(fixture, &provider, true, scene));
+    }
+    let fixture = fixture("bbmsl");
+    let mut provider = fixture.provider_config();
+    provider["query_first"] = json!(true);
+    worlds.insert(
+        "bbmsl, asked first",
+        explore(fixture, &provider, true, LOOKED_UP),
+    );
+    println!("{worlds:?}");
+    assert!(worlds.values().all(|count| *count > 300), "{worlds:?}");
+}
+
+#[test]
+fn no_two_look_ups_of_one_refund_make_a_false_statement() {
+    let scene = Scene {
+        calls: 1,
+        look_ups: 2,
+        punctual: true,
+    };
+    for name in ["moyasar", "begateway", "bog", "bbmsl"] {
+        let fixture = fixture(name);
+        let count = explore(fixture, &fixture.provider_config(), true, scene);
+        assert!(count > 100, "{name}: {count}");
+    }
+}
+
+/// The limit of every proof of absence: the provider tells the truth, and a send that was given up reaches it afterwards.
+#[test]
+fn a_send_that_arrives_after_its_absence_was_proven_is_beyond_what_a_look_up_can_tell() {
+    let scene = Scene {
+        punctual: false,
+        ..LOOKED_UP
+    };
+    for name in ["begateway", "bbmsl"] {
+        let fixture = fixture(name);
+        let explored = || explore(fixture, &fixture.provider_config(), true, scene);
+        let found = std::panic::catch_unwind(explored);
+        let said = *found.unwrap_err().downcast::<String>().unwrap();
+        assert!(said.contains("may still be"), "{name}: {said}");
+    }
 }

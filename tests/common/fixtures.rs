@@ -11,6 +11,7 @@ use refund_filter::headers::Headers;
 use refund_filter::provider::ProviderKind;
 use serde_json::{Value, json};
 
+use super::oracles::derived_key;
 use super::{NOW_MS, StubSigner, call_headers, config, send_with};
 
 /// In what a provider counts amounts.
@@ -284,6 +285,50 @@ impl Fixture {
             self.fill(self.success, call, dispatch),
             self.fill(self.id, call, dispatch),
         )
+    }
+
+    /// What the provider shows of the sound call's order when it is asked how the refund under the key `k-1` stands: it is
+    /// made, or there is none.
+    pub fn shown(&self, refunded: bool) -> String {
+        let payment: Value = serde_json::from_str(self.payment).unwrap();
+        let payment = &payment["id"];
+        let key = derived_key(self.name(), "k-1");
+        let list = |refund: Value| match refunded {
+            true => vec![refund],
+            false => Vec::new(),
+        };
+        match self.kind {
+            ProviderKind::Bog => json!({
+                "order_id": payment,
+                "order_status": {"key": if refunded { "refunded_partially" } else { "completed" }},
+                "purchase_units": {"currency_code": self.currency},
+                "actions": list(json!({
+                    "action_id": self.id, "action": "partial_refund", "status": "completed", "amount": "10.00",
+                })),
+            }),
+            ProviderKind::Moyasar => json!({
+                "id": payment, "currency": self.currency,
+                "transactions": list(json!({
+                    "id": key, "type": "refund", "status": "approved", "amount": 1_000,
+                })),
+            }),
+            ProviderKind::Begateway => json!({"transactions": list(json!({
+                "uid": self.id, "parent_uid": payment, "type": "refund", "status": "successful", "amount": 1_000,
+                "currency": self.currency, "tracking_id": key,
+            }))}),
+            // As the vendor writes amounts: not as a float would.
+            ProviderKind::Bbmsl => {
+                let (left, status) = match refunded {
+                    true => ("5.00", "REFUNDED"),
+                    false => ("15.00", "SUCCESS"),
+                };
+                let (id, currency) = (payment.as_str().unwrap(), self.currency);
+                return format!(
+                    r#"{{"responseCode":"0000","order":{{"id":{id},"currency":"{currency}","amount":15.00,"netAmount":{left},"status":"{status}"}}}}"#
+                );
+            }
+        }
+        .to_string()
     }
 
     pub fn refusal_reply(&self, code: &str, message: &str) -> String {

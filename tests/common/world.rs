@@ -1,5 +1,6 @@
-//! Three calls under one key, a provider that books what reaches it, and the gateway's memory between them. Every step
-//! checks what may not be: two refunds, two answers to one call, a statement that the ledger contradicts.
+//! Three calls under one key, look-ups of it, a provider that books what reaches it and tells the truth, and the gateway's memory
+//! between them. Every step checks what may not be: two refunds, two answers to one call, a statement that the ledger
+//! contradicts, now or by what is still under way.
 
 #![allow(
     clippy::unreachable,
@@ -12,7 +13,7 @@ use std::rc::Rc;
 
 use refund_filter::config::Config;
 use refund_filter::exchange::{
-    Answer, Dispatch, LocalReply, Opening, Prepared, Sent, Unsigned, Waiting, open,
+    Answer, Asking, Dispatch, LocalReply, Opening, Prepared, Sent, Unsigned, Waiting, open,
 };
 use refund_filter::guard::{Claim, Digest, Guard, GuardSettings};
 use refund_filter::secret::Secret;
@@ -20,7 +21,7 @@ use refund_filter::token::{Failure, FailureKind};
 use serde_json::Value;
 
 use super::fixtures::{Fixture, TOKEN, head};
-use super::{NOW_MS, SharedData, StubSigner, call_headers};
+use super::{NOW_MS, SharedData, StubSigner, call_headers, look_up_headers};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
@@ -49,17 +50,66 @@ pub enum Event {
     Push,
     /// A request that somebody has given up is processed after all.
     ProcessedLate,
+    /// It is lost for good.
+    Lost,
     LeaseRunsOut,
     DayGoesBy,
+    /// The provider shows the order that is asked for before a refund, as it is now.
+    Order(usize),
+    /// It shows none.
+    NoOrder(usize),
+    /// A look-up leaves for the provider.
+    Asks(usize),
+    /// The provider looks into its ledger.
+    Looks(usize),
+    /// What it saw then comes home.
+    Told(usize),
+    NotTold(usize),
+}
+
+/// What comes to the gateway besides three refund calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scene {
+    /// The refund calls; the third is another refund.
+    pub calls: usize,
+    pub look_ups: usize,
+    /// Whether a provider that is asked has done, or lost, what the gateway has given up, and no call outlives its lease.
+    pub punctual: bool,
+}
+
+impl Default for Scene {
+    fn default() -> Self {
+        Scene {
+            calls: 3,
+            look_ups: 0,
+            punctual: false,
+        }
+    }
 }
 
 enum Stage {
     NotYet,
     Waiting(Box<Waiting>),
     Signing(Box<Unsigned>),
+    /// Its order is asked for.
+    Asking(Box<Asking>),
     /// At the provider, or on the way to it.
     Sent(Box<Sent>, Option<String>),
     Over,
+}
+
+enum LookUp {
+    NotYet,
+    /// At the provider, with what it has seen.
+    Asked(Box<Asked>, Option<String>),
+    Over,
+}
+
+/// A look-up that has left.
+#[derive(Debug)]
+enum Asked {
+    Routed(Sent),
+    OnItsOwn(Asking),
 }
 
 /// The world at one moment.
@@ -68,6 +118,8 @@ pub struct World<'f> {
     /// Before and after the push.
     configs: &'f [Rc<Config>; 2],
     guarded: bool,
+    scene: Scene,
+    look_ups: [LookUp; 2],
     memory: SharedData,
     settings: GuardSettings,
     now_ms: i64,
@@ -93,6 +145,8 @@ impl<'f> World<'f> {
             fixture,
             configs,
             guarded,
+            scene: Scene::default(),
+            look_ups: [LookUp::NotYet, LookUp::NotYet],
             memory: SharedData::default(),
             settings: GuardSettings::default(),
             now_ms: NOW_MS,
@@ -107,6 +161,11 @@ impl<'f> World<'f> {
             day: false,
             trace: Vec::new(),
         }
+    }
+
+    /// The same with other calls.
+    pub fn with(self, scene: Scene) -> Self {
+        World { scene, ..self }
     }
 
     fn keyed(&self) -> bool {
@@ -131,7 +190,8 @@ impl<'f> World<'f> {
         use Event::*;
         let mut events = Vec::new();
         let mut alive = false;
-        for (nth, call) in self.calls.iter().enumerate() {
+        let looked_up = self.scene.look_ups > 0;
+        for (nth, call) in self.calls.iter().enumerate().take(self.scene.calls) {
             match call {
                 // In their order: which of the same calls is the first makes no difference.
                 Stage::NotYet => {
@@ -140,8 +200,16 @@ impl<'f> World<'f> {
                         events.push(Comes(nth));
                     }
                 }
+                // What comes to nothing before it is sent is the same to a look-up.
+                Stage::Waiting(_) if looked_up => events.push(Token(nth)),
+                Stage::Signing(_) if looked_up => events.push(Signature(nth)),
+                Stage::Sent(_, None) if looked_up => {
+                    events.extend([Refused(nth), Processed(nth), Denied(nth, 422), NoReply(nth)])
+                }
+                Stage::Sent(_, Some(_)) if looked_up => events.extend([Reply(nth), NoReply(nth)]),
                 Stage::Waiting(_) => events.extend([Token(nth), NoToken(nth), Leaves(nth)]),
                 Stage::Signing(_) => events.extend([Signature(nth), NoSignature(nth), Leaves(nth)]),
+                Stage::Asking(_) => events.extend([Order(nth), NoOrder(nth), Leaves(nth)]),
                 Stage::Sent(_, None) => events.extend([
                     Refused(nth),
                     Processed(nth),
@@ -162,16 +230,30 @@ impl<'f> World<'f> {
         if alive {
             events.push(Trap);
         }
-        if alive && !self.pushed {
+        if alive && !self.pushed && !looked_up {
             events.push(Push);
         }
         if self.adrift > 0 {
             events.push(ProcessedLate);
+            if self.scene.punctual {
+                events.push(Lost);
+            }
         }
-        if !self.leased {
+        if !self.leased && !(self.scene.punctual && self.unprocessed()) {
             events.push(LeaseRunsOut);
         }
-        if !self.day {
+        for (nth, look_up) in self.look_ups.iter().enumerate().take(self.scene.look_ups) {
+            match look_up {
+                LookUp::NotYet if nth == 0 || !matches!(self.look_ups[0], LookUp::NotYet) => {
+                    events.push(Asks(nth));
+                }
+                LookUp::Asked(_, None) if self.scene.punctual && self.adrift > 0 => {}
+                LookUp::Asked(_, None) => events.push(Looks(nth)),
+                LookUp::Asked(_, Some(_)) => events.extend([Told(nth), NotTold(nth)]),
+                LookUp::NotYet | LookUp::Over => {}
+            }
+        }
+        if !self.day && !looked_up {
             events.push(DayGoesBy);
         }
         events
@@ -247,6 +329,32 @@ impl<'f> World<'f> {
                 self.answer(nth, sent.local_reply(timeout()));
             }
             Leaves(nth) => self.leaves(nth),
+            Order(nth) => {
+                let Stage::Asking(asking) = self.take(nth) else {
+                    unreachable!()
+                };
+                let shown = self.shown();
+                let (head, now_ms) = (head(200, &[]), self.now_ms);
+                let went_on =
+                    asking.reply(&head, shown.as_bytes(), now_ms, &mut StubSigner, &secret);
+                self.go_on(nth, went_on);
+            }
+            NoOrder(nth) => {
+                let Stage::Asking(asking) = self.take(nth) else {
+                    unreachable!()
+                };
+                self.answer(nth, asking.failed());
+            }
+            Asks(nth) => self.asks(nth),
+            Looks(nth) => {
+                let shown = self.shown();
+                if let LookUp::Asked(_, seen) = &mut self.look_ups[nth] {
+                    *seen = Some(shown);
+                }
+            }
+            Told(nth) => self.told(nth, true),
+            NotTold(nth) => self.told(nth, false),
+            Lost => self.adrift -= 1,
             // The worker's streams are gone without a word; Envoy answers them.
             Trap => {
                 for nth in 0..3 {
@@ -255,6 +363,11 @@ impl<'f> World<'f> {
                     }
                     if !matches!(self.calls[nth], Stage::NotYet) {
                         self.calls[nth] = Stage::Over;
+                    }
+                }
+                for look_up in &mut self.look_ups {
+                    if !matches!(look_up, LookUp::NotYet) {
+                        *look_up = LookUp::Over;
                     }
                 }
             }
@@ -322,16 +435,100 @@ impl<'f> World<'f> {
         } else {
             Claim::None
         };
-        let state = |_: &str| Some(b"secret".to_vec());
-        match accepted.proceed(claim, now_ms, &mut StubSigner, &state) {
+        let prepared = accepted.proceed(claim, now_ms, &mut StubSigner, &secret);
+        self.go_on(nth, prepared);
+    }
+
+    fn go_on(&mut self, nth: usize, prepared: Prepared) {
+        match prepared {
             Prepared::Answer(answer) => {
                 self.calls[nth] = Stage::Over;
                 self.answer(nth, answer);
             }
             Prepared::Wait(waiting) => self.calls[nth] = Stage::Waiting(waiting),
             Prepared::Sign(unsigned) => self.calls[nth] = Stage::Signing(unsigned),
-            Prepared::Ask(_) => unreachable!("no order is asked for first"),
+            Prepared::Ask(asking) => self.calls[nth] = Stage::Asking(asking),
             Prepared::Dispatch(dispatch) => self.leave(nth, *dispatch),
+        }
+    }
+
+    /// Whether a send is under way that its provider has not seen, and whose call is still there.
+    fn unprocessed(&self) -> bool {
+        let mut calls = self.calls.iter();
+        calls.any(|call| matches!(call, Stage::Sent(_, None)))
+    }
+
+    /// What the provider shows of the refund at this moment.
+    fn shown(&self) -> String {
+        self.fixture.shown(self.ledger > 0)
+    }
+
+    fn asks(&mut self, nth: usize) {
+        let config = &self.configs[usize::from(self.pushed)];
+        let payment = self.body(0)["payment"]["id"].clone();
+        let query = format!(
+            "provider={}&payment_id={}&key=k-1",
+            self.fixture.name(),
+            payment.as_str().unwrap()
+        );
+        let opening = open(config, &look_up_headers(&query), self.now_ms, &|_| None);
+        let Opening::Read(reading) = opening else {
+            panic!("not read")
+        };
+        let accepted = reading.accept(b"", &|_| None).unwrap();
+        let claim = self.guard().ask(accepted.asks(), 0, self.now_ms);
+        let asked = match accepted.proceed(claim, self.now_ms, &mut StubSigner, &secret) {
+            // Its token is there: waiting for it takes nothing, so that it is the same as to come later.
+            Prepared::Wait(waiting) => {
+                Asked::Routed(waiting.with_token(Secret::new(TOKEN.into())).sent)
+            }
+            Prepared::Dispatch(dispatch) => Asked::Routed(dispatch.sent),
+            Prepared::Ask(asking) => Asked::OnItsOwn(*asking),
+            other => panic!("{other:?}"),
+        };
+        self.look_ups[nth] = LookUp::Asked(Box::new(asked), None);
+    }
+
+    /// A look-up is answered: with what the provider saw, or without.
+    fn told(&mut self, nth: usize, comes: bool) {
+        let look_up = std::mem::replace(&mut self.look_ups[nth], LookUp::Over);
+        let LookUp::Asked(asked, Some(seen)) = look_up else {
+            unreachable!()
+        };
+        let head = head(200, &[]);
+        let mut answer = match (*asked, comes) {
+            (Asked::Routed(sent), true) => sent.reply(&head, seen.as_bytes(), 1),
+            (Asked::Routed(sent), false) => sent.local_reply(timeout()),
+            (Asked::OnItsOwn(asking), true) => {
+                match asking.reply(
+                    &head,
+                    seen.as_bytes(),
+                    self.now_ms,
+                    &mut StubSigner,
+                    &secret,
+                ) {
+                    Prepared::Answer(answer) => answer,
+                    other => panic!("{other:?}"),
+                }
+            }
+            (Asked::OnItsOwn(asking), false) => asking.failed(),
+        };
+        let lease = self.trace.len() as u64;
+        answer.settle(&self.guard(), Some(lease), self.now_ms);
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        let told = format!("{} after {:?}", answer.body, self.trace);
+        match body["outcome"].as_str() {
+            None => assert_eq!((answer.status, self.ledger), (200, 1), "{told}"),
+            Some("not_refunded") => {
+                let under_way = self.adrift + usize::from(self.unprocessed());
+                assert_eq!(
+                    self.ledger + under_way,
+                    0,
+                    "not_refunded, and it is, or may still be: {told}"
+                );
+            }
+            Some("unknown") => assert_eq!(body["retry"], "look_up", "{told}"),
+            Some(other) => panic!("{other}"),
         }
     }
 
@@ -388,6 +585,7 @@ impl<'f> World<'f> {
         let answer = match self.take(nth) {
             Stage::Waiting(waiting) => waiting.local_reply(left(false)),
             Stage::Signing(unsigned) => unsigned.local_reply(left(false)),
+            Stage::Asking(asking) => asking.local_reply(left(false)),
             Stage::Sent(sent, said) => {
                 self.adrift += usize::from(said.is_none());
                 sent.ended(left(true), said.is_some())
@@ -439,12 +637,19 @@ impl<'f> World<'f> {
                 Stage::NotYet => "not yet",
                 Stage::Waiting(_) => "waiting",
                 Stage::Signing(_) => "signing",
+                Stage::Asking(_) => "asking",
                 Stage::Sent(_, None) => "sent",
                 Stage::Sent(_, Some(_)) => "processed",
                 Stage::Over => "over",
             })
             .collect();
-        // The lease numbers differ from trace to trace, and mean nothing but who is who.
+        // The lease numbers differ from trace to trace, and mean nothing but who is who: each is told by who has it first.
+        let mut leases = Vec::new();
+        let mut tickets: Vec<_> = self.calls.iter().map(debug_of).collect();
+        tickets.extend(self.look_ups.iter().map(debug_of_look_up));
+        for ticket in &mut tickets {
+            *ticket = without_leases(ticket, &mut leases);
+        }
         let memory: Vec<_> = self
             .memory
             .0
@@ -453,12 +658,14 @@ impl<'f> World<'f> {
             .map(|(name, (bytes, _))| {
                 let mut bytes = bytes.clone();
                 if bytes.len() >= 74 && name.matches('.').count() == 3 {
-                    bytes[50..58].fill(0);
+                    let (lease, _) = bytes[50..].split_first_chunk().unwrap();
+                    let lease = u64::from_le_bytes(*lease).to_string();
+                    let who = leases.iter().position(|known| *known == lease);
+                    bytes[50..58].fill(who.map_or(u8::MAX, |who| who as u8));
                 }
                 (name.clone(), bytes)
             })
             .collect();
-        let tickets: Vec<_> = self.calls.iter().map(ticket_text).collect();
         format!(
             "{calls:?} {tickets:?} {memory:?} {} {} {:?} {} {} {} {}",
             self.ledger,
@@ -472,20 +679,47 @@ impl<'f> World<'f> {
     }
 }
 
-/// What a call knows of its key's past, as its `Debug` shows it, without the number of the lease.
-fn ticket_text(call: &Stage) -> String {
-    let debug = match call {
+/// What a call knows of its key's past, as its `Debug` shows it.
+fn debug_of(call: &Stage) -> String {
+    match call {
         Stage::NotYet | Stage::Over => String::new(),
         Stage::Waiting(waiting) => format!("{waiting:?}"),
         Stage::Signing(unsigned) => format!("{unsigned:?}"),
+        Stage::Asking(asking) => format!("{asking:?}"),
         Stage::Sent(sent, said) => format!("{sent:?} {said:?}"),
-    };
+    }
+}
+
+fn debug_of_look_up(look_up: &LookUp) -> String {
+    match look_up {
+        LookUp::NotYet => "not yet".to_owned(),
+        LookUp::Asked(asked, seen) => format!("{asked:?} {seen:?}"),
+        LookUp::Over => "over".to_owned(),
+    }
+}
+
+/// The text with its leases told by their places among those that are known.
+fn without_leases(debug: &str, leases: &mut Vec<String>) -> String {
     let mut parts = debug.split("lease: ");
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        text.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        let lease = &part[..part.len() - rest.len()];
+        let who = leases
+            .iter()
+            .position(|known| known == lease)
+            .unwrap_or_else(|| {
+                leases.push(lease.to_owned());
+                leases.len() - 1
+            });
+        text.push_str(&format!("lease: #{who}{rest}"));
     }
     text
+}
+
+/// Filter state.
+fn secret(_: &str) -> Option<Vec<u8>> {
+    Some(b"secret".to_vec())
 }
 
 thread_local! {
