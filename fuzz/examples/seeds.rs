@@ -6,6 +6,7 @@ use std::path::Path;
 
 use refund_filter_fuzz::harness::fixtures::{FIXTURES, sent};
 use refund_filter_fuzz::harness::put_keys;
+use refund_filter_fuzz::look_up;
 use refund_filter_fuzz::reply::{FULL, PROVIDER, STATUSES};
 use serde_json::{Value, json};
 
@@ -44,6 +45,10 @@ fn goldens() {
                     .replace("golden-", "CANARY-")
                     .as_bytes(),
             );
+            if let Some(query) = case["look_up"]["query"].as_str() {
+                look_up_seeds(&name, which, query, &case["provider_reply"]);
+                continue;
+            }
             let key = case["call"]["idempotency_key"].as_str().unwrap_or("k-1");
             write(
                 "key",
@@ -59,6 +64,47 @@ fn goldens() {
             if let (Some(status), Some(body)) = (reply["status"].as_u64(), reply["body"].as_str()) {
                 reply_seed(&name, which, 0, status, body);
             }
+        }
+    }
+}
+
+fn look_up_seeds(name: &str, which: usize, query: &str, reply: &Value) {
+    write("query", name, query.as_bytes());
+    let fixture = &FIXTURES[which];
+    let payment: Value = serde_json::from_str(fixture.payment).expect("a payment");
+    let asked = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("payment_id="));
+    let (Some(asked), Some(body)) = (asked, reply["body"].as_str()) else {
+        return;
+    };
+    let ours = payment["id"].as_str().expect("an id");
+    let body = body.replace(asked, ours);
+    let mut how = if query.contains("&id=") {
+        look_up::BY_ID
+    } else {
+        0
+    };
+    how |= if query.contains("&key=") {
+        look_up::BY_KEY
+    } else {
+        0
+    };
+    let status = STATUSES
+        .iter()
+        .position(|known| Some(u64::from(*known)) == reply["status"].as_u64())
+        .unwrap_or_default();
+    for (first, more) in [("", 0), ("-first", look_up::FIRST)] {
+        if first.is_empty() || fixture.name() == "bbmsl" {
+            let head = [
+                (which << look_up::PROVIDER) as u8 | how | more,
+                status as u8,
+            ];
+            write(
+                "look_up",
+                &format!("{name}{first}"),
+                &[&head, body.as_bytes()].concat(),
+            );
         }
     }
 }

@@ -102,7 +102,7 @@ pub fn check(data: &[u8]) {
             (all, config)
         };
     }
-    ALL.with(|(all, config)| {
+    ALL.with(|(providers, config)| {
         let (headers, body) = parts(data);
         let is_ours = headers
             .first(":path")
@@ -112,15 +112,33 @@ pub fn check(data: &[u8]) {
             Step::NotOurs => assert!(!is_ours),
             Step::Answered(answer) => {
                 assert!(is_ours);
-                refused(all, &headers, body, &answer);
+                if headers.first(":method") == Some(b"GET") {
+                    return;
+                }
+                match all(&headers, "refund-dry-run")[..] {
+                    [] | [b"false"] => {}
+                    [b"true"] if answer.word == "dry-run" => {
+                        assert!(
+                            !answer.body.contains("CANARY")
+                                || body.windows(6).any(|part| part == b"CANARY")
+                        );
+                        return;
+                    }
+                    [b"true"] => {}
+                    // It is no dry run, and nothing is sent either.
+                    _ => return,
+                }
+                refused(providers, &headers, body, &answer);
             }
+            Step::Asks(_) => assert!(is_ours && headers.first(":method") == Some(b"GET")),
+            Step::Sent(_) if headers.first(":method") == Some(b"GET") => assert!(is_ours),
             Step::Sent(dispatch) => {
                 assert!(is_ours);
                 let json = match json::read(body) {
                     Ok(json) => json,
                     Err(unread) => panic!("{unread:?} was sent"),
                 };
-                let call = sound(all, &json).unwrap_or_else(|| panic!("sent: {json:?}"));
+                let call = sound(providers, &json).unwrap_or_else(|| panic!("sent: {json:?}"));
                 sent(&call, &headers, &dispatch);
                 // The same call makes the same bytes.
                 let Step::Sent(again) = step(config, &headers, body, TOKEN) else {
@@ -181,7 +199,7 @@ fn refused(providers: &[Configured], headers: &Headers<'_>, body: &[u8], answer:
     let is_post = headers.first(":method") == Some(b"POST");
     assert_eq!(code == "method-not-allowed", !is_post, "{problem}");
     if !is_post {
-        assert_eq!(answer.headers.first("allow"), Some(&b"POST"[..]));
+        assert_eq!(answer.headers.first("allow"), Some(&b"GET, POST"[..]));
         return;
     }
     let media = all(headers, "content-type");
@@ -524,9 +542,9 @@ fn sent(call: &Call<'_>, headers: &Headers<'_>, dispatch: &Dispatch) {
         (":authority", authority.to_owned()),
         (":path", path),
         ("content-type", "application/json".to_owned()),
+        ("content-length", dispatch.body.len().to_string()),
         ("accept", "application/json".to_owned()),
         ("accept-encoding", "identity".to_owned()),
-        ("content-length", dispatch.body.len().to_string()),
         (
             "user-agent",
             format!("refund-filter/{}", refund_filter::VERSION),

@@ -210,5 +210,11 @@ fn is_usable(config: &Rc<Config>, entry: &ProviderEntry, canary_is_a_name: bool)
             assert!(no_line_ends(&dispatch.headers), "{:?}", dispatch.headers);
             json::read(dispatch.body.as_bytes()).expect("JSON");
         }
+        Step::Asks(asking) => {
+            let (cluster, headers, body) = asking.request();
+            assert!(entry.query_first && *cluster == *entry.cluster);
+            assert!(no_line_ends(headers), "{headers:?}");
+            json::read(body.as_bytes()).expect("JSON");
+        }
     }
 }

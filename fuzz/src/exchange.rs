@@ -1,4 +1,4 @@
-//! What happens to three calls under one key, in an order that the fuzzer chooses, longer than the model goes and with every
+//! What happens to three calls under one key and to look-ups of it, in an order that the fuzzer chooses, longer than the model goes and with every
 //! status that there is. The world itself asserts what may not be.
 
 use std::cell::RefCell;
@@ -9,7 +9,7 @@ use refund_filter::config::Config;
 
 use crate::harness::config;
 use crate::harness::fixtures::{FIXTURES, Fixture};
-use crate::harness::world::{Event, World};
+use crate::harness::world::{Event, Scene, World};
 
 thread_local! {
     static CONFIGS: RefCell<BTreeMap<&'static str, [Rc<Config>; 2]>> = const { RefCell::new(BTreeMap::new()) };
@@ -22,7 +22,14 @@ pub fn check(data: &[u8]) {
     };
     let fixture = &FIXTURES[usize::from(*which) % FIXTURES.len()];
     let configs = configs(fixture);
-    let mut world = World::new(fixture, &configs, true);
+    // A quarter with calls alone; the others with two look-ups, at a provider that has done what it is asked about.
+    let looked_up = *which >= 64;
+    let scene = Scene {
+        calls: if looked_up { 2 } else { 3 },
+        look_ups: if looked_up { 2 } else { 0 },
+        punctual: looked_up,
+    };
+    let mut world = World::new(fixture, &configs, true).with(scene);
     for pair in events.chunks_exact(2).take(64) {
         let possible = world.events();
         if possible.is_empty() {

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, Dispatch, Opening, Prepared, open};
+use refund_filter::exchange::{Answer, Asking, Dispatch, Opening, Prepared, ReplyHead, open};
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
@@ -18,6 +18,8 @@ pub mod fixtures;
 #[allow(dead_code, reason = "the model uses more of it")]
 #[path = "../../tests/common/world.rs"]
 pub mod world;
+
+use crate::oracles;
 
 #[path = "../../tests/common/shared_data.rs"]
 mod shared_data;
@@ -37,6 +39,8 @@ pub enum Step {
     Answered(Answer),
     /// It goes to the provider, once its token and its signature are there.
     Sent(Box<Dispatch>),
+    /// The provider is asked by a call of the gateway's own.
+    Asks(Box<Asking>),
 }
 
 /// Takes a call as far as it goes. A token and OpenBao's signature are given where they are asked for.
@@ -59,6 +63,7 @@ fn prepared(prepared: Prepared, token: &str) -> Step {
     match prepared {
         Prepared::Answer(answer) => Step::Answered(answer),
         Prepared::Dispatch(dispatch) => Step::Sent(dispatch),
+        Prepared::Ask(asking) => Step::Asks(asking),
         Prepared::Wait(waiting) => {
             Step::Sent(Box::new(waiting.with_token(Secret::new(token.to_owned()))))
         }
@@ -73,6 +78,12 @@ fn prepared(prepared: Prepared, token: &str) -> Step {
             self::prepared(unsigned.reply(200, reply.as_bytes()), token)
         }
     }
+}
+
+/// What such a call's reply is made of.
+pub fn asked(asking: Asking, head: &ReplyHead, body: &[u8]) -> Step {
+    let step = asking.reply(head, body, NOW_MS, &mut StubSigner, &|_| None);
+    prepared(step, fixtures::TOKEN)
 }
 
 /// Whether no value ends a header before its time, and no name is anything but a name.
@@ -98,6 +109,15 @@ pub fn call_headers(key: &str) -> Headers<'static> {
         headers.text(name, value.to_owned());
     }
     headers.text("idempotency-key", key.to_owned());
+    headers
+}
+
+/// The headers of a look-up.
+pub fn look_up_headers(query: &str) -> Headers<'static> {
+    let mut headers = Headers::default();
+    headers.text(":method", "GET".to_owned());
+    headers.text(":path", format!("/v1/refunds?{query}"));
+    headers.text("x-request-id", "request-1".to_owned());
     headers
 }
 
@@ -135,6 +155,7 @@ fn send_with(
         Step::Sent(dispatch) => Ok(dispatch),
         Step::Answered(answer) => Err(answer),
         Step::NotOurs => panic!("not ours"),
+        Step::Asks(_) => panic!("a refund is sent at once"),
     }
 }
 

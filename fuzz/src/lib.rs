@@ -10,8 +10,10 @@ pub mod exchange;
 pub mod harness;
 pub mod json;
 pub mod key;
+pub mod look_up;
 pub mod money;
 #[path = "../../tests/common/oracles.rs"]
 pub mod oracles;
+pub mod query;
 pub mod reply;
 pub mod token;

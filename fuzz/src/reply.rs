@@ -134,7 +134,7 @@ fn answered(asked: &Asked, head: &ReplyHead, body: &[u8], attempts: u64) {
 }
 
 /// Short, without control characters and card numbers, and told of this provider.
-fn in_proportion(answer: &Answer, said: &Value, status: u16) {
+pub fn in_proportion(answer: &Answer, said: &Value, status: u16) {
     assert!(answer.body.len() < 16 * 1024, "{} bytes", answer.body.len());
     assert!(no_line_ends(&answer.headers));
     let words = [

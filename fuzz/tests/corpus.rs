@@ -5,9 +5,11 @@ use std::path::Path;
 
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 9] = [
     ("call", refund_filter_fuzz::call::check),
     ("reply", refund_filter_fuzz::reply::check),
+    ("look_up", refund_filter_fuzz::look_up::check),
+    ("query", refund_filter_fuzz::query::check),
     ("configuration", refund_filter_fuzz::configuration::check),
     ("money", refund_filter_fuzz::money::check),
     ("key", refund_filter_fuzz::key::check),
