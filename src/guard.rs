@@ -196,7 +196,7 @@ impl Guard<'_> {
         let record = bucket_record(&recalled.key, self.settings.entries);
         let ticket = swap(self.memory, &record, |bytes| {
             let mut bucket = self.bucket(bytes);
-            let ticket = bucket.reclaim(recalled, lease, now_ms, &self.settings);
+            let ticket = bucket.reclaim(recalled, lease, end, now_ms, &self.settings);
             (ticket, ticket.map(|_| bucket.encode()))
         });
         let (status, body) = answer;
@@ -670,12 +670,13 @@ impl Bucket {
         matches!(entry.state, State::Open(_) | State::Refunded).then_some((way, entry))
     }
 
-    /// Makes a key that was recalled a look-up's own, to be settled; none where it is no longer as it was. After it the bucket
-    /// has changed.
+    /// Makes a key that was recalled a look-up's own, to be settled; none where it is no longer as it was, or where it would be
+    /// freed while its call may still send: a lease that has run out ends no call. After it the bucket has changed.
     fn reclaim(
         &mut self,
         recalled: &Recalled,
         lease: u64,
+        end: End,
         now_ms: i64,
         settings: &GuardSettings,
     ) -> Option<Ticket> {
@@ -683,7 +684,9 @@ impl Bucket {
         let State::Open(open) = entry.state else {
             return None;
         };
-        if entry.lease != recalled.lease {
+        let stored = self.places.get(way).copied().flatten();
+        let came_home = stored.is_some_and(|stored| !matches!(stored.state, State::InFlight(_)));
+        if entry.lease != recalled.lease || end == End::NeverWas && !came_home {
             return None;
         }
         entry.state = State::InFlight(Some(open));

@@ -624,6 +624,27 @@ fn a_look_up_settles_a_call_whose_lease_has_run_out() {
 }
 
 #[test]
+fn a_proof_of_absence_frees_no_key_whose_call_has_not_come_home() {
+    for resend in [NEVER, FOREVER] {
+        let mut kept = Kept::default();
+        let late = kept.taken(resend);
+        kept.past_ms = GuardSettings::default().lease_ms;
+        let recalled = kept.recall().unwrap();
+        // Its send may be still to come: it waits for a token, a signature or an order, or for its provider.
+        assert!(!kept.conclude(&recalled, End::NeverWas, (0, "")));
+        assert!(kept.guard().standing(&digest("k"), kept.now()).is_some());
+        assert!(kept.settle(&late, End::Unknown, (504, "late")));
+        // Now it has: nothing more of it is sent.
+        let recalled = kept.recall().unwrap();
+        assert!(kept.conclude(&recalled, End::NeverWas, (0, "")));
+        assert!(matches!(
+            kept.claim(resend),
+            Claim::Taken { standing: None, .. }
+        ));
+    }
+}
+
+#[test]
 fn a_call_that_outlived_its_lease_and_came_home_outweighs_a_look_up() {
     let mut kept = Kept::default();
     let late = kept.taken(FOREVER);

@@ -73,7 +73,7 @@ pub struct Scene {
     /// The refund calls; the third is another refund.
     pub calls: usize,
     pub look_ups: usize,
-    /// Whether a provider that is asked has done, or lost, what the gateway has given up, and no call outlives its lease.
+    /// Whether a provider that is asked has done, or lost, what the gateway has given up.
     pub punctual: bool,
 }
 
@@ -239,7 +239,7 @@ impl<'f> World<'f> {
                 events.push(Lost);
             }
         }
-        if !self.leased && !(self.scene.punctual && self.unprocessed()) {
+        if !self.leased {
             events.push(LeaseRunsOut);
         }
         for (nth, look_up) in self.look_ups.iter().enumerate().take(self.scene.look_ups) {
