@@ -355,6 +355,12 @@ fn every_bad_value_is_told_at_its_place() {
             json!(["x", 1]),
             vec!["/signing/keys/0", "/signing/keys/1"],
         ),
+        ("bbmsl", "/cluster", json!(""), vec!["/cluster"]),
+        ("bbmsl", "/cluster", json!(1), vec!["/cluster"]),
+        ("bbmsl", "/cluster", json!(null), vec!["/cluster"]),
+        ("bbmsl", "/query_first", json!("true"), vec!["/query_first"]),
+        ("bbmsl", "/query_first", json!(1), vec!["/query_first"]),
+        ("bbmsl", "/query_first", json!(null), vec!["/query_first"]),
     ] {
         assert_eq!(
             faults_of(&with(name, pointer, Some(value.clone()))),
@@ -374,6 +380,9 @@ fn what_is_sound_is_taken() {
         ("bbmsl", "/merchant_id", json!("3")),
         ("bbmsl", "/merchant_id", json!(12_345_678_901_234_567u64)),
         ("bbmsl", "/declined_codes", json!([])),
+        ("bbmsl", "/cluster", json!("another")),
+        ("bbmsl", "/query_first", json!(true)),
+        ("bbmsl", "/query_first", json!(false)),
         ("begateway", "/default_reason", json!("é".repeat(255))),
     ] {
         let nothing: [&str; 0] = [];
@@ -381,6 +390,31 @@ fn what_is_sound_is_taken() {
             faults_of(&with(name, pointer, Some(value.clone()))),
             nothing,
             "{value}"
+        );
+    }
+}
+
+#[test]
+fn a_provider_is_asked_at_its_own_cluster_and_first_only_where_that_is_configured() {
+    for (more, cluster, first) in [
+        (json!({}), "bbmsl", false),
+        (json!({"query_first": false}), "bbmsl", false),
+        (
+            json!({"cluster": "another", "query_first": true}),
+            "another",
+            true,
+        ),
+    ] {
+        let mut provider = provider("bbmsl");
+        for (name, value) in more.as_object().unwrap() {
+            provider[name] = value.clone();
+        }
+        let config = read(&json!({"providers": {"bbmsl": provider}})).unwrap();
+        let entry = config.provider("bbmsl").unwrap();
+        assert_eq!(
+            (&*entry.cluster, entry.query_first),
+            (cluster, first),
+            "{more}"
         );
     }
 }
@@ -410,6 +444,8 @@ fn an_unknown_member_is_refused_at_every_level() {
             ("token", "bog"),
             ("signing", "bbmsl"),
             ("declined_codes", "bbmsl"),
+            ("cluster", "bbmsl"),
+            ("query_first", "bbmsl"),
             ("default_reason", "begateway"),
         ] {
             if owner != name {

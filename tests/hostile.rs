@@ -16,8 +16,10 @@ mod common;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use common::fixtures::{FIXTURES, Fixture, checked, head, header, pointers, sent, sent_bytes};
-use common::{NOW_MS, StubSigner, call_headers, open, send_with};
+use common::fixtures::{
+    FIXTURES, Fixture, TOKEN, checked, head, header, pointers, sent, sent_bytes,
+};
+use common::{NOW_MS, StubSigner, call_headers, look_up, open, send_with};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::config::Config;
@@ -610,6 +612,50 @@ fn a_huge_reply_is_told_in_little_and_costs_little() {
                 checked(&answer);
                 assert!(answer.body.len() < 16 * 1024, "{} bytes", answer.body.len());
             }
+        }
+    });
+}
+
+#[test]
+fn a_huge_or_bent_reply_to_a_look_up_is_told_in_little_and_proves_nothing() {
+    let shown = |fixture: &Fixture| fixture.shown(false);
+    each(|fixture, config| {
+        let payment: Value = serde_json::from_str(fixture.payment).unwrap();
+        let payment = payment["id"].as_str().unwrap();
+        let query = format!("provider={}&payment_id={payment}&key=k-1", fixture.name());
+        let sound = shown(fixture);
+        let inner = &sound[1..sound.len() - 1];
+        for body in [
+            format!("{{{inner},{inner}}}"),
+            format!("{sound}{sound}"),
+            format!("[{sound},{sound}]"),
+            format!("\"{}\"", sound.replace('"', "\\\"")),
+            sound[..sound.len() - 1].to_owned(),
+            format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)),
+            format!("{{\"transactions\":{}}}", "[".repeat(10_000)),
+            format!("{{\"transactions\":[{}null]}}", "{},".repeat(50_000)),
+            format!("{{\"transactions\":[],\"transactions\":[{{}}]}}"),
+            sound.replace("[]", "[[]]"),
+            sound.replace("[]", "{}"),
+            sound.replace("15.00", "1e99999999"),
+            sound.replace("15.00", "\"15.00\""),
+            sound.replace("SUCCESS", "success"),
+            sound.replace("0000", "0"),
+        ] {
+            if body == sound {
+                continue;
+            }
+            let out = look_up(config, &query, TOKEN, NOW_MS).unwrap();
+            let answer = out.reply(&head(200, &[]), body.as_bytes(), NOW_MS);
+            let told: Value = serde_json::from_str(&answer.body).unwrap();
+            assert_eq!(
+                told["outcome"],
+                "unknown",
+                "{} {body:.200}: {told}",
+                fixture.name()
+            );
+            assert_eq!(answer.concludes, None);
+            assert!(answer.body.len() < 16 * 1024, "{} bytes", answer.body.len());
         }
     });
 }

@@ -19,7 +19,7 @@ use std::fmt::Debug;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::fixtures::{FIXTURES, Fixture, TOKEN, checked, head, header, sent};
-use common::{NOW_MS, SharedData, StubSigner, call_headers, finish, golden_file, open};
+use common::{NOW_MS, SharedData, StubSigner, call_headers, finish, golden_file, look_up, open};
 use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Opening, Prepared, Waiting};
 use refund_filter::guard::{Guard, GuardSettings};
@@ -207,6 +207,66 @@ fn a_credential_that_a_provider_sends_back_is_not_passed_on() {
         faults.len(),
         few.join("\n")
     );
+}
+
+#[test]
+fn a_credential_that_comes_back_in_a_look_up_is_not_passed_on_nor_kept() {
+    for fixture in FIXTURES {
+        let config = fixture.config_once();
+        let shown: Value = serde_json::from_str(&fixture.shown(true)).unwrap();
+        let payment: Value = serde_json::from_str(fixture.payment).unwrap();
+        let payment = payment["id"].as_str().unwrap();
+        // Where a provider's words and ids stand in what it shows.
+        let places: &[&str] = match fixture.name() {
+            "bog" => &[
+                "/actions/0/code",
+                "/actions/0/code_description",
+                "/actions/0/zoned_action_date",
+            ],
+            "moyasar" => &[
+                "/transactions/0/message",
+                "/transactions/0/response_code",
+                "/transactions/0/created_at",
+            ],
+            "begateway" => &[
+                "/transactions/0/message",
+                "/transactions/0/code",
+                "/transactions/0/uid",
+            ],
+            _ => &["/message"],
+        };
+        for echo in echoes(fixture) {
+            let mut bodies: Vec<String> = places
+                .iter()
+                .map(|pointer| {
+                    let mut shown = shown.clone();
+                    let (parent, member) = pointer.rsplit_once('/').unwrap();
+                    shown.pointer_mut(parent).unwrap()[member] = json!(format!("so {echo}!"));
+                    shown.to_string()
+                })
+                .collect();
+            bodies.push(fixture.refusal_reply(&echo, &echo));
+            bodies.push(echo.clone());
+            for (body, status) in bodies
+                .iter()
+                .flat_map(|body| [200, 400, 401, 404, 500].map(|status| (body, status)))
+            {
+                let query = format!(
+                    "provider={}&payment_id={payment}&key=k-1&reference=r",
+                    fixture.name()
+                );
+                let query = match fixture.name() {
+                    "bog" => format!("{query}&id={}", fixture.id),
+                    _ => query,
+                };
+                let out = look_up(&config, &query, TOKEN, NOW_MS).unwrap();
+                let answer = out.reply(&head(status, &[]), body.as_bytes(), NOW_MS);
+                assert!(!answer.body.contains(&echo), "{}", answer.body);
+                let kept = answer.concludes.map(|conclusion| conclusion.answer.1);
+                assert!(!kept.unwrap_or_default().contains(&echo), "{body}");
+            }
+        }
+    }
 }
 
 /// The id is the provider's word, too, and a caller gets it as it stands.
