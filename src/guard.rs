@@ -169,6 +169,7 @@ impl Guard<'_> {
         let (bytes, _) = self.memory.read(&record);
         let bucket = self.bucket(&bytes);
         let (way, entry) = bucket.recall(key, now_ms, &self.settings)?;
+        let stored = bucket.places.get(way).copied().flatten()?;
         let answer = entry.answered.then(|| {
             let (bytes, _) = self.memory.read(&answer_record(&record, way));
             StoredAnswer::decode(key, &bytes)
@@ -176,6 +177,7 @@ impl Guard<'_> {
         Some(Recalled {
             key: *key,
             lease: entry.lease,
+            came_home: !matches!(stored.state, State::InFlight(_)),
             about: entry.about,
             answer: answer.flatten(),
         })
@@ -255,6 +257,8 @@ pub struct Recalled {
     pub key: Digest,
     /// Of the last send under it.
     pub lease: u64,
+    /// Whether that one had come home: not where its lease has run out instead.
+    pub came_home: bool,
     /// What the refund is about.
     pub about: About,
     /// The last answer.
@@ -684,9 +688,7 @@ impl Bucket {
         let State::Open(open) = entry.state else {
             return None;
         };
-        let stored = self.places.get(way).copied().flatten();
-        let came_home = stored.is_some_and(|stored| !matches!(stored.state, State::InFlight(_)));
-        if entry.lease != recalled.lease || end == End::NeverWas && !came_home {
+        if entry.lease != recalled.lease || end == End::NeverWas && !recalled.came_home {
             return None;
         }
         entry.state = State::InFlight(Some(open));

@@ -634,6 +634,8 @@ fn a_proof_of_absence_frees_no_key_whose_call_has_not_come_home() {
         assert!(!kept.conclude(&recalled, End::NeverWas, (0, "")));
         assert!(kept.guard().standing(&digest("k"), kept.now()).is_some());
         assert!(kept.settle(&late, End::Unknown, (504, "late")));
+        // The provider may have been asked before it was sent.
+        assert!(!kept.conclude(&recalled, End::NeverWas, (0, "")));
         // Now it has: nothing more of it is sent.
         let recalled = kept.recall().unwrap();
         assert!(kept.conclude(&recalled, End::NeverWas, (0, "")));
