@@ -71,7 +71,6 @@ fn no_order_of_events_refunds_twice_or_makes_a_false_statement() {
         );
     }
     // An exploration that ends at its beginning proves nothing.
-    println!("{worlds:?}");
     assert!(worlds.values().all(|count| *count > 1_000), "{worlds:?}");
 }
 
@@ -121,7 +120,6 @@ fn no_order_of_sends_and_look_ups_makes_a_false_statement() {
         "bbmsl, asked first",
         explore(fixture, &provider, true, LOOKED_UP),
     );
-    println!("{worlds:?}");
     assert!(worlds.values().all(|count| *count > 300), "{worlds:?}");
 }
 

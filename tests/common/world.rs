@@ -73,7 +73,8 @@ pub struct Scene {
     /// The refund calls; the third is another refund.
     pub calls: usize,
     pub look_ups: usize,
-    /// Whether a provider that is asked has done, or lost, what the gateway has given up.
+    /// Whether a provider that is asked has done, or lost, what the gateway has given up, and no call is sent beside one that
+    /// has outlived its lease at the provider: of two sends the guard remembers the later one.
     pub punctual: bool,
 }
 
@@ -196,7 +197,8 @@ impl<'f> World<'f> {
                 // In their order: which of the same calls is the first makes no difference.
                 Stage::NotYet => {
                     let first = nth != 1 || !matches!(self.calls[0], Stage::NotYet);
-                    if first {
+                    let beside = self.scene.punctual && self.leased && self.unprocessed();
+                    if first && !beside {
                         events.push(Comes(nth));
                     }
                 }
@@ -704,7 +706,7 @@ fn without_leases(debug: &str, leases: &mut Vec<String>) -> String {
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
-        let lease = &part[..part.len() - rest.len()];
+        let lease = part.strip_suffix(rest).unwrap_or_default();
         let who = leases
             .iter()
             .position(|known| known == lease)
