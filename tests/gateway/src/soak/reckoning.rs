@@ -157,7 +157,7 @@ impl Reckoning {
     /// What was open before the first look-up and after the last one, and why.
     fn add_look_ups(&mut self, history: &History) {
         let provider = history.refund.provider;
-        let look_ups = history.calls.iter().filter(|call| call.why == Why::LookUp);
+        let mut look_ups = history.calls.iter().filter(|call| call.why == Why::LookUp);
         for call in look_ups.clone() {
             self.count(Section::LookUps, "made", provider, 1);
             let row = format!("said {}", call.word());
@@ -173,7 +173,9 @@ impl Reckoning {
             }
         }
         if history.last_word().is_open() {
-            let why = look_ups.last().map_or("refused, and no id", Call::word);
+            let why = look_ups
+                .next_back()
+                .map_or("refused, and no id", Call::word);
             let row = format!("open at the end: {why}");
             self.count(Section::LookUps, &row, provider, 1);
         }
