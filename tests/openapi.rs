@@ -459,7 +459,11 @@ fn envoys_own() -> Vec<Value> {
 fn envoys_bad_request(status: u16) -> Value {
     let mut problems = envoys_own().into_iter();
     problems
-        .find(|problem| problem["code"] == "bad-request" && problem["status"] == status)
+        .find(|problem| {
+            // Of the two, the one that a refund's caller gets.
+            let ours = problem["outcome"] == "not_refunded";
+            ours && problem["code"] == "bad-request" && problem["status"] == status
+        })
         .unwrap()
 }
 
