@@ -852,7 +852,7 @@ impl Context for Stream {
         let prepared = match self.watch.state.take() {
             State::Signing(unsigned) if headers == 0 => Prepared::Answer(unsigned.failed()),
             State::Signing(unsigned) => unsigned.reply(head.status, &body()),
-            State::Asking(asking) if headers == 0 => Prepared::Answer(asking.failed()),
+            State::Asking(asking) if headers == 0 => Prepared::Answer(asking.cut()),
             State::Asking(asking) => {
                 let filter_state = |key: &str| host::property(&["filter_state", key]);
                 let mut signer = GatewaySigner(&self.shared);

@@ -146,7 +146,6 @@ impl Guard<'_> {
     /// Tells how a call ended, and with which answer. Says whether the key was still the call's.
     pub fn settle(&self, ticket: &Ticket, end: End, status: u16, body: &str, now_ms: i64) -> bool {
         let record = bucket_record(&ticket.key, self.settings.entries);
-        let told = !matches!(end, End::Free | End::NeverWas);
         // The place does not change while the key is the call's, so the answer is written once.
         let mut answered = None;
         let settled = swap(self.memory, &record, |bytes| {
@@ -154,6 +153,8 @@ impl Guard<'_> {
             let Some(way) = bucket.place_of(ticket) else {
                 return (false, None);
             };
+            let end = bucket.end_of(ticket, end);
+            let told = !matches!(end, End::Free | End::NeverWas);
             // The answer goes to its place before the entry says that it is there.
             let answered = *answered
                 .get_or_insert_with(|| told && self.put_answer(&record, way, ticket, status, body));
@@ -735,6 +736,21 @@ impl Bucket {
     /// The place of a call that is in flight and not settled; none where the key has become another call's.
     pub fn place_of(&mut self, ticket: &Ticket) -> Option<usize> {
         self.mine(ticket).map(|(way, _)| way)
+    }
+
+    /// What a call's end means for its key. A send that came to nothing known after one that the provider took tells nothing new
+    /// where the provider knows the key for ever; and the first answer holds the refund's id, by which it is looked up.
+    fn end_of(&mut self, ticket: &Ticket, end: End) -> End {
+        let taken = self.mine(ticket).is_some_and(|(_, entry)| {
+            entry.state == State::InFlight(Some(Open::Pending))
+                && entry.answered
+                && entry.resend_until_ms == i64::MAX
+        });
+        if taken && end == End::Unknown {
+            End::Free
+        } else {
+            end
+        }
     }
 
     /// Settles a call. `answered`: its answer stands in its place now. Says whether the bucket has changed: not where the

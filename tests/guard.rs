@@ -672,3 +672,18 @@ fn a_word_too_large_to_be_told_again_leaves_the_key_open() {
         }
     ));
 }
+
+#[test]
+fn a_send_of_which_nothing_is_known_takes_no_refunds_id_from_the_one_that_was_taken() {
+    for (resend_until_ms, kept_id) in [(FOREVER, true), (NOW + 1_000, false)] {
+        let mut kept = Kept::after(resend_until_ms, End::Pending);
+        let ticket = kept.taken(resend_until_ms);
+        assert!(kept.settle(&ticket, End::Unknown, (502, "{}")));
+        let answer = kept.recall().unwrap().answer.unwrap();
+        assert_eq!(answer.body == "{\"id\":1}", kept_id, "{answer:?}");
+        assert_eq!(
+            kept.guard().standing(&digest("k"), kept.now()),
+            Some(Standing { resend_until_ms })
+        );
+    }
+}

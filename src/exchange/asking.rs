@@ -25,12 +25,25 @@ pub struct Asking {
     key_id: String,
 }
 
-/// How Envoy begins the body of an answer of its own to such a call, and the problem that it is.
-const ENVOYS_OWN: [(u16, &str, Code); 3] = [
-    (504, "upstream request timeout", Code::ProviderTimeout),
-    (503, "upstream connect error", Code::ProviderUnreachable),
-    (503, "no healthy upstream", Code::ProviderUnreachable),
-];
+/// The problem that an answer of Envoy's own to such a call is, by how its body begins and what it says; none where it is the
+/// provider's.
+fn envoys_own(status: u16, body: &[u8]) -> Option<Code> {
+    const NOT_MADE: [&str; 3] = ["connection failure", "connection timeout", "overflow"];
+    let body = std::str::from_utf8(body).ok()?;
+    match status {
+        504 if body.starts_with("upstream request timeout") => Some(Code::ProviderTimeout),
+        503 if body.starts_with("no healthy upstream") => Some(Code::ProviderUnreachable),
+        503 if body.starts_with("upstream connect error") => {
+            let made = !NOT_MADE.iter().any(|reason| body.contains(reason));
+            Some(if made {
+                Code::ProviderError
+            } else {
+                Code::ProviderUnreachable
+            })
+        }
+        _ => None,
+    }
+}
 
 impl Asking {
     pub(super) fn new(call: Call, headers: Headers<'static>, body: String, key_id: String) -> Self {
@@ -66,11 +79,8 @@ impl Asking {
         signer: &mut dyn Signer,
         filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
     ) -> Prepared {
-        let envoys = ENVOYS_OWN
-            .iter()
-            .find(|(status, text, _)| *status == head.status && body.starts_with(text.as_bytes()));
-        if let Some((_, _, code)) = envoys {
-            return Prepared::Answer(self.unanswered(*code));
+        if let Some(code) = envoys_own(head.status, body) {
+            return Prepared::Answer(self.unanswered(code));
         }
         if matches!(self.call.task, Task::LookUp(..)) {
             return Prepared::Answer(Sent { call: self.call }.reply(head, body, 1));
@@ -99,9 +109,14 @@ impl Asking {
         self.call.entry.dialect.found(&wanted, &reply)
     }
 
-    /// The answer where the call could not be made, or ended without a reply.
+    /// The answer where the call could not be made.
     pub fn failed(self) -> Answer {
         self.unanswered(Code::ProviderUnreachable)
+    }
+
+    /// The answer where the provider's reply began and did not end.
+    pub fn cut(self) -> Answer {
+        self.unanswered(Code::ProviderError)
     }
 
     /// The answer in place of Envoy's own while the provider is asked. Nothing was sent that could move money.
@@ -115,6 +130,10 @@ impl Asking {
             (Task::LookUp(..), Code::ProviderTimeout) => {
                 call.after_sending(code, "The provider did not answer in time")
             }
+            (Task::LookUp(..), Code::ProviderError) => {
+                call.after_sending(code, "The connection to the provider broke")
+            }
+            // Before a refund it comes to the same: nothing was sent that could move money.
             _ => unreachable_provider(),
         };
         call.caller.problem(problem)

@@ -376,11 +376,7 @@ async fn whatever_goes_wrong_with_a_look_up_says_nothing_of_the_refund() -> Resu
         let key = format!("{provider:?}");
         let lost = post(&gateway, &key, &one(provider, 1)).await?;
         assert_problem("lost", &lost, unknown(provider, "provider-error", 502));
-        // What asks BBMSL is Envoy's own client, which does not say why there is no answer.
-        let broken = match provider {
-            Bbmsl => asked("provider-unreachable", 503),
-            _ => asked("provider-error", 502),
-        };
+        let broken = asked("provider-error", 502);
         let unreadable = asked("provider-reply-unreadable", 502);
         let mut wants_less = Reply::json(429, "{}");
         wants_less
@@ -493,9 +489,9 @@ async fn a_look_up_that_is_not_answered_in_time_ends_all_the_same() -> Result<()
     let made = post(&gateway, "question", &body).await?;
     assert_eq!((made.status, is_replayed(&made)), (200, false), "{made:?}");
     for answer in answers? {
-        // Where it is Envoy's own client that asks, a reply that began and did not end is told as one that never came.
+        // Where it is Envoy's own client that asks, a reply that began and did not end is told as one that broke.
         let problem = match &answer.body["code"] {
-            code if code == "provider-unreachable" => asked("provider-unreachable", 503),
+            code if code == "provider-error" => asked("provider-error", 502),
             _ => asked("provider-timeout", 504),
         };
         assert_problem("slow", &answer, problem);
