@@ -396,14 +396,13 @@ impl Case<'_> {
             return false;
         };
         let body = &answer.body;
-        // Pending at BOG: the order shows no action yet, and so no amount.
-        let amount = match (call.why, call.word_by_call()) {
-            (Why::LookUp, LastWord::Pending) => body["amount"].is_null(),
-            _ => {
-                body["amount"]["value"] == *decimal(refund.minor_units)
-                    && body["amount"]["currency"] == *refund.currency()
-            }
-        };
+        // Pending at BOG: the order shows no action yet, so there is an amount only where the gateway remembers it.
+        let none = call.why == Why::LookUp
+            && call.word_by_call() == LastWord::Pending
+            && body["amount"].is_null();
+        let amount = none
+            || body["amount"]["value"] == *decimal(refund.minor_units)
+                && body["amount"]["currency"] == *refund.currency();
         // BBMSL's order does not show its transactions.
         let nameless = refund.provider == Provider::Bbmsl && call.said("id").is_empty();
         words.contains(&(answer.status, call.said("status")))
