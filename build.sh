@@ -13,6 +13,8 @@ readonly CARGO_DENY_VERSION=0.20.2
 readonly SPEC_VALIDATOR_VERSION=0.9.0
 readonly SCHEMATHESIS_VERSION=4.32.5
 readonly CLIENT_GENERATOR_VERSION=0.29.1
+# A JSON library for the benchmark's Lua lane (MIT): the one in Debian that is Lua alone, since Envoy loads no C into it.
+readonly LUA_JSON_SHA256=bdb71dbe2863e9567d5a9a926faed1cfc4c12e04741a3e9009d334df25b9748c
 readonly TOOLS="$PWD/.tools"
 # Absolute, since cargo runs test programs in folders of their packages.
 readonly BINARIES="$(mkdir -p "${CARGO_TARGET_DIR:-target}" && cd "${CARGO_TARGET_DIR:-target}" && pwd)"
@@ -85,6 +87,44 @@ trap_module() {
   cp "$BINARIES/wasm32-wasip1/wasm/trap_module.wasm" dist/
 }
 
+# Sets BENCH_LUA_JSON.
+get_lua_json() {
+  if [ -n "${BENCH_LUA_JSON:-}" ]; then
+    [ -r "$BENCH_LUA_JSON" ] || fail "BENCH_LUA_JSON names $BENCH_LUA_JSON, and there is no such file."
+    return
+  fi
+  local folder="$TOOLS/lua-dkjson"
+  export BENCH_LUA_JSON="$folder/usr/share/lua/5.1/dkjson.lua"
+  if [ ! -r "$BENCH_LUA_JSON" ]; then
+    say "getting lua-dkjson (a Debian package)"
+    rm -rf "$folder.part" && mkdir -p "$folder.part"
+    (cd "$folder.part" && apt-get -qq download lua-dkjson && dpkg -x lua-dkjson_*.deb .) 2>/dev/null ||
+      fail "apt-get could not download lua-dkjson (apt-get update first?). Or name a library with decode and quotestring: BENCH_LUA_JSON=/path/to/json.lua"
+    rm -rf "$folder" && mv "$folder.part" "$folder"
+  fi
+  echo "$LUA_JSON_SHA256  $BENCH_LUA_JSON" | sha256sum --check --quiet || fail "this is not the dkjson that was looked at."
+}
+
+# The filter beside what a team would take in its place. bench/ is a workspace of its own, into a folder of its own.
+bench() {
+  build
+  get_envoy
+  get_openbao
+  get_lua_json
+  say "building the benchmark"
+  (cd bench && export CARGO_TARGET_DIR="$BINARIES/bench" &&
+    cargo build --locked --quiet --release --package refund-bench --package core-bench &&
+    cargo build --locked --quiet --package inert-module --target wasm32-wasip1 --profile wasm)
+  # The same module once more, with the names of its functions: whose they are.
+  CARGO_TARGET_DIR="$BINARIES/symbols" cargo build --locked --quiet --package refund-filter --lib --target wasm32-wasip1 \
+    --profile wasm --config 'profile.wasm.strip="none"'
+  say "measuring: some ten minutes, and nothing else should run meanwhile"
+  exec "$BINARIES/bench/release/refund-bench" run \
+    --inert "$BINARIES/bench/wasm32-wasip1/wasm/inert_module.wasm" \
+    --symbols "$BINARIES/symbols/wasm32-wasip1/wasm/refund_filter.wasm" \
+    --out "$BINARIES/bench/out" ${BENCH_WRITE:+--write}
+}
+
 testbed() {
   build
   get_envoy
@@ -100,6 +140,7 @@ tests() {
   target wasm32-wasip1
   say "formatting and lints"
   cargo fmt --all --check
+  (cd bench && cargo fmt --all --check)
   cargo clippy --locked --quiet --workspace --all-targets -- --deny warnings
   cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings
   supply_chain
@@ -209,6 +250,6 @@ case "$command" in
   demo | serve | soak) testbed "$command" ;;
   test) tests ;;
   compat) compat ;;
-  bench) get_openbao && testbed bench ;;
+  bench) bench ;;
   *) fail "'$command' is none of build, demo, serve, test, compat, bench and soak." ;;
 esac

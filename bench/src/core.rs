@@ -47,7 +47,12 @@ impl Signer for RingSigner<'_> {
     ) -> Result<Vec<u8>, SignerFailed> {
         let mut signature = vec![0; self.0.public().modulus_len()];
         self.0
-            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text, &mut signature)
+            .sign(
+                &RSA_PKCS1_SHA256,
+                &SystemRandom::new(),
+                text,
+                &mut signature,
+            )
             .map_err(|_| SignerFailed)?;
         Ok(signature)
     }
@@ -87,9 +92,9 @@ impl Core {
                 sent: dispatch.sent,
             }),
             Prepared::Answer(answer) => Err(answer),
-            Prepared::Wait(waiting) => Err(waiting.without_token(
-                &refund_filter::token::Failure::unreachable(),
-            )),
+            Prepared::Wait(waiting) => {
+                Err(waiting.without_token(&refund_filter::token::Failure::unreachable()))
+            }
             Prepared::Sign(unsigned) => Err(unsigned.failed()),
         }
     }

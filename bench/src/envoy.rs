@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use gateway_testbed::openbao::OpenBao;
-use gateway_testbed::{Secrets, SecretsBy, change_plugin, filter_mut, load, set_secrets, sign_by_transit};
+use gateway_testbed::{
+    Secrets, SecretsBy, change_plugin, filter_mut, load, set_secrets, sign_by_transit,
+};
 use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio::time::{Instant, sleep};
@@ -37,7 +39,7 @@ pub enum Filter {
 }
 
 /// How the refund filter is configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Refund {
     /// Whether it remembers keys.
     pub guard: bool,
@@ -128,7 +130,11 @@ impl Site<'_> {
             if let Some(status) = envoy.process.try_wait()? {
                 bail!("Envoy ended with {status}:\n{}", envoy.log());
             }
-            ensure!(Instant::now() < deadline, "Envoy was not ready:\n{}", envoy.log());
+            ensure!(
+                Instant::now() < deadline,
+                "Envoy was not ready:\n{}",
+                envoy.log()
+            );
             if let Some(address) = envoy.listening(&admin_file).await {
                 envoy.address = address;
                 envoy.started_in = begin.elapsed();
@@ -144,9 +150,15 @@ impl Site<'_> {
             self.configure(&mut config, refund, folder)?;
         }
         *at(&mut config, "/admin/address/socket_address/port_value")? = json!(0);
-        *at(&mut config, &format!("{LISTENER}/address/socket_address/port_value"))? = json!(0);
+        *at(
+            &mut config,
+            &format!("{LISTENER}/address/socket_address/port_value"),
+        )? = json!(0);
         let manager = at(&mut config, MANAGER)?;
-        manager.as_object_mut().context("no manager")?.remove("access_log");
+        manager
+            .as_object_mut()
+            .context("no manager")?
+            .remove("access_log");
         let filters = list(manager, "/http_filters")?;
         let router = filters.pop().context("no router")?;
         match filter_of(filter, self.inert) {
@@ -169,7 +181,11 @@ impl Site<'_> {
         std::fs::create_dir_all(&secrets)?;
         self.secrets.put(&secrets)?;
         let by_sds = refund.by_sds || refund.signer == "transit";
-        let by = if by_sds { SecretsBy::FilterState } else { SecretsBy::Environment };
+        let by = if by_sds {
+            SecretsBy::FilterState
+        } else {
+            SecretsBy::Environment
+        };
         set_secrets(config, by, &secrets)?;
         change_plugin(config, |plugin| {
             if !refund.guard {
@@ -322,7 +338,10 @@ fn put_filter(folder: &Path, typed_config: &Value) -> Result<()> {
         "typed_config": typed_config,
     }]});
     std::fs::write(folder.join("part"), resources.to_string())?;
-    Ok(std::fs::rename(folder.join("part"), folder.join("filter.json"))?)
+    Ok(std::fs::rename(
+        folder.join("part"),
+        folder.join("filter.json"),
+    )?)
 }
 
 impl Envoy {
@@ -355,7 +374,11 @@ impl Envoy {
     }
 
     async fn listening(&mut self, admin_file: &Path) -> Option<SocketAddr> {
-        self.admin = std::fs::read_to_string(admin_file).ok()?.trim().parse().ok()?;
+        self.admin = std::fs::read_to_string(admin_file)
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
         let ready = self.admin("/ready").await.ok()?;
         if ready.trim() != "LIVE" {
             return None;
@@ -371,9 +394,15 @@ impl Envoy {
 /// The secrets by environment variable, as the testbed names them.
 pub fn environment(secrets: &Secrets) -> Vec<(String, String)> {
     vec![
-        ("BOG_CLIENT_SECRET".into(), secrets.bog_client_secret.clone()),
+        (
+            "BOG_CLIENT_SECRET".into(),
+            secrets.bog_client_secret.clone(),
+        ),
         ("MOYASAR_API_KEY".into(), secrets.moyasar_api_key.clone()),
-        ("BEGATEWAY_SECRET_KEY".into(), secrets.begateway_secret_key.clone()),
+        (
+            "BEGATEWAY_SECRET_KEY".into(),
+            secrets.begateway_secret_key.clone(),
+        ),
         (BBMSL_KEY.into(), der(secrets)),
     ]
 }
@@ -388,7 +417,9 @@ pub fn der(secrets: &Secrets) -> String {
 pub fn peers_plugin() -> Result<String> {
     let mut config = load()?;
     set_secrets(&mut config, SecretsBy::Environment, Path::new("/"))?;
-    change_plugin(&mut config, |plugin| plugin["guard"] = json!({"entries": 0}))?;
+    change_plugin(&mut config, |plugin| {
+        plugin["guard"] = json!({"entries": 0})
+    })?;
     let text = filter_mut(&mut config)?["configuration"]["value"].take();
     Ok(text.as_str().context("no plugin configuration")?.to_owned())
 }

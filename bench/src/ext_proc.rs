@@ -13,8 +13,8 @@ use envoy_types::pb::envoy::service::ext_proc::v3::processing_request::Request a
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response as Told;
 use envoy_types::pb::envoy::service::ext_proc::v3::{
     BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, HttpHeaders,
-    ImmediateResponse, ProcessingRequest, ProcessingResponse, StreamedBodyResponse, TrailersResponse,
-    body_mutation::Mutation,
+    ImmediateResponse, ProcessingRequest, ProcessingResponse, StreamedBodyResponse,
+    TrailersResponse, body_mutation::Mutation,
 };
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use refund_filter::exchange::{Answer, Sent};
@@ -45,7 +45,9 @@ pub async fn serve() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
     tonic::transport::Server::builder()
-        .add_service(ExternalProcessorServer::new(Processor(SendWrapper::new(core))))
+        .add_service(ExternalProcessorServer::new(Processor(SendWrapper::new(
+            core,
+        ))))
         .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await?;
     Ok(())
@@ -124,7 +126,10 @@ impl Exchange {
     }
 
     fn call_is_whole(&mut self, core: &Core) -> Vec<Told> {
-        let (headers, body) = (std::mem::take(&mut self.headers), std::mem::take(&mut self.body));
+        let (headers, body) = (
+            std::mem::take(&mut self.headers),
+            std::mem::take(&mut self.body),
+        );
         match core.request(&decoded(&headers), &body) {
             Ok(Going {
                 headers: going,
@@ -148,7 +153,10 @@ impl Exchange {
     }
 
     fn reply_is_whole(&mut self) -> Vec<Told> {
-        let (headers, body) = (std::mem::take(&mut self.headers), std::mem::take(&mut self.body));
+        let (headers, body) = (
+            std::mem::take(&mut self.headers),
+            std::mem::take(&mut self.body),
+        );
         let Some(sent) = self.sent.take() else {
             // None of ours: another application's.
             return vec![
@@ -172,7 +180,11 @@ impl Exchange {
 
 fn decoded(headers: &HttpHeaders) -> Headers<'_> {
     let mut decoded = Headers::default();
-    for header in headers.headers.iter().flat_map(|HeaderMap { headers }| headers) {
+    for header in headers
+        .headers
+        .iter()
+        .flat_map(|HeaderMap { headers }| headers)
+    {
         decoded.push(header.key.as_bytes(), header.raw_value.as_slice());
     }
     decoded

@@ -17,7 +17,11 @@ pub enum Job {
 
 /// A key like no other: a UUID of version 4, which reaches Moyasar as it is.
 fn key(nth: u64) -> String {
-    format!("{:08x}-{:04x}-4000-8000-{nth:012x}", std::process::id(), nth & 0xffff)
+    format!(
+        "{:08x}-{:04x}-4000-8000-{nth:012x}",
+        std::process::id(),
+        nth & 0xffff
+    )
 }
 
 impl Job {

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::core::PLUGIN;
 use crate::envoy::{Envoy, Filter, Refund, Site, der, environment, peers_plugin};
 use crate::jobs::Job;
 use crate::load::{self, Load};
 use crate::process::{Peer, cpu};
-use crate::core::PLUGIN;
+use crate::report::{Report, median, ratios, spread};
 
 /// Callers at once in the lanes.
 pub const CALLERS: u64 = 16;
@@ -37,6 +38,48 @@ pub struct Gateway {
     pub peer: Option<Peer>,
 }
 
+/// The gateways that need no process beside them.
+pub fn filters(site: &Site<'_>) -> Result<Vec<(&'static str, Filter)>> {
+    let refund = |refund| Filter::Refund(refund);
+    let guarded = Refund {
+        guard: true,
+        ..Refund::BARE
+    };
+    Ok(vec![
+        ("plain Envoy", Filter::None),
+        ("inert filter", Filter::Inert(None)),
+        (
+            "inert filter and one sign",
+            Filter::Inert(Some(der(site.secrets))),
+        ),
+        ("Lua that only buffers", Filter::Lua(LUA_INERT.into())),
+        ("Lua", Filter::Lua(lua_script()?)),
+        ("filter, guard off", refund(Refund::BARE)),
+        ("filter", refund(guarded)),
+        (
+            "filter, secrets by SDS",
+            refund(Refund {
+                by_sds: true,
+                ..guarded
+            }),
+        ),
+        (
+            "filter, signed in the VM",
+            refund(Refund {
+                signer: "vm",
+                ..guarded
+            }),
+        ),
+        (
+            "filter, signed by transit",
+            refund(Refund {
+                signer: "transit",
+                ..guarded
+            }),
+        ),
+    ])
+}
+
 /// All gateways of the comparison.
 pub async fn gateways(site: &Site<'_>) -> Result<Vec<Gateway>> {
     let mut peers_environment = environment(site.secrets);
@@ -45,26 +88,35 @@ pub async fn gateways(site: &Site<'_>) -> Result<Vec<Gateway>> {
     let ext_proc = Peer::start(anywhere, &["ext-proc"], &peers_environment).await?;
     let upstream = site.upstream.to_string();
     let service = Peer::start(anywhere, &["service", &upstream], &peers_environment).await?;
-    let lanes = [
-        ("plain Envoy", Filter::None, None),
-        ("inert filter", Filter::Inert(None), None),
-        ("inert filter and one sign", Filter::Inert(Some(der(site.secrets))), None),
-        ("Lua that only buffers", Filter::Lua(LUA_INERT.into()), None),
-        ("Lua", Filter::Lua(lua_script()?), None),
-        ("ext_proc", Filter::ExtProc(ext_proc.address), Some(ext_proc)),
-        ("service", Filter::Service(service.address), Some(service)),
-        ("filter, guard off", Filter::Refund(Refund::BARE), None),
-        ("filter", Filter::Refund(Refund { guard: true, ..Refund::BARE }), None),
-        ("filter, secrets by SDS", Filter::Refund(Refund { guard: true, by_sds: true, ..Refund::BARE }), None),
-        ("filter, signed in the VM", Filter::Refund(Refund { guard: true, signer: "vm", ..Refund::BARE }), None),
-        ("filter, signed by transit", Filter::Refund(Refund { guard: true, signer: "transit", ..Refund::BARE }), None),
-    ];
+    let alone = filters(site)?
+        .into_iter()
+        .map(|(name, filter)| (name, filter, None));
     let mut gateways = Vec::new();
-    for (name, filter, peer) in lanes {
+    for (name, filter, peer) in alone.chain([
+        (
+            "ext_proc",
+            Filter::ExtProc(ext_proc.address),
+            Some(ext_proc),
+        ),
+        ("service", Filter::Service(service.address), Some(service)),
+    ]) {
         let envoy = site.start(&filter, 1, "wasm:error").await.context(name)?;
         gateways.push(Gateway { name, envoy, peer });
     }
     Ok(gateways)
+}
+
+/// The job of a gateway.
+pub fn job_of(name: &str, bbmsl: bool) -> Job {
+    let jobs = LANES
+        .iter()
+        .filter(|(known, _)| *known == name)
+        .map(|(_, job)| *job);
+    let wanted = |job: &Job| matches!(job, Job::Bbmsl | Job::BbmslMade) == bbmsl;
+    jobs.clone()
+        .find(wanted)
+        .or(jobs.clone().next())
+        .unwrap_or(Job::Other)
 }
 
 /// Which gateway does which job.
@@ -106,13 +158,6 @@ pub struct Lane {
     pub cpu: [Vec<f64>; 3],
 }
 
-/// The middle one, and the ends.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Runs all lanes in turn, so many times.
 pub async fn run(
     gateways: &[Gateway],
@@ -141,7 +186,11 @@ pub async fn run(
                 Some(upstream.id()),
             ];
             let took = |process: Option<u32>| process.map_or(Ok(Duration::ZERO), cpu);
-            let before = [took(processes[0])?, took(processes[1])?, took(processes[2])?];
+            let before = [
+                took(processes[0])?,
+                took(processes[1])?,
+                took(processes[2])?,
+            ];
             let outcome = load::run(&Load {
                 address: gateway.envoy.address,
                 job: lane.job,
@@ -166,4 +215,129 @@ pub async fn run(
         }
     }
     Ok(lanes)
+}
+
+/// The lanes as tables, and the targets on them.
+pub fn tell(report: &mut Report, lanes: &[Lane]) -> Result<()> {
+    for (title, words, plain, canonical) in [
+        (
+            "Moyasar: no signature",
+            "Plain Envoy, the inert filter and Lua that only buffers forward the provider's request ready made, and its reply as \
+             it is. Lua does the job without a guard (it has no memory that workers share) and takes keys of one kind only; \
+             ext_proc and the service have the same core and no guard.",
+            Job::MoyasarMade,
+            Job::Moyasar(0),
+        ),
+        (
+            "BBMSL: signed",
+            "The inert filter and one sign: what any filter in WebAssembly can reach that has the host sign. Lua has no way to \
+             sign. ext_proc and the service sign with `ring`.",
+            Job::BbmslMade,
+            Job::Bbmsl,
+        ),
+    ] {
+        let shown = lanes
+            .iter()
+            .filter(|lane| lane.job == plain || lane.job == canonical);
+        let base = rates(lanes, "plain Envoy", plain)?;
+        let rows = shown.map(|lane| {
+            let micros = |nth: usize| format!("{:.0}", median(&lane.cpu[nth]));
+            vec![
+                lane.name.to_owned(),
+                spread(&lane.rates, 0),
+                spread(&ratios(&lane.rates, base), 2),
+                format!("{:.2}", median(&lane.p50)),
+                spread(&lane.p99, 2),
+                micros(0),
+                micros(1),
+                micros(2),
+            ]
+        });
+        let rows: Vec<_> = rows.collect();
+        report.section(
+            title,
+            &format!("{words} {CALLERS} callers at once; times in milliseconds, processor time in microseconds a call."),
+        );
+        report.table(
+            &[
+                "",
+                "calls a second",
+                "of plain Envoy",
+                "p50",
+                "p99",
+                "Envoy",
+                "peer",
+                "upstream",
+            ],
+            &rows,
+        );
+    }
+    let figures: Vec<_> = lanes
+        .iter()
+        .map(|lane| {
+            serde_json::json!({"lane": lane.name, "job": lane.job.name(), "calls_a_second": lane.rates, "p50_ms": lane.p50,
+                "p99_ms": lane.p99, "cpu_us": {"envoy": lane.cpu[0], "peer": lane.cpu[1], "upstream": lane.cpu[2]}})
+        })
+        .collect();
+    report.keep("lanes", figures);
+    targets(report, lanes)
+}
+
+fn lane<'a>(lanes: &'a [Lane], name: &str, job: Job) -> Result<&'a Lane> {
+    let mut all = lanes.iter();
+    all.find(|lane| lane.name == name && lane.job == job)
+        .with_context(|| format!("no lane {name}"))
+}
+
+fn rates<'a>(lanes: &'a [Lane], name: &str, job: Job) -> Result<&'a [f64]> {
+    Ok(&lane(lanes, name, job)?.rates)
+}
+
+fn targets(report: &mut Report, lanes: &[Lane]) -> Result<()> {
+    let refund = Job::Moyasar(0);
+    let bare = rates(lanes, "filter, guard off", refund)?;
+    let shipped = rates(lanes, "filter, secrets by SDS", refund)?;
+    for (what, job, least) in [
+        ("inert filter", Job::MoyasarMade, 0.9),
+        ("Lua", refund, 1.1),
+        ("ext_proc", refund, 2.5),
+        ("service", refund, 1.5),
+    ] {
+        let theirs = rates(lanes, what, job)?;
+        report.at_least(
+            &format!("unsigned, against {what}, the same job (guard off)"),
+            least,
+            &ratios(bare, theirs),
+        );
+        report.at_least(
+            &format!("unsigned, against {what}, as envoy.yaml has the filter"),
+            least,
+            &ratios(shipped, theirs),
+        );
+    }
+    let ours = median(&lane(lanes, "filter, guard off", refund)?.p99);
+    let lua = median(&lane(lanes, "Lua", refund)?.p99);
+    report.target(
+        "unsigned, p99",
+        &format!("no worse than Lua's {lua:.2} ms"),
+        format!("{ours:.2} ms"),
+        ours <= lua,
+    );
+    let ceiling = rates(lanes, "inert filter and one sign", Job::BbmslMade)?;
+    for name in ["filter, guard off", "filter, secrets by SDS"] {
+        report.at_least(
+            &format!("signed by host ({name}), against inert filter and one sign"),
+            0.9,
+            &ratios(rates(lanes, name, Job::Bbmsl)?, ceiling),
+        );
+    }
+    let signed = median(&lane(lanes, "filter, signed in the VM", Job::Bbmsl)?.cpu[0]);
+    let unsigned = median(&lane(lanes, "filter", refund)?.cpu[0]);
+    report.at_most(
+        "one signature in the VM",
+        4.0,
+        "ms",
+        (signed - unsigned) / 1e3,
+    );
+    Ok(())
 }

@@ -98,7 +98,11 @@ pub fn cpu(process: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The name in front may hold anything but the last parenthesis.
     let (_, rest) = stat.rsplit_once(") ").context("an unknown stat")?;
-    let field = |nth: usize| rest.split(' ').nth(nth).and_then(|text| text.parse::<u64>().ok());
+    let field = |nth: usize| {
+        rest.split(' ')
+            .nth(nth)
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     let ticks = field(11).zip(field(12)).context("an unknown stat")?;
     // USER_HZ is 100 on every Linux.
     Ok(Duration::from_millis((ticks.0 + ticks.1) * 10))

@@ -118,7 +118,5 @@ pub fn contains(bytes: &[u8], text: &str) -> bool {
 /// Where a text stands in these bytes.
 pub fn find(bytes: &[u8], text: &str) -> Option<usize> {
     let text = text.as_bytes();
-    bytes
-        .windows(text.len())
-        .position(|window| window == text)
+    bytes.windows(text.len()).position(|window| window == text)
 }

@@ -14,7 +14,8 @@ proxy_wasm::main! {{
 }}
 
 /// As long as the text that BBMSL wants signed.
-const TEXT: &[u8] = br#"{"merchantId":3,"orderId":1000004922,"merchantReference":"1655817171","amount":10}"#;
+const TEXT: &[u8] =
+    br#"{"merchantId":3,"orderId":1000004922,"merchantReference":"1655817171","amount":10}"#;
 
 #[derive(Default)]
 struct Root {

@@ -1,6 +1,5 @@
-//! `./build.sh demo`, `serve`, `bench` and `soak`: the gateway in front of the simulated providers, to be looked at.
+//! `./build.sh demo`, `serve` and `soak`: the gateway in front of the simulated providers, to be looked at.
 
-mod bench;
 mod demo;
 
 use std::process::ExitCode;
@@ -21,8 +20,6 @@ struct Arguments {
 enum Command {
     /// Makes one refund at every provider, shows what went over the wire, and ends.
     Demo,
-    /// Measures the signers against each other.
-    Bench,
     /// Refunds under faults for three minutes, and holds every answer against the providers' ledgers.
     Soak,
     /// Keeps gateway and providers up until Ctrl-C.
@@ -37,7 +34,6 @@ enum Command {
 async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo => demo::run().await,
-        Command::Bench => bench::run().await,
         Command::Soak => soak().await,
         Command::Serve { port } => serve(port).await,
     };
