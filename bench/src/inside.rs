@@ -205,15 +205,12 @@ pub async fn starts(report: &mut Report, site: &Site<'_>) -> Result<()> {
         ),
     );
     report.table(&["", "ms", "more than plain"], &rows);
-    report.section(
-        "",
-        &format!(
+    report.words(&format!(
             "A configuration push, from the file in place to its effect in the worker: {:.1} ms ({:.1} to {:.1}).",
             median(&pushes),
             pushes.iter().copied().fold(f64::MAX, f64::min),
             pushes.iter().copied().fold(f64::MIN, f64::max),
-        ),
-    );
+    ));
     report.keep("push_ms", median(&pushes));
     Ok(())
 }

@@ -218,15 +218,22 @@ async fn profile(inert: PathBuf, name: &str, bbmsl: bool, time: Duration) -> Res
         .with_context(|| format!("no gateway is called {name}"))?;
     let envoy = site.start(&filter, 1, "wasm:error").await?;
     println!("Envoy is process {}", envoy.id());
-    let outcome = load::run(&Load {
+    let load = |time| Load {
         address: envoy.address,
         job: lanes::job_of(name, bbmsl),
         connections: lanes::CALLERS,
         time,
         count: u64::MAX,
         rate: None,
-    })
-    .await?;
-    println!("{:.0} calls a second", outcome.rate());
+    };
+    load::run(&load(time / 4)).await?;
+    let before = process::cpu(envoy.id())?;
+    let outcome = load::run(&load(time)).await?;
+    let spent = process::cpu(envoy.id())?.saturating_sub(before);
+    println!(
+        "{:.0} calls a second, {:.1} µs of Envoy's a call",
+        outcome.rate(),
+        spent.as_secs_f64() * 1e6 / outcome.done.max(1) as f64
+    );
     Ok(())
 }

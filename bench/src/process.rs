@@ -30,7 +30,11 @@ impl Cores {
             .status();
         (count > 1 && there.is_ok()).then(|| Cores {
             envoy: "0".into(),
-            rest: format!("1-{}", count - 1),
+            rest: if count == 2 {
+                "1".into()
+            } else {
+                format!("1-{}", count - 1)
+            },
             all: format!("0-{}", count - 1),
         })
     }

@@ -64,6 +64,11 @@ impl Report {
         self.say(&format!("\n### {title}\n\n{words}\n\n"));
     }
 
+    /// A paragraph.
+    pub fn words(&mut self, words: &str) {
+        self.say(&format!("\n{words}\n"));
+    }
+
     /// A table: its head, and its rows.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) {
         let mut text = format!(
