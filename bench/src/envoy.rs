@@ -30,8 +30,8 @@ pub enum Filter {
     Inert(Option<String>),
     /// A Lua script.
     Lua(String),
-    /// An external processor.
-    ExtProc(SocketAddr),
+    /// An external processor, full duplex or buffered.
+    ExtProc(SocketAddr, bool),
     /// Nothing, and `/v1/refunds` goes to a service.
     Service(SocketAddr),
     /// The refund filter.
@@ -238,7 +238,7 @@ impl Site<'_> {
             }
         }
         match filter {
-            Filter::ExtProc(address) => {
+            Filter::ExtProc(address, _) => {
                 clusters.push(cluster_at("ext_proc", *address, "http2_protocol_options"));
             }
             Filter::Service(address) => {
@@ -294,20 +294,27 @@ fn filter_of(filter: &Filter, inert: &Path) -> Option<Vec<Value>> {
                 "default_source_code": {"inline_string": script},
             },
         })]),
-        Filter::ExtProc(_) => Some(vec![json!({
-            "name": "envoy.filters.http.ext_proc",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
-                "grpc_service": {"envoy_grpc": {"cluster_name": "ext_proc"}, "timeout": "5s"},
-                "message_timeout": "5s",
-                "mutation_rules": {"allow_all_routing": true},
-                "processing_mode": {
-                    "request_header_mode": "SEND", "response_header_mode": "SEND",
-                    "request_body_mode": "FULL_DUPLEX_STREAMED", "response_body_mode": "FULL_DUPLEX_STREAMED",
-                    "request_trailer_mode": "SEND", "response_trailer_mode": "SEND",
+        Filter::ExtProc(_, full_duplex) => {
+            let (body, trailers) = if *full_duplex {
+                ("FULL_DUPLEX_STREAMED", "SEND")
+            } else {
+                ("BUFFERED", "SKIP")
+            };
+            Some(vec![json!({
+                "name": "envoy.filters.http.ext_proc",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+                    "grpc_service": {"envoy_grpc": {"cluster_name": "ext_proc"}, "timeout": "60s"},
+                    "message_timeout": "5s",
+                    "mutation_rules": {"allow_all_routing": true},
+                    "processing_mode": {
+                        "request_header_mode": "SEND", "response_header_mode": "SEND",
+                        "request_body_mode": body, "response_body_mode": body,
+                        "request_trailer_mode": trailers, "response_trailer_mode": trailers,
+                    },
                 },
-            },
-        })]),
+            })])
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! The peer that Envoy calls over gRPC: an external processor with the same core.
 //!
-//! It takes both directions full duplex: Envoy sends headers and body without waiting in between, so a call costs two round
-//! trips, where the buffered mode costs four.
+//! As Envoy asks: full duplex, where headers and body come without waiting in between, so that a call costs two round trips; or
+//! buffered, which is the usual way and costs four.
 
 use anyhow::Result;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderMap, HeaderValue, HeaderValueOption};
+use envoy_types::pb::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::{
     ExternalProcessor, ExternalProcessorServer,
 };
@@ -37,6 +38,8 @@ struct Exchange {
     headers: HttpHeaders,
     body: Vec<u8>,
     sent: Option<Sent>,
+    /// Whether Envoy waits for an answer to the headers before it sends the body, whole.
+    buffered: bool,
 }
 
 /// Serves until the process is ended; prints its address first.
@@ -68,6 +71,9 @@ impl ExternalProcessor for Processor {
             let mut exchange = SendWrapper::new(Exchange::default());
             // The end of the call, or of Envoy: nobody is left to be told.
             while let Ok(Some(message)) = asked.message().await {
+                if let Some(protocol) = message.protocol_config {
+                    exchange.buffered = protocol.request_body_mode() == BodySendMode::Buffered;
+                }
                 let answers = match message.request {
                     Some(asked) => exchange.step(&core, asked),
                     None => Vec::new(),
@@ -89,12 +95,13 @@ impl ExternalProcessor for Processor {
 
 impl Exchange {
     fn step(&mut self, core: &Core, asked: Asked) -> Vec<Told> {
+        let is_reply = matches!(asked, Asked::ResponseHeaders(_));
         match asked {
             Asked::RequestHeaders(headers) | Asked::ResponseHeaders(headers)
                 if !headers.end_of_stream =>
             {
                 self.headers = headers;
-                Vec::new()
+                self.go_on(is_reply)
             }
             Asked::RequestHeaders(headers) => {
                 self.headers = headers;
@@ -125,6 +132,15 @@ impl Exchange {
         }
     }
 
+    /// What Envoy is told before the body has come.
+    fn go_on(&self, is_reply: bool) -> Vec<Told> {
+        match (self.buffered, is_reply) {
+            (false, _) => Vec::new(),
+            (true, false) => vec![Told::RequestHeaders(HeadersResponse::default())],
+            (true, true) => vec![Told::ResponseHeaders(HeadersResponse::default())],
+        }
+    }
+
     fn call_is_whole(&mut self, core: &Core) -> Vec<Told> {
         let (headers, body) = (
             std::mem::take(&mut self.headers),
@@ -137,10 +153,14 @@ impl Exchange {
                 sent,
             }) => {
                 self.sent = Some(sent);
+                let head = mutation(&headers, &going, None);
+                if self.buffered {
+                    return vec![Told::RequestBody(all_at_once(head, body))];
+                }
                 vec![
                     Told::RequestHeaders(HeadersResponse {
                         response: Some(CommonResponse {
-                            header_mutation: Some(mutation(&headers, &going, None)),
+                            header_mutation: Some(head),
                             clear_route_cache: true,
                             ..CommonResponse::default()
                         }),
@@ -159,12 +179,25 @@ impl Exchange {
         );
         let Some(sent) = self.sent.take() else {
             // None of ours: another application's.
+            if self.buffered {
+                return vec![Told::ResponseBody(BodyResponse::default())];
+            }
             return vec![
                 Told::ResponseHeaders(HeadersResponse::default()),
                 Told::ResponseBody(whole_body(String::from_utf8_lossy(&body).into_owned())),
             ];
         };
         let answer = Core::reply(sent, &decoded(&headers), &body);
+        if self.buffered
+            && decoded(&headers).first(":status") != Some(answer.status.to_string().as_bytes())
+        {
+            // With the headers gone, the status can be changed in one way only.
+            return vec![immediate(answer)];
+        }
+        if self.buffered {
+            let head = mutation(&headers, &answer.headers, None);
+            return vec![Told::ResponseBody(all_at_once(head, answer.body))];
+        }
         let head = mutation(&headers, &answer.headers, Some(answer.status));
         vec![
             Told::ResponseHeaders(HeadersResponse {
@@ -237,6 +270,20 @@ fn whole_body(body: String) -> BodyResponse {
                     ..StreamedBodyResponse::default()
                 })),
             }),
+            ..CommonResponse::default()
+        }),
+    }
+}
+
+/// In the buffered mode: headers and body in the answer to the body.
+fn all_at_once(head: HeaderMutation, body: String) -> BodyResponse {
+    BodyResponse {
+        response: Some(CommonResponse {
+            header_mutation: Some(head),
+            body_mutation: Some(BodyMutation {
+                mutation: Some(Mutation::Body(body.into_bytes())),
+            }),
+            clear_route_cache: true,
             ..CommonResponse::default()
         }),
     }

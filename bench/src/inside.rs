@@ -129,19 +129,20 @@ pub async fn memory_over_time(report: &mut Report, site: &Site<'_>, time: Durati
         "Its linear memory, and what the whole Envoy process holds; refunds at Moyasar, the guard on. In MiB.",
     );
     report.table(&["refunds", "VM", "Envoy"], &rows);
-    let first = first.context("100,000 refunds took too long")?;
-    ensure!(first > 0, "the VM's memory was not found in Envoy's map");
+    ensure!(last > 0, "the VM's memory was not found in Envoy's map");
+    // On a machine that is busy with other things there may be no time for 100,000: then it is said of as many as there were.
+    let (first, after) = first.map_or((last, done), |first| (first, 100_000));
     report.at_most(
-        "memory of a VM after 100,000 refunds",
+        &format!("memory of a VM after {after} refunds"),
         3.0,
         "MiB",
         first as f64 / 1024.0,
     );
     report.target(
-        &format!("flat from there to {done}"),
-        "no growth",
-        format!("{} KiB", last - first),
-        last <= first,
+        &format!("memory of a VM, from there to {done}"),
+        "flat to 1000000",
+        format!("{} KiB more", last.saturating_sub(first)),
+        last <= first && done > after,
     );
     Ok(())
 }

@@ -86,6 +86,7 @@ pub async fn gateways(site: &Site<'_>) -> Result<Vec<Gateway>> {
     peers_environment.push((PLUGIN.into(), peers_plugin()?));
     let anywhere = site.cores.as_ref().map(|cores| cores.all.as_str());
     let ext_proc = Peer::start(anywhere, &["ext-proc"], &peers_environment).await?;
+    let full_duplex = Peer::start(anywhere, &["ext-proc"], &peers_environment).await?;
     let upstream = site.upstream.to_string();
     let service = Peer::start(anywhere, &["service", &upstream], &peers_environment).await?;
     let alone = filters(site)?
@@ -95,8 +96,13 @@ pub async fn gateways(site: &Site<'_>) -> Result<Vec<Gateway>> {
     for (name, filter, peer) in alone.chain([
         (
             "ext_proc",
-            Filter::ExtProc(ext_proc.address),
+            Filter::ExtProc(ext_proc.address, false),
             Some(ext_proc),
+        ),
+        (
+            "ext_proc, full duplex",
+            Filter::ExtProc(full_duplex.address, true),
+            Some(full_duplex),
         ),
         ("service", Filter::Service(service.address), Some(service)),
     ]) {
@@ -120,12 +126,13 @@ pub fn job_of(name: &str, bbmsl: bool) -> Job {
 }
 
 /// Which gateway does which job.
-pub const LANES: [(&str, Job); 19] = [
+pub const LANES: [(&str, Job); 21] = [
     ("plain Envoy", Job::MoyasarMade),
     ("inert filter", Job::MoyasarMade),
     ("Lua that only buffers", Job::MoyasarMade),
     ("Lua", Job::Moyasar(0)),
     ("ext_proc", Job::Moyasar(0)),
+    ("ext_proc, full duplex", Job::Moyasar(0)),
     ("service", Job::Moyasar(0)),
     ("filter, guard off", Job::Moyasar(0)),
     ("filter", Job::Moyasar(0)),
@@ -134,6 +141,7 @@ pub const LANES: [(&str, Job); 19] = [
     ("inert filter", Job::BbmslMade),
     ("inert filter and one sign", Job::BbmslMade),
     ("ext_proc", Job::Bbmsl),
+    ("ext_proc, full duplex", Job::Bbmsl),
     ("service", Job::Bbmsl),
     ("filter, guard off", Job::Bbmsl),
     ("filter", Job::Bbmsl),
@@ -301,6 +309,7 @@ fn targets(report: &mut Report, lanes: &[Lane]) -> Result<()> {
         ("inert filter", Job::MoyasarMade, 0.9),
         ("Lua", refund, 1.1),
         ("ext_proc", refund, 2.5),
+        ("ext_proc, full duplex", refund, 2.5),
         ("service", refund, 1.5),
     ] {
         let theirs = rates(lanes, what, job)?;
