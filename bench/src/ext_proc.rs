@@ -276,7 +276,12 @@ fn whole_body(body: String) -> BodyResponse {
 }
 
 /// In the buffered mode: headers and body in the answer to the body.
-fn all_at_once(head: HeaderMutation, body: String) -> BodyResponse {
+fn all_at_once(mut head: HeaderMutation, body: String) -> BodyResponse {
+    // Envoy compares the two.
+    head.set_headers.push(set_header(
+        b"content-length",
+        body.len().to_string().into_bytes(),
+    ));
     BodyResponse {
         response: Some(CommonResponse {
             header_mutation: Some(head),

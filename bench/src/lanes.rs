@@ -38,76 +38,79 @@ pub struct Gateway {
     pub peer: Option<Peer>,
 }
 
-/// The gateways that need no process beside them.
-pub fn filters(site: &Site<'_>) -> Result<Vec<(&'static str, Filter)>> {
-    let refund = |refund| Filter::Refund(refund);
+/// The gateways of the comparison, by name.
+pub const GATEWAYS: [&str; 13] = [
+    "plain Envoy",
+    "inert filter",
+    "inert filter and one sign",
+    "Lua that only buffers",
+    "Lua",
+    "ext_proc",
+    "ext_proc, full duplex",
+    "service",
+    "filter, guard off",
+    "filter",
+    "filter, secrets by SDS",
+    "filter, signed in the VM",
+    "filter, signed by transit",
+];
+
+/// Starts a gateway, and the process beside it where it needs one.
+pub async fn gateway(site: &Site<'_>, wanted: &str) -> Result<Gateway> {
+    let name = GATEWAYS.into_iter().find(|name| *name == wanted);
+    let name = name.with_context(|| format!("no gateway is called {wanted}"))?;
     let guarded = Refund {
         guard: true,
         ..Refund::BARE
     };
-    Ok(vec![
-        ("plain Envoy", Filter::None),
-        ("inert filter", Filter::Inert(None)),
-        (
-            "inert filter and one sign",
-            Filter::Inert(Some(der(site.secrets))),
-        ),
-        ("Lua that only buffers", Filter::Lua(LUA_INERT.into())),
-        ("Lua", Filter::Lua(lua_script()?)),
-        ("filter, guard off", refund(Refund::BARE)),
-        ("filter", refund(guarded)),
-        (
-            "filter, secrets by SDS",
-            refund(Refund {
-                by_sds: true,
-                ..guarded
-            }),
-        ),
-        (
-            "filter, signed in the VM",
-            refund(Refund {
-                signer: "vm",
-                ..guarded
-            }),
-        ),
-        (
-            "filter, signed by transit",
-            refund(Refund {
-                signer: "transit",
-                ..guarded
-            }),
-        ),
-    ])
+    let mut peer = None;
+    let filter = match name {
+        "plain Envoy" => Filter::None,
+        "inert filter" => Filter::Inert(None),
+        "inert filter and one sign" => Filter::Inert(Some(der(site.secrets))),
+        "Lua that only buffers" => Filter::Lua(LUA_INERT.into()),
+        "Lua" => Filter::Lua(lua_script()?),
+        "ext_proc" | "ext_proc, full duplex" => {
+            let process = peer.insert(start_peer(site, &["ext-proc"]).await?);
+            Filter::ExtProc(process.address, name != "ext_proc")
+        }
+        "service" => {
+            let upstream = site.upstream.to_string();
+            let process = peer.insert(start_peer(site, &["service", &upstream]).await?);
+            Filter::Service(process.address)
+        }
+        "filter, guard off" => Filter::Refund(Refund::BARE),
+        "filter, secrets by SDS" => Filter::Refund(Refund {
+            by_sds: true,
+            ..guarded
+        }),
+        "filter, signed in the VM" => Filter::Refund(Refund {
+            signer: "vm",
+            ..guarded
+        }),
+        "filter, signed by transit" => Filter::Refund(Refund {
+            signer: "transit",
+            ..guarded
+        }),
+        _ => Filter::Refund(guarded),
+    };
+    let envoy = site.start(&filter, 1, "wasm:error").await.context(name)?;
+    Ok(Gateway { name, envoy, peer })
+}
+
+/// A peer's process, where the system puts it.
+async fn start_peer(site: &Site<'_>, role: &[&str]) -> Result<Peer> {
+    let mut variables = environment(site.secrets);
+    variables.push((PLUGIN.into(), peers_plugin()?));
+    let anywhere = site.cores.as_ref().map(|cores| cores.all.as_str());
+    Peer::start(anywhere, role, &variables).await
 }
 
 /// All gateways of the comparison.
 pub async fn gateways(site: &Site<'_>) -> Result<Vec<Gateway>> {
-    let mut peers_environment = environment(site.secrets);
-    peers_environment.push((PLUGIN.into(), peers_plugin()?));
-    let anywhere = site.cores.as_ref().map(|cores| cores.all.as_str());
-    let ext_proc = Peer::start(anywhere, &["ext-proc"], &peers_environment).await?;
-    let full_duplex = Peer::start(anywhere, &["ext-proc"], &peers_environment).await?;
-    let upstream = site.upstream.to_string();
-    let service = Peer::start(anywhere, &["service", &upstream], &peers_environment).await?;
-    let alone = filters(site)?
-        .into_iter()
-        .map(|(name, filter)| (name, filter, None));
     let mut gateways = Vec::new();
-    for (name, filter, peer) in alone.chain([
-        (
-            "ext_proc",
-            Filter::ExtProc(ext_proc.address, false),
-            Some(ext_proc),
-        ),
-        (
-            "ext_proc, full duplex",
-            Filter::ExtProc(full_duplex.address, true),
-            Some(full_duplex),
-        ),
-        ("service", Filter::Service(service.address), Some(service)),
-    ]) {
-        let envoy = site.start(&filter, 1, "wasm:error").await.context(name)?;
-        gateways.push(Gateway { name, envoy, peer });
+    for name in GATEWAYS {
+        gateways.push(gateway(site, name).await?);
     }
     Ok(gateways)
 }

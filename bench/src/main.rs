@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use gateway_testbed::Secrets;
 use gateway_testbed::openbao::OpenBao;
@@ -212,11 +212,8 @@ async fn profile(inert: PathBuf, name: &str, bbmsl: bool, time: Duration) -> Res
         openbao: None,
         inert: &inert,
     };
-    let (_, filter) = lanes::filters(&site)?
-        .into_iter()
-        .find(|(known, _)| *known == name)
-        .with_context(|| format!("no gateway is called {name}"))?;
-    let envoy = site.start(&filter, 1, "wasm:error").await?;
+    let gateway = lanes::gateway(&site, name).await?;
+    let envoy = gateway.envoy;
     println!("Envoy is process {}", envoy.id());
     let load = |time| Load {
         address: envoy.address,
