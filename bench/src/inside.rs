@@ -140,7 +140,7 @@ pub async fn memory_over_time(report: &mut Report, site: &Site<'_>, time: Durati
     );
     report.target(
         &format!("memory of a VM, from there to {done}"),
-        "flat to 1000000",
+        "flat (to 1000000 where there is time)",
         format!("{} KiB more", last.saturating_sub(first)),
         last <= first && done > after,
     );
