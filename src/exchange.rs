@@ -95,6 +95,17 @@ pub struct Settlement {
 }
 
 impl Answer {
+    /// The head of the whole response that it is: with its status, and the length of its body.
+    pub fn response_headers(&self) -> Headers<'static> {
+        let mut headers = Headers::default();
+        headers.text(":status", self.status.to_string());
+        for (name, value) in self.headers.iter() {
+            headers.push(name.to_vec(), value.to_vec());
+        }
+        headers.text("content-length", self.body.len().to_string());
+        headers
+    }
+
     /// Tells the guard how the call ended, or what a look-up has found out, and says less where that no longer holds. `lease` is a
     /// random number, for a look-up. Returns a word for what is to be counted.
     pub fn settle(

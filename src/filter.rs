@@ -243,7 +243,26 @@ impl Shared {
 
     /// Sends an answer on the stream that the host's calls speak of, and settles its key before anybody can see it.
     fn answer(&self, provider: &str, mut answer: Answer) {
-        self.settle(&mut answer);
+        let word = self.note(provider, &mut answer);
+        reply(word, &answer);
+    }
+
+    /// Writes an answer over the provider's reply, which is there, whole, with a body. An answer as of the gateway's own would go
+    /// through all that Envoy does with its own answers, which takes a seventh of a refund's time.
+    fn answer_in_place(&self, provider: &str, mut answer: Answer) -> Action {
+        let word = self.note(provider, &mut answer);
+        let written = host::set_buffer(Buffer::Response, answer.body.as_bytes())
+            .and_then(|()| host::set_headers(Map::Response, &answer.response_headers()));
+        if written.is_ok() {
+            return Action::Continue;
+        }
+        reply(word, &answer);
+        Action::Pause
+    }
+
+    /// Does what goes with an answer: settles its key, and tells who watches. Returns the word that counts.
+    fn note(&self, provider: &str, answer: &mut Answer) -> &'static str {
+        self.settle(answer);
         if let Some(alarm) = &answer.alarm {
             self.tell(&format!("{}: {}", alarm.provider, alarm.sentence));
         }
@@ -262,20 +281,7 @@ impl Shared {
         self.count(format!(
             "refund.{counted}.provider.{provider}.outcome.{word}"
         ));
-        let details = format!("refund_{}", word.replace('-', "_"));
-        if host::reply(
-            answer.status,
-            &details,
-            &answer.headers,
-            answer.body.as_bytes(),
-        )
-        .is_err()
-        {
-            host::log(
-                Level::Error,
-                "refund-filter: the host took no answer; Envoy's own reply stands for it",
-            );
-        }
+        word
     }
 
     /// Lets a provider's request go. `body_is_set`: the body was replaced before the stream was paused.
@@ -421,6 +427,18 @@ impl Shared {
             });
         }
         Some(turn)
+    }
+}
+
+/// Answers the stream as Envoy answers by itself.
+fn reply(word: &str, answer: &Answer) {
+    let details = format!("refund_{}", word.replace('-', "_"));
+    let body = answer.body.as_bytes();
+    if host::reply(answer.status, &details, &answer.headers, body).is_err() {
+        host::log(
+            Level::Error,
+            "refund-filter: the host took no answer; Envoy's own reply stands for it",
+        );
     }
 }
 
@@ -985,7 +1003,7 @@ impl HttpContext for Stream {
                 let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
                 self.watch.state.replace(State::Replying(sent, head));
                 if end_of_stream {
-                    return self.reply_is_whole(&[]);
+                    return self.reply_is_whole(&[], false);
                 }
                 Action::Pause
             }
@@ -1000,7 +1018,7 @@ impl HttpContext for Stream {
             return Action::Pause;
         }
         let body = host::buffer(Buffer::Response).unwrap_or_default();
-        self.reply_is_whole(&body)
+        self.reply_is_whole(&body, true)
     }
 
     fn on_http_response_trailers(&mut self, _count: usize) -> Action {
@@ -1008,7 +1026,7 @@ impl HttpContext for Stream {
             return Action::Continue;
         }
         let body = host::buffer(Buffer::Response).unwrap_or_default();
-        self.reply_is_whole(&body)
+        self.reply_is_whole(&body, false)
     }
 }
 
@@ -1170,7 +1188,9 @@ impl Stream {
     }
 
     /// The provider's reply is here, whole.
-    fn reply_is_whole(&mut self, body: &[u8]) -> Action {
+    ///
+    /// `in_place`: its body is before us, and ends the message.
+    fn reply_is_whole(&mut self, body: &[u8], in_place: bool) -> Action {
         let State::Replying(sent, head) = self.watch.state.take() else {
             return Action::Continue;
         };
@@ -1184,6 +1204,10 @@ impl Stream {
         if let Some(token) = &answer.refused_token {
             Shared::with_record(&entry, |record| ((), record.refused(token)));
         }
-        self.answer(answer)
+        if in_place {
+            self.shared.answer_in_place(&self.provider, answer)
+        } else {
+            self.answer(answer)
+        }
     }
 }

@@ -96,6 +96,7 @@ impl Core {
                 Err(waiting.without_token(&refund_filter::token::Failure::unreachable()))
             }
             Prepared::Sign(unsigned) => Err(unsigned.failed()),
+            Prepared::Ask(asking) => Err(asking.failed()),
         }
     }
 

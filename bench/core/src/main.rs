@@ -116,7 +116,7 @@ impl Case {
                 Prepared::Wait(waiting) => {
                     waiting.with_token(Secret::new("a-token-as-long-as-they-are".repeat(8)))
                 }
-                Prepared::Answer(_) | Prepared::Sign(_) => return None,
+                Prepared::Answer(_) | Prepared::Sign(_) | Prepared::Ask(_) => return None,
             };
         let Dispatch { headers, sent, .. } = dispatch;
         Some((sent, headers.encode()))
