@@ -258,6 +258,23 @@ impl<'a> Node<'a> {
 
     /// Whether this is an object in which no name stands twice.
     pub fn is_plain_object(self) -> bool {
+        // As many as any object of a provider's has: each against each is quicker than sorting.
+        const FEW: usize = 32;
+        let names = self.pairs().into_iter().flatten().map(|(name, _)| name);
+        let plain: Option<Vec<&str>> = names
+            .map(|name| name.inner().filter(|_| !name.span.escaped))
+            .take(FEW.saturating_add(1))
+            .collect();
+        if let Some(names) = plain.filter(|names| names.len() <= FEW) {
+            let mut rest = names.as_slice();
+            let twice = std::iter::from_fn(|| {
+                let (name, after) = rest.split_first()?;
+                rest = after;
+                Some(after.contains(name))
+            })
+            .any(|twice| twice);
+            return self.kind() == Kind::Object && !twice;
+        }
         let Some(Ok(mut members)) = self.members() else {
             return false;
         };

@@ -634,7 +634,7 @@ fn a_huge_or_bent_reply_to_a_look_up_is_told_in_little_and_proves_nothing() {
             format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)),
             format!("{{\"transactions\":{}}}", "[".repeat(10_000)),
             format!("{{\"transactions\":[{}null]}}", "{},".repeat(50_000)),
-            format!("{{\"transactions\":[],\"transactions\":[{{}}]}}"),
+            r#"{"transactions":[],"transactions":[{}]}"#.to_owned(),
             sound.replace("[]", "[[]]"),
             sound.replace("[]", "{}"),
             sound.replace("15.00", "1e99999999"),

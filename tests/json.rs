@@ -76,11 +76,29 @@ proptest! {
             let json = Json::parse(text.as_bytes()).unwrap();
             let node = json.root();
             prop_assert_eq!(read(node), value.clone(), "{}", text);
+            prop_assert_eq!(node.is_plain_object(), value.is_object());
             for (name, member) in value.as_object().into_iter().flatten() {
                 let found = node.get(name).map(read);
                 prop_assert_eq!(found, (!member.is_null()).then(|| member.clone()), "{}", text);
             }
         }
+    }
+
+    #[test]
+    fn a_name_that_stands_twice_is_seen_however_many_there_are_and_however_it_is_written(
+        count in 1usize..80, at in 0usize..80, written in 0u8..3,
+    ) {
+        let at = at % count;
+        let mut members: Vec<_> = (0..count).map(|nth| format!("\"name{nth}\":1")).collect();
+        let object = |members: &[String]| format!("{{{}}}", members.join(","));
+        let plain = |text: &str| Json::parse(text.as_bytes()).map(|json| json.root().is_plain_object());
+        prop_assert_eq!(plain(&object(&members)), Ok(true));
+        members.push(match written {
+            0 => format!("\"name{at}\":2"),
+            1 => format!("\"n\\u0061me{at}\":2"),
+            _ => "\"another\":2".to_owned(),
+        });
+        prop_assert_eq!(plain(&object(&members)), Ok(written == 2));
     }
 
     #[test]

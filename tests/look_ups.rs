@@ -789,7 +789,9 @@ fn an_order_is_asked_for_first_and_only_a_clean_one_is_refunded() {
     };
     let not_refundable = ("provider-rejected", "not_refunded", "no");
     let unreachable = ("provider-unreachable", "not_refunded", "same_key");
-    let mut rows: Vec<(u16, String, Option<(&str, &str, &str)>)> = vec![
+    /// What a caller is told: code, outcome and retry.
+    type Told<'a> = (&'a str, &'a str, &'a str);
+    let mut rows: Vec<(u16, String, Option<Told<'_>>)> = vec![
         (200, order("SUCCESS", "15.00"), None),
         (200, order("SETTLED", "15"), None),
         (200, order("REFUNDED", "5.00"), Some(REFUNDED_BEFORE)),
