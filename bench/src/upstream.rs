@@ -30,7 +30,7 @@ impl Template {
         let body = golden["provider_reply"]["body"]
             .as_str()
             .context("a golden file without a reply")?;
-        let mut parts = vec![body.to_owned()];
+        let mut parts = [body.to_owned()];
         for (nth, echo) in echoes.iter().enumerate() {
             let mark = format!("\u{1}{nth}");
             parts[0] = parts[0].replace(echo, &format!("\u{0}{mark}\u{0}"));
