@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use common::{FOUR, Problem, assert_problem, booked, of, plugin, shut, unknown};
-use gateway_testbed::{Answer, Front, Gateway, Options, cluster, filter_mut, route_mut};
+use common::{FOUR, Problem, assert_problem, booked, fleet, of, plugin, shut, unknown};
+use gateway_testbed::{Answer, Gateway, Options, cluster, filter_mut, route_mut};
 use provider_simulator::{Fault, Provider, Reply, orders};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -759,21 +759,7 @@ async fn istios_default_retries_refund_no_key_twice() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_the_fleets_front_a_key_is_always_the_same_gateways() -> Result<()> {
-    let first = Gateway::start(Options::default()).await?;
-    let mut gateways = Vec::new();
-    for _ in 0..2 {
-        let options = Options {
-            beside: Some(first.beside()),
-            ..Options::default()
-        };
-        gateways.push(Gateway::start(options).await?);
-    }
-    let addresses: Vec<_> = gateways
-        .iter()
-        .chain([&first])
-        .map(|gateway| gateway.address)
-        .collect();
-    let front = Front::start(&addresses).await?;
+    let (first, mut gateways, front) = fleet().await?;
     for nth in 1..=30 {
         let key = format!("key-{nth}");
         let told = front.refund(&key, &one(Bbmsl, nth)).await?;

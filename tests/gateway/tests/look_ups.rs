@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use common::{FOUR, Problem, asked, assert_problem, booked, of, plugin, raw, shut, unknown};
+use common::{FOUR, Problem, asked, assert_problem, booked, fleet, of, plugin, raw, shut, unknown};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
-    Answer, Front, Gateway, Options, PATH, SecretsBy, cluster, route_mut, sign_by_transit,
+    Answer, Gateway, Options, PATH, SecretsBy, cluster, route_mut, sign_by_transit,
 };
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -1761,21 +1761,7 @@ async fn look_ups_are_counted_and_logged_apart_and_without_secrets() -> Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_the_fleets_front_a_look_up_settles_its_key_where_it_is_remembered() -> Result<()> {
-    let first = Gateway::start(Options::default()).await?;
-    let mut gateways = Vec::new();
-    for _ in 0..2 {
-        let options = Options {
-            beside: Some(first.beside()),
-            ..Options::default()
-        };
-        gateways.push(Gateway::start(options).await?);
-    }
-    let addresses: Vec<_> = gateways
-        .iter()
-        .chain([&first])
-        .map(|gateway| gateway.address)
-        .collect();
-    let front = Front::start(&addresses).await?;
+    let (first, mut gateways, front) = fleet().await?;
     for nth in 1..=40 {
         let (key, order) = (format!("key-{nth}"), fresh(Begateway, nth));
         let body = one(Begateway, nth);

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use gateway_testbed::{Answer, Gateway, cluster};
+use gateway_testbed::{Answer, Front, Gateway, Options, cluster};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, BogToken, Moyasar};
 use provider_simulator::orders;
@@ -24,6 +24,23 @@ pub const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
 /// Changes the filter's own configuration inside Envoy's.
 pub fn plugin(config: &mut Value, change: impl FnOnce(&mut Value)) {
     gateway_testbed::change_plugin(config, change).expect("the plugin configuration");
+}
+
+/// Three gateways in front of the same simulators, which are the first one's, and what stands in front of them.
+pub async fn fleet() -> Result<(Gateway, Vec<Gateway>, Front)> {
+    let first = Gateway::start(Options::default()).await?;
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        let options = Options {
+            beside: Some(first.beside()),
+            ..Options::default()
+        };
+        others.push(Gateway::start(options).await?);
+    }
+    let all = others.iter().chain([&first]);
+    let addresses: Vec<_> = all.map(|gateway| gateway.address).collect();
+    let front = Front::start(&addresses).await?;
+    Ok((first, others, front))
 }
 
 /// The members of a problem that callers decide by.
