@@ -99,9 +99,7 @@ impl Answer {
     pub fn response_headers(&self) -> Headers<'static> {
         let mut headers = Headers::default();
         headers.text(":status", self.status.to_string());
-        for (name, value) in self.headers.iter() {
-            headers.push(name.to_vec(), value.to_vec());
-        }
+        headers.extend(self.headers.clone());
         headers.text("content-length", self.body.len().to_string());
         headers
     }
@@ -1154,17 +1152,17 @@ impl Draft {
         let path = &self.path;
         let mut headers = Headers::default();
         let method = if body.is_some() { "POST" } else { "GET" };
-        headers.text(":method", method.to_owned());
-        headers.text(":scheme", base.scheme.to_owned());
+        headers.fixed(":method", method);
+        headers.fixed(":scheme", base.scheme);
         headers.text(":authority", base.authority.clone());
         headers.text(":path", format!("{}{path}", base.path));
         if let Some(body) = body {
-            headers.text("content-type", "application/json".to_owned());
+            headers.fixed("content-type", "application/json");
             headers.text("content-length", body.len().to_string());
         }
-        headers.text("accept", "application/json".to_owned());
-        headers.text("accept-encoding", "identity".to_owned());
-        headers.text("user-agent", crate::user_agent());
+        headers.fixed("accept", "application/json");
+        headers.fixed("accept-encoding", "identity");
+        headers.fixed("user-agent", crate::USER_AGENT);
         if let Some(authorization) = authorization {
             headers.text("authorization", authorization.expose().to_owned());
         }
@@ -1175,7 +1173,7 @@ impl Draft {
         let keyless = call.entry.dialect.capabilities().idempotency == Idempotency::None;
         if routed && keyless {
             // Whatever the route's policy says: a second send could be a second refund. The router takes it away.
-            headers.text("x-envoy-max-retries", "0".to_owned());
+            headers.fixed("x-envoy-max-retries", "0");
         }
         for (name, value) in call.caller.passed_on.iter() {
             // Only a route needs that one, and takes it away.

@@ -63,6 +63,16 @@ impl<'a> Headers<'a> {
         self.0.push((name.into(), value.into()));
     }
 
+    /// Adds all of another map.
+    pub fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
+    /// Adds a header that is always the same.
+    pub fn fixed(&mut self, name: &'static str, value: &'static str) {
+        self.push(name.as_bytes(), value.as_bytes());
+    }
+
     /// Adds a header of text.
     pub fn text(&mut self, name: &'static str, value: String) {
         self.push(name.as_bytes(), value.into_bytes());

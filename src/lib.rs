@@ -45,9 +45,7 @@ pub mod token;
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The `user-agent` of everything that goes out.
-pub(crate) fn user_agent() -> String {
-    format!("refund-filter/{VERSION}")
-}
+pub(crate) const USER_AGENT: &str = concat!("refund-filter/", env!("CARGO_PKG_VERSION"));
 
 /// JSON text of a value of ours: structs with named members and strings, which cannot fail to serialise.
 pub(crate) fn json_text<T: serde::Serialize + ?Sized>(value: &T) -> String {

@@ -335,20 +335,20 @@ impl Transit {
     /// The headers of a request to sign (`POST /v1/:mount/sign/:name/:hash_algorithm`).
     pub fn request_headers(&self, token: &Secret) -> Headers<'static> {
         let mut headers = Headers::default();
-        headers.text(":method", "POST".to_owned());
-        headers.text(":scheme", "https".to_owned());
+        headers.fixed(":method", "POST");
+        headers.fixed(":scheme", "https");
         headers.text(":authority", self.cluster.clone());
         headers.text(
             ":path",
             format!("/v1/{}/sign/{}/sha2-256", self.mount, self.key),
         );
-        headers.text("content-type", "application/json".to_owned());
-        headers.text("accept", "application/json".to_owned());
-        headers.text("accept-encoding", "identity".to_owned());
-        headers.text("user-agent", crate::user_agent());
+        headers.fixed("content-type", "application/json");
+        headers.fixed("accept", "application/json");
+        headers.fixed("accept-encoding", "identity");
+        headers.fixed("user-agent", crate::USER_AGENT);
         headers.text("x-vault-token", token.expose().to_owned());
         // Without it OpenBao's agent refuses to pass a request on.
-        headers.text("x-vault-request", "true".to_owned());
+        headers.fixed("x-vault-request", "true");
         if let Some(namespace) = &self.namespace {
             headers.text("x-vault-namespace", namespace.clone());
         }

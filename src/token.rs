@@ -250,7 +250,7 @@ impl Record {
 /// The headers of a token request (RFC 6749, 4.4.2: client credentials, HTTP Basic).
 pub fn request_headers(endpoint: &TokenEndpoint, client_secret: &Secret) -> Headers<'static> {
     let mut headers = Headers::default();
-    headers.text(":method", "POST".to_owned());
+    headers.fixed(":method", "POST");
     headers.text(":scheme", endpoint.url.scheme.to_owned());
     headers.text(":authority", endpoint.url.authority.clone());
     headers.text(
@@ -265,9 +265,9 @@ pub fn request_headers(endpoint: &TokenEndpoint, client_secret: &Secret) -> Head
         "content-type",
         "application/x-www-form-urlencoded".to_owned(),
     );
-    headers.text("accept", "application/json".to_owned());
-    headers.text("accept-encoding", "identity".to_owned());
-    headers.text("user-agent", crate::user_agent());
+    headers.fixed("accept", "application/json");
+    headers.fixed("accept-encoding", "identity");
+    headers.fixed("user-agent", crate::USER_AGENT);
     headers.text(
         "authorization",
         basic(&endpoint.client_id, client_secret)
