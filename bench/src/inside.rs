@@ -190,7 +190,7 @@ pub async fn starts(report: &mut Report, site: &Site<'_>) -> Result<()> {
         let begin = Instant::now();
         envoy.push(|plugin| plugin["path"] = json!(path))?;
         let url = format!("http://{}{path}", envoy.address);
-        while client.get(&url).send().await?.status() != 405 {
+        while client.delete(&url).send().await?.status() != 405 {
             ensure!(
                 begin.elapsed() < Duration::from_secs(10),
                 "a push had no effect"
