@@ -186,33 +186,30 @@ pub fn open(
         return Opening::NotOurs;
     }
     let mut caller = Caller::of(headers, now_ms);
+    let dry_run = dry_run::asked_for(headers);
+    let method = headers.first(":method");
+    if method == Some(b"GET") {
+        caller.look_up = true;
+        return Opening::Read(Reading {
+            config: Rc::clone(config),
+            asked: Asked::LookUp(query(headers)),
+            dry_run,
+            secrets: secrets(config, headers),
+            caller,
+        });
+    }
     let key =
         IdempotencyKey::from_header(headers.all("idempotency-key")).map(|key| (key.digest(), key));
     if let Ok((digest, _)) = &key {
         caller.standing = earlier(digest);
     }
-    let dry_run = dry_run::asked_for(headers);
-    match headers.first(":method") {
-        Some(b"POST") => {}
-        Some(b"GET") => {
-            caller.standing = None;
-            caller.look_up = true;
-            return Opening::Read(Reading {
-                config: Rc::clone(config),
-                asked: Asked::LookUp(query(headers)),
-                dry_run,
-                secrets: secrets(config, headers),
-                caller,
-            });
-        }
-        _ => {
-            let mut answer = caller.refuse(
-                Code::MethodNotAllowed,
-                "Nothing was sent. Ask for a refund with POST, and look one up with GET.",
-            );
-            answer.headers.push(&b"allow"[..], &b"GET, POST"[..]);
-            return Opening::Answer(answer);
-        }
+    if method != Some(b"POST") {
+        let mut answer = caller.refuse(
+            Code::MethodNotAllowed,
+            "Nothing was sent. Ask for a refund with POST, and look one up with GET.",
+        );
+        answer.headers.push(&b"allow"[..], &b"GET, POST"[..]);
+        return Opening::Answer(answer);
     }
     if !is_json(headers) {
         return Opening::Answer(caller.refuse(
@@ -1218,6 +1215,13 @@ impl ReplyHead {
     }
 }
 
+impl ReplyHead {
+    /// The whole reply; nothing is read of a body that is coded.
+    fn with<'a>(&self, body: &'a [u8]) -> ProviderReply<'a> {
+        ProviderReply::new(self.status, if self.coded { &[] } else { body })
+    }
+}
+
 /// A `Retry-After` that is one by its form (RFC 9110, 10.2.3): seconds, or a date such as `Sun, 06 Nov 1994 08:49:37 GMT`.
 pub fn retry_after(value: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(value).ok()?;
@@ -1262,8 +1266,10 @@ impl Sent {
         ))
     }
 
-    /// Whether it counts, with this reply, how often the route has sent the request: not where the provider speaks of the refund
-    /// under its key.
+    /// Whether it counts, with this reply, how often the route has sent the request.
+    ///
+    /// A verdict in the body of a 2xx is about the refund under this key. A status is about one send, and where the provider
+    /// has no key so is everything: after a retry by the route the send before it may have been the refund.
     pub fn counts_attempts(&self, head: &ReplyHead) -> bool {
         let keyed = self.call.entry.dialect.capabilities().idempotency != Idempotency::None;
         !(keyed && (200..300).contains(&head.status))
@@ -1271,7 +1277,7 @@ impl Sent {
 
     /// Turns the provider's whole reply into the answer. `attempts` is `upstream.request_attempt_count`.
     pub fn reply(self, head: &ReplyHead, body: &[u8], attempts: u64) -> Answer {
-        let reply = ProviderReply::new(head.status, if head.coded { &[] } else { body });
+        let reply = head.with(body);
         let (refund, key) = match &self.call.task {
             Task::Refund(refund, key) => (refund, *key),
             Task::LookUp(wanted, _) => {
@@ -1364,11 +1370,7 @@ impl Sent {
 
     fn refused(self, head: &ReplyHead, refusal: Refusal, word: Word, attempts: u64) -> Answer {
         let (code, retry, sentence) = of_refusal(refusal);
-        // A verdict in the body of a 2xx is about the refund under this key. A status is about one send, and where the
-        // provider has no key so is everything: after a retry by the route the send before it may have been the refund.
-        let capabilities = self.call.entry.dialect.capabilities();
-        let keyed = capabilities.idempotency != Idempotency::None;
-        let verdict = (200..300).contains(&head.status) && keyed;
+        let verdict = !self.counts_attempts(head);
         let mut problem = if verdict || attempts <= 1 && self.call.caller.standing.is_none() {
             Problem::not_refunded(code, retry, sentence)
         } else {

@@ -113,6 +113,14 @@ impl Capabilities {
         RawValue::from_string(number).map_err(|_| "The value cannot be sent.".to_owned())
     }
 
+    /// The amount that a JSON number of this provider's stands for.
+    pub fn read_amount(&self, number: &str, currency: Currency) -> Option<Money> {
+        match self.units {
+            Units::Major { .. } => Money::from_major(number, currency),
+            Units::Minor { .. } => Money::from_minor(number, self.minor_digits(currency), currency),
+        }
+    }
+
     /// The number of decimals that this provider takes a currency to have.
     pub fn minor_digits(&self, currency: Currency) -> u8 {
         let own = match self.units {
@@ -381,12 +389,9 @@ pub enum Finding {
 impl Finding {
     /// What a status outside 2xx says.
     pub fn by_status(status: u16, word: Word) -> Self {
-        match by_status(status, word) {
-            Outcome::Refused(refusal, word) => Finding::Refused(refusal, word),
-            Outcome::Unknown(doubt, word) => Finding::Unknown(doubt, word),
-            Outcome::Refunded(Receipt { word, .. }) | Outcome::Pending(Receipt { word, .. }) => {
-                Finding::Unknown(Doubt::Unreadable, word)
-            }
+        match refusal(status) {
+            Some(refusal) => Finding::Refused(refusal, word),
+            None => Finding::Unknown(Doubt::Failed, word),
         }
     }
 
@@ -405,6 +410,17 @@ pub enum Absence {
     Unproven(&'static str),
     /// No refund shows, and the payment is in a state in which none can be made: the provider's word for it.
     NotRefundable(&'static str),
+}
+
+impl Outcome {
+    /// What it means that a provider shows the refund in this state.
+    pub fn of(status: Status, receipt: Receipt) -> Self {
+        match status {
+            Status::Succeeded => Outcome::Refunded(receipt),
+            Status::Pending => Outcome::Pending(receipt),
+            Status::Failed => Outcome::Refused(Refusal::Declined, receipt.word),
+        }
+    }
 }
 
 /// What a provider says of a refund that it took.
@@ -474,28 +490,34 @@ pub trait Provider: std::fmt::Debug {
     fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding;
 }
 
-/// What a status outside 2xx means where the body says nothing more: one table for all providers (contract, "Errors").
+/// The refusal that a status outside 2xx is where the body says nothing more: one table for all providers (contract, "Errors").
 /// What it does not name is a failure of which nothing is known.
-pub fn by_status(status: u16, word: Word) -> Outcome {
+fn refusal(status: u16) -> Option<Refusal> {
     match status {
-        402 => Outcome::Refused(Refusal::Declined, word),
-        400 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431 => {
-            Outcome::Refused(Refusal::Rejected, word)
-        }
-        404 => Outcome::Refused(Refusal::NotFound, word),
-        401 | 403 => Outcome::Refused(Refusal::Credentials, word),
-        429 => Outcome::Refused(Refusal::RateLimited, word),
-        _ => Outcome::Unknown(Doubt::Failed, word),
+        402 => Some(Refusal::Declined),
+        400 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431 => Some(Refusal::Rejected),
+        404 => Some(Refusal::NotFound),
+        401 | 403 => Some(Refusal::Credentials),
+        429 => Some(Refusal::RateLimited),
+        _ => None,
+    }
+}
+
+/// What a status outside 2xx means for a refund where the body says nothing more.
+pub fn by_status(status: u16, word: Word) -> Outcome {
+    match refusal(status) {
+        Some(refusal) => Outcome::Refused(refusal, word),
+        None => Outcome::Unknown(Doubt::Failed, word),
     }
 }
 
 /// Whether a status says that the provider looked at the refund and refused it: the ones after which its words decide
 /// whether a refund may be there already.
 pub fn is_verdict(status: u16) -> bool {
-    matches!(status, 409)
+    status == 409
         || matches!(
-            by_status(status, Word::default()),
-            Outcome::Refused(Refusal::Declined | Refusal::Rejected | Refusal::NotFound, _)
+            refusal(status),
+            Some(Refusal::Declined | Refusal::Rejected | Refusal::NotFound)
         )
 }
 
@@ -554,12 +576,12 @@ pub enum Echo {
     Unreadable,
 }
 
-/// Reads an echoed amount with `read` and compares it and its currency with the one that was asked for, if one was.
+/// Reads an echoed amount as this provider counts, and compares it and its currency with the one that was asked for, if one was.
 pub fn echoed_amount(
+    capabilities: &Capabilities,
     asked: Option<Money>,
     amount: Option<Node<'_>>,
     currency: Option<Node<'_>>,
-    read: impl Fn(&str, Currency) -> Option<Money>,
 ) -> Echo {
     let named = match currency.map(|node| node.text()) {
         None => None,
@@ -585,7 +607,9 @@ pub fn echoed_amount(
         return Echo::Same(None);
     };
     match (
-        amount.number().and_then(|number| read(number, currency)),
+        amount
+            .number()
+            .and_then(|number| capabilities.read_amount(number, currency)),
         asked,
     ) {
         (Some(money), Some(asked)) if money != asked => Echo::Other,

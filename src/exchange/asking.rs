@@ -3,12 +3,12 @@
 use std::rc::Rc;
 
 use super::{
-    Answer, Call, Headers, LocalReply, Prepared, ReplyHead, Sent, Task, gateway_error,
-    nothing_left, of_refusal, unreachable_provider,
+    Answer, Call, Headers, LocalReply, Prepared, ReplyHead, Sent, Task, nothing_left, of_refusal,
+    unreachable_provider,
 };
 use crate::config::ProviderEntry;
 use crate::problem::{Code, Problem, Retry};
-use crate::provider::{Absence, Finding, ProviderReply, Wanted, Word};
+use crate::provider::{Absence, Finding, Wanted, Word};
 use crate::secret::Carried;
 use crate::signing::Signer;
 
@@ -82,31 +82,24 @@ impl Asking {
         if let Some(code) = envoys_own(head.status, body) {
             return Prepared::Answer(self.unanswered(code));
         }
-        if matches!(self.call.task, Task::LookUp(..)) {
-            return Prepared::Answer(Sent { call: self.call }.reply(head, body, 1));
-        }
-        let finding = self.finding(head, body);
         let call = self.call;
-        match finding {
-            Finding::Absent(Absence::Proven, _) => {
-                let secrets = Rc::clone(&call.secrets);
-                let carried = Carried {
-                    headers: &secrets,
-                    filter_state,
-                };
-                call.refund(now_ms, signer, &carried)
+        let finding = match &call.task {
+            Task::LookUp(..) => return Prepared::Answer(Sent { call }.reply(head, body, 1)),
+            Task::Refund(refund, _) => {
+                let wanted = Wanted::of_payment(&refund.payment);
+                call.entry.dialect.found(&wanted, &head.with(body))
             }
-            finding => Prepared::Answer(call.held_back(head, finding)),
-        }
-    }
-
-    fn finding(&self, head: &ReplyHead, body: &[u8]) -> Finding {
-        let Task::Refund(refund, _) = &self.call.task else {
-            return Finding::unreadable(Word::default());
         };
-        let wanted = Wanted::of_payment(&refund.payment);
-        let reply = ProviderReply::new(head.status, if head.coded { &[] } else { body });
-        self.call.entry.dialect.found(&wanted, &reply)
+        let Some((mut problem, word)) = held_back(head, finding) else {
+            let secrets = Rc::clone(&call.secrets);
+            let carried = Carried {
+                headers: &secrets,
+                filter_state,
+            };
+            return call.refund(now_ms, signer, &carried);
+        };
+        problem.provider = Some(call.provider_word(head.status, word));
+        Prepared::Answer(call.caller.problem(problem))
     }
 
     /// The answer where the call could not be made.
@@ -140,12 +133,13 @@ impl Asking {
     }
 }
 
-impl Call {
-    /// The answer to a refund that is not sent, since its order is not one that can be refunded, or does not show that it is.
-    fn held_back(self, head: &ReplyHead, finding: Finding) -> Answer {
-        let unknown =
-            |sentence: String| Problem::unknown(Code::ProviderRejected, Retry::LookUp, sentence);
-        let (mut problem, word) = match finding {
+/// Why a refund is not sent, with the provider's words: its order is not one that can be refunded, or does not show that it is.
+/// None where it is.
+fn held_back(head: &ReplyHead, finding: Finding) -> Option<(Problem, Word)> {
+    let unknown =
+        |sentence: String| Problem::unknown(Code::ProviderRejected, Retry::LookUp, sentence);
+    Some(match finding {
+            Finding::Absent(Absence::Proven, _) => return None,
             Finding::Found { receipt, .. } => (
                 unknown(
                     "Nothing was sent: the provider's order has been refunded before, and that may have been this refund."
@@ -181,13 +175,5 @@ impl Call {
                 ),
                 word,
             ),
-            // It goes on then.
-            Finding::Absent(Absence::Proven, word) => (
-                gateway_error(500, "Nothing was sent: the gateway lost its way."),
-                word,
-            ),
-        };
-        problem.provider = Some(self.provider_word(head.status, word));
-        self.caller.problem(problem)
-    }
+        })
 }

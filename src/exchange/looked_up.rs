@@ -170,12 +170,10 @@ impl Call {
         let Ok(json) = Json::parse(known.body.as_bytes()) else {
             return;
         };
-        let known = json.root();
-        for name in ["amount", "reason", "reference"] {
-            if let Some(value) = known.get(name) {
-                add(body, name, value.raw());
-            }
-        }
+        let known = ["amount", "reason", "reference"]
+            .into_iter()
+            .filter_map(|name| Some((name, json.root().get(name)?.raw().to_owned())));
+        add(body, known);
     }
 
     fn conclusion(
@@ -248,18 +246,24 @@ pub(super) fn complete(stored: &mut StoredAnswer, refund: &Refund) {
     if stored.status >= 300 {
         return;
     }
-    for (name, text) in [("reason", &refund.reason), ("reference", &refund.reference)] {
-        if let Some(text) = text {
-            add(&mut stored.body, name, &crate::json_text(text));
-        }
-    }
+    let known = [("reason", &refund.reason), ("reference", &refund.reference)]
+        .into_iter()
+        .filter_map(|(name, text)| Some((name, crate::json_text(text.as_ref()?))));
+    add(&mut stored.body, known);
 }
 
-/// Adds a member to an answer that does not have it: its name, and its value as JSON.
-fn add(body: &mut String, name: &str, value: &str) {
-    let known = Json::parse(body.as_bytes()).is_ok_and(|body| body.root().get(name).is_some());
-    if !known && body.ends_with('}') {
+/// Adds what an answer does not have of these members: their names, and their values as JSON.
+fn add<'a>(body: &mut String, members: impl Iterator<Item = (&'a str, String)>) {
+    let Ok(json) = Json::parse(body.as_bytes()) else {
+        return;
+    };
+    let missing: String = members
+        .filter(|(name, _)| json.root().get(name).is_none())
+        .map(|(name, value)| format!(",\"{name}\":{value}"))
+        .collect();
+    if body.ends_with('}') {
         body.pop();
-        body.push_str(&format!(",\"{name}\":{value}}}"));
+        body.push_str(&missing);
+        body.push('}');
     }
 }

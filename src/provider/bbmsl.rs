@@ -239,10 +239,10 @@ fn of_transaction(refund: &Refund, body: Node<'_>, word: Word) -> Outcome {
         .get("currency")
         .or_else(|| body.get("order")?.get("currency"));
     let amount = match echoed_amount(
+        &CAPABILITIES,
         refund.asked(),
         transaction.get("amount"),
         currency,
-        Money::from_major,
     ) {
         Echo::Same(amount) => amount,
         Echo::Other => return Outcome::Unknown(Doubt::Mismatch, word),

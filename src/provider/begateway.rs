@@ -278,9 +278,7 @@ fn word(spoken: Node<'_>, body: Node<'_>) -> Word {
 
 fn of_transaction(refund: &Refund, transaction: Node<'_>, word: Word) -> Outcome {
     match read_transaction(&refund.payment, refund.asked(), transaction, word) {
-        Ok((Status::Succeeded, receipt)) => Outcome::Refunded(receipt),
-        Ok((Status::Pending, receipt)) => Outcome::Pending(receipt),
-        Ok((Status::Failed, receipt)) => Outcome::Refused(Refusal::Declined, receipt.word),
+        Ok((status, receipt)) => Outcome::of(status, receipt),
         Err((doubt, word)) => Outcome::Unknown(doubt, word),
     }
 }
@@ -298,14 +296,11 @@ fn read_transaction(
     if differs(transaction.get("parent_uid"), payment.id.as_deref()) {
         return Err((Doubt::Mismatch, word));
     }
-    let read = |number: &str, currency| {
-        Money::from_minor(number, CAPABILITIES.minor_digits(currency), currency)
-    };
     let amount = match echoed_amount(
+        &CAPABILITIES,
         asked,
         transaction.get("amount"),
         transaction.get("currency"),
-        read,
     ) {
         Echo::Same(amount) => amount,
         Echo::Other => return Err((Doubt::Mismatch, word)),

@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use super::{
     Absence, Attempt, Capabilities, Doubt, Echo, Finding, Idempotency, Outcome, Payload,
-    PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Refusal,
-    Units, Wanted, Word, by_status, differs, echoed_amount, is_verdict, path_segment, scalar,
+    PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Units, Wanted,
+    Word, by_status, differs, echoed_amount, is_verdict, path_segment, scalar,
 };
 use crate::json::Node;
 use crate::money::Money;
@@ -77,11 +77,7 @@ impl Provider for Moyasar {
                 None => Read::Doubtful(Doubt::Unreadable, Word::default()),
             };
             return match read {
-                Read::Ours(Status::Succeeded, receipt) => Outcome::Refunded(receipt),
-                Read::Ours(Status::Pending, receipt) => Outcome::Pending(receipt),
-                Read::Ours(Status::Failed, receipt) => {
-                    Outcome::Refused(Refusal::Declined, receipt.word)
-                }
+                Read::Ours(status, receipt) => Outcome::of(status, receipt),
                 Read::Missing => Outcome::Unknown(Doubt::Unreadable, Word::default()),
                 Read::Doubtful(doubt, word) => Outcome::Unknown(doubt, word),
             };
@@ -187,14 +183,11 @@ fn read_order(payment: &Payment, asked: Option<Money>, id: &str, order: Node<'_>
         (None, _) => return Read::Missing,
         _ => return Read::Doubtful(Doubt::Unreadable, Word::default()),
     };
-    let read = |number: &str, currency| {
-        Money::from_minor(number, CAPABILITIES.minor_digits(currency), currency)
-    };
     let amount = match echoed_amount(
+        &CAPABILITIES,
         asked,
         transaction.get("amount"),
         order.get("currency"),
-        read,
     ) {
         Echo::Same(amount) => amount,
         Echo::Other => return Read::Doubtful(Doubt::Mismatch, word),
