@@ -30,26 +30,14 @@ pub async fn run(
     let two = site.start(&bare, 2, "wasm:error").await?;
     let plain_one = site.start(&Filter::None, 1, "wasm:error").await?;
     let plain_two = site.start(&Filter::None, 2, "wasm:error").await?;
-    let forty = site
-        .start(
-            &Filter::Refund(Refund {
-                more_providers: 36,
-                ..Refund::BARE
-            }),
-            1,
-            "wasm:error",
-        )
-        .await?;
-    let many = site
-        .start(
-            &Filter::Refund(Refund {
-                more_providers: 396,
-                ..Refund::BARE
-            }),
-            1,
-            "wasm:error",
-        )
-        .await?;
+    let with_more = |more_providers| {
+        Filter::Refund(Refund {
+            more_providers,
+            ..Refund::BARE
+        })
+    };
+    let forty = site.start(&with_more(36), 1, "wasm:error").await?;
+    let many = site.start(&with_more(396), 1, "wasm:error").await?;
     let refund = Job::Moyasar(0);
     let kib = 1024;
     // What grows, its size, where, the job, the callers.
