@@ -8,7 +8,6 @@ use refund_filter::exchange::{Answer, Asking, Dispatch, Opening, Prepared, Reply
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
-use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed};
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "the core's suites use more of it")]
@@ -25,8 +24,10 @@ use crate::oracles;
 mod shared_data;
 use shared_data::SharedData;
 
-/// 2026-11-22T08:00:00Z
-pub const NOW_MS: i64 = 1_795_334_400_000;
+#[path = "../../tests/common/calls.rs"]
+mod calls;
+use calls::StubSigner;
+pub use calls::{NOW_MS, call_headers, look_up_headers};
 
 /// A sound private key.
 pub const PRIVATE_KEY: &str = include_str!("../../tests/golden/bbmsl/private_key.pem");
@@ -97,30 +98,6 @@ pub fn no_line_ends(headers: &Headers<'_>) -> bool {
     })
 }
 
-/// The headers of a sound call.
-pub fn call_headers(key: &str) -> Headers<'static> {
-    let mut headers = Headers::default();
-    for (name, value) in [
-        (":method", "POST"),
-        (":path", "/v1/refunds"),
-        ("content-type", "application/json"),
-        ("x-request-id", "request-1"),
-    ] {
-        headers.text(name, value.to_owned());
-    }
-    headers.text("idempotency-key", key.to_owned());
-    headers
-}
-
-/// The headers of a look-up.
-pub fn look_up_headers(query: &str) -> Headers<'static> {
-    let mut headers = Headers::default();
-    headers.text(":method", "GET".to_owned());
-    headers.text(":path", format!("/v1/refunds?{query}"));
-    headers.text("x-request-id", "request-1".to_owned());
-    headers
-}
-
 /// A plugin configuration of one provider in which `"@FILE"` is a sound private key.
 pub fn config(name: &str, provider: &Value) -> Rc<Config> {
     configs(&json!({ name: provider }))
@@ -156,19 +133,5 @@ fn send_with(
         Step::Answered(answer) => Err(answer),
         Step::NotOurs => panic!("not ours"),
         Step::Asks(_) => panic!("a refund is sent at once"),
-    }
-}
-
-/// RSA would be most of the time, and the signature is no target's subject.
-struct StubSigner;
-
-impl Signer for StubSigner {
-    fn sign(
-        &mut self,
-        _choice: SignerChoice,
-        _key: &PrivateKey,
-        _text: &[u8],
-    ) -> Result<Vec<u8>, SignerFailed> {
-        Ok(vec![0x5a; 256])
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test file uses its share of this module")]
 
+pub mod calls;
 pub mod fixtures;
 pub mod oracles;
 pub mod shared_data;
@@ -11,6 +12,7 @@ pub mod world;
 
 use std::rc::Rc;
 
+pub use calls::{NOW_MS, StubSigner, call_headers, look_up_headers};
 use include_dir::{Dir, include_dir};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -26,9 +28,6 @@ use serde_json::{Value, json};
 pub use shared_data::SharedData;
 
 static GOLDEN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/golden");
-
-/// 2026-11-22T08:00:00Z
-pub const NOW_MS: i64 = 1_795_334_400_000;
 
 /// The signer of the module, with the same "randomness" every time: it blinds, and must not show.
 pub fn signer() -> VmSigner<StdRng> {
@@ -80,21 +79,6 @@ fn resolve_files(value: &mut Value) {
         Value::Object(members) => members.values_mut().for_each(resolve_files),
         _ => {}
     }
-}
-
-/// The headers of a sound call.
-pub fn call_headers(key: &str) -> Headers<'static> {
-    let mut headers = Headers::default();
-    for (name, value) in [
-        (":method", "POST"),
-        (":path", "/v1/refunds"),
-        ("content-type", "application/json"),
-        ("x-request-id", "request-1"),
-    ] {
-        headers.text(name, value.to_owned());
-    }
-    headers.text("idempotency-key", key.to_owned());
-    headers
 }
 
 /// Looks at a call's headers, with nothing known of its key.
@@ -180,15 +164,6 @@ impl Out {
     }
 }
 
-/// The headers of a look-up.
-pub fn look_up_headers(query: &str) -> Headers<'static> {
-    let mut headers = Headers::default();
-    headers.text(":method", "GET".to_owned());
-    headers.text(":path", format!("/v1/refunds?{query}"));
-    headers.text("x-request-id", "request-1".to_owned());
-    headers
-}
-
 /// A look-up taken up to the moment in which the provider's request leaves, or to its answer. Nothing is remembered of a key.
 pub fn look_up(config: &Rc<Config>, query: &str, token: &str, now_ms: i64) -> Result<Out, Answer> {
     look_up_with(config, &look_up_headers(query), Claim::None, token, now_ms)
@@ -215,20 +190,6 @@ pub fn look_up_with(
             let token = Secret::new(token.to_owned());
             Ok(Out::Routed(Box::new(waiting.with_token(token))))
         }
-    }
-}
-
-/// A signer for tests of which the signature is not the subject: RSA would be most of their time.
-pub struct StubSigner;
-
-impl Signer for StubSigner {
-    fn sign(
-        &mut self,
-        _choice: SignerChoice,
-        _key: &PrivateKey,
-        _text: &[u8],
-    ) -> Result<Vec<u8>, SignerFailed> {
-        Ok(vec![0x5a; 256])
     }
 }
 

@@ -1,0 +1,45 @@
+//! Sound calls, and who signs them where the signature is not the subject: for the core's suites and the fuzz targets.
+
+use refund_filter::headers::Headers;
+use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed};
+
+/// 2026-11-22T08:00:00Z
+pub const NOW_MS: i64 = 1_795_334_400_000;
+
+/// The headers of a sound call.
+pub fn call_headers(key: &str) -> Headers<'static> {
+    let mut headers = Headers::default();
+    for (name, value) in [
+        (":method", "POST"),
+        (":path", "/v1/refunds"),
+        ("content-type", "application/json"),
+        ("x-request-id", "request-1"),
+    ] {
+        headers.text(name, value.to_owned());
+    }
+    headers.text("idempotency-key", key.to_owned());
+    headers
+}
+
+/// The headers of a look-up.
+pub fn look_up_headers(query: &str) -> Headers<'static> {
+    let mut headers = Headers::default();
+    headers.text(":method", "GET".to_owned());
+    headers.text(":path", format!("/v1/refunds?{query}"));
+    headers.text("x-request-id", "request-1".to_owned());
+    headers
+}
+
+/// A signer for tests of which the signature is not the subject: RSA would be most of their time.
+pub struct StubSigner;
+
+impl Signer for StubSigner {
+    fn sign(
+        &mut self,
+        _choice: SignerChoice,
+        _key: &PrivateKey,
+        _text: &[u8],
+    ) -> Result<Vec<u8>, SignerFailed> {
+        Ok(vec![0x5a; 256])
+    }
+}
