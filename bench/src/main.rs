@@ -39,8 +39,9 @@ struct Arguments {
     role: Role,
 }
 
-/// How long all lanes are loaded, each in each round.
-const ROUND: Duration = Duration::from_millis(1_200);
+/// How long a lane is loaded in each round. Short, and many rounds: what disturbs a machine for some seconds then spoils a few
+/// ratios of many, and lanes that are compared are loaded soon after one another.
+const ROUND: Duration = Duration::from_millis(600);
 
 #[derive(clap::Args)]
 struct Options {
@@ -54,10 +55,10 @@ struct Options {
     #[arg(long)]
     out: PathBuf,
     /// Interleaved rounds.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 21)]
     rounds: usize,
     /// For how long refunds are made to see the VM's memory, at most: a million takes minutes.
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 240)]
     memory_seconds: u64,
     /// Whether docs/performance.md, its plot and bench/instructions.txt are written anew.
     #[arg(long)]
@@ -154,9 +155,9 @@ async fn run(options: Options) -> Result<()> {
     let gateways = lanes::gateways(&site).await?;
     let lanes = lanes::run(&gateways, &upstream, options.rounds, ROUND).await?;
     lanes::tell(&mut report, &lanes)?;
-    inside::other_traffic(&mut report, &gateways, &lanes, 4 * ROUND).await?;
+    inside::other_traffic(&mut report, &gateways, &lanes, 8 * ROUND).await?;
     drop(gateways);
-    let growths = growth::run(&mut report, &site, options.rounds.min(3), ROUND).await?;
+    let growths = growth::run(&mut report, &site, options.rounds.min(7), ROUND).await?;
     let time = Duration::from_secs(options.memory_seconds);
     inside::memory_over_time(&mut report, &site, time).await?;
 

@@ -6,7 +6,7 @@ use plotters::prelude::*;
 use crate::growth::Growth;
 use crate::jobs::Job;
 use crate::lanes::Lane;
-use crate::report::median;
+use crate::report::{median, quantile};
 
 const INK: RGBColor = RGBColor(40, 40, 40);
 const OURS: RGBColor = RGBColor(31, 119, 180);
@@ -86,8 +86,8 @@ fn bars(area: &Area<'_>, title: &str, lanes: &[&Lane]) -> Result<(), Box<dyn std
             THEIRS
         };
         let rate = median(&lane.rates);
-        let low = lane.rates.iter().copied().fold(f64::MAX, f64::min);
-        let high = lane.rates.iter().copied().fold(f64::MIN, f64::max);
+        let low = quantile(&lane.rates, 1, 4);
+        let high = quantile(&lane.rates, 3, 4);
         chart.draw_series([Rectangle::new(
             [(0.0, at - 0.3), (rate, at + 0.3)],
             color.filled(),

@@ -25,24 +25,27 @@ struct Target {
     holds: bool,
 }
 
-/// The middle of some rounds, and their ends.
+/// The middle of some rounds, and between what the middle half of them lies.
 pub fn spread(values: &[f64], digits: usize) -> String {
-    let (low, high) = values
-        .iter()
-        .fold((f64::MAX, f64::MIN), |(low, high), value| {
-            (low.min(*value), high.max(*value))
-        });
     format!(
-        "{:.digits$} ({low:.digits$} to {high:.digits$})",
-        median(values)
+        "{:.digits$} ({:.digits$} to {:.digits$})",
+        median(values),
+        quantile(values, 1, 4),
+        quantile(values, 3, 4)
     )
 }
 
 /// The middle one.
 pub fn median(values: &[f64]) -> f64 {
+    quantile(values, 1, 2)
+}
+
+/// The one that so many parts of all are below.
+pub fn quantile(values: &[f64], part: usize, of: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    let last = sorted.len().saturating_sub(1);
+    sorted.get(last * part / of).copied().unwrap_or(f64::NAN)
 }
 
 /// The ratio of two lanes, round by round: what shakes the machine shakes both.
@@ -135,7 +138,7 @@ impl Report {
             .collect();
         self.section(
             "Targets",
-            "Ratios are within this run; the spread is over its rounds.",
+            "Ratios are within this run: the median of its rounds, and in brackets between what the middle half of them lies.",
         );
         self.table(&["what", "target", "reached", ""], &rows);
         let targets: Vec<_> = self
