@@ -249,12 +249,15 @@ impl<R: CryptoRngCore> Signer for VmSigner<R> {
 /// The arguments of Envoy's foreign function `sign`: the protobuf message `SignArguments` with `hash_function` (1),
 /// `private_key` (2, PKCS#8 DER) or `private_key_pem` (4), and `text` (3).
 pub fn host_arguments(key: &PrivateKey, text: &[u8]) -> Zeroizing<Vec<u8>> {
-    let mut message = Zeroizing::new(Vec::with_capacity(4096));
+    let (number, key) = match &key.encoded {
+        Encoded::Pem(pem) => (4, pem.expose().as_bytes()),
+        Encoded::Der(der) => (2, der.as_slice()),
+    };
+    // With room for the rest, so that no copy of the key is left behind; and no more, since all of it is wiped.
+    let room = key.len().saturating_add(text.len()).saturating_add(64);
+    let mut message = Zeroizing::new(Vec::with_capacity(room));
     put_field(&mut message, 1, b"sha256");
-    match &key.encoded {
-        Encoded::Pem(pem) => put_field(&mut message, 4, pem.expose().as_bytes()),
-        Encoded::Der(der) => put_field(&mut message, 2, der),
-    }
+    put_field(&mut message, number, key);
     put_field(&mut message, 3, text);
     message
 }
