@@ -1213,9 +1213,7 @@ impl ReplyHead {
                 .any(|coding| !coding.eq_ignore_ascii_case(b"identity")),
         }
     }
-}
 
-impl ReplyHead {
     /// The whole reply; nothing is read of a body that is coded.
     fn with<'a>(&self, body: &'a [u8]) -> ProviderReply<'a> {
         ProviderReply::new(self.status, if self.coded { &[] } else { body })
