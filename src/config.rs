@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::guard::GuardSettings;
+use crate::guard::{Digest, GuardSettings};
 use crate::json::{Json, Kind, Members, Node};
 use crate::money::Currency;
 use crate::problem::Fault;
@@ -19,7 +19,10 @@ use crate::provider::moyasar::Moyasar;
 use crate::provider::{Provider, ProviderKind, Reason};
 use crate::refund::pointer_token;
 use crate::secret::{Carried, Secret, SecretSource};
-use crate::signing::{KeyRing, RingKey, SignerChoice, Signing, Transit};
+use crate::signing::{KeyRing, PublicKey, RingKey, SignerChoice, Signing, Transit};
+
+/// How long a send may still arrive where the configuration does not say, in seconds.
+const DEFAULT_SETTLE_SECONDS: u32 = 300;
 
 /// The path of the canonical call where the configuration names none.
 pub const DEFAULT_PATH: &str = "/v1/refunds";
@@ -53,10 +56,23 @@ pub struct ProviderEntry {
     pub currencies: Option<Vec<Currency>>,
     /// The reason to send where the caller gives none.
     pub default_reason: Option<String>,
+    /// Whose account it is: the kind, the base URL, and the shop's or merchant's id, or the client's. Two providers with the
+    /// same one are one merchant.
+    pub merchant: [u8; 8],
     /// The Envoy cluster that reaches it, for questions that cannot go by a route.
     pub cluster: String,
-    /// Whether a payment is asked for before each refund.
+    /// Whether a payment is looked at before each refund.
     pub query_first: bool,
+    /// How long a send may still arrive, in milliseconds.
+    pub settle_ms: i64,
+}
+
+impl ProviderEntry {
+    /// Whether refunds in this currency are configured.
+    pub fn takes_currency(&self, currency: Currency) -> bool {
+        let allowed = self.currencies.as_ref();
+        allowed.is_none_or(|allowed| allowed.contains(&currency))
+    }
 }
 
 /// How the gateway proves itself to a provider.
@@ -104,6 +120,11 @@ pub struct Url {
 }
 
 impl Url {
+    /// The URL as text.
+    pub fn text(&self) -> String {
+        format!("{}://{}{}", self.scheme, self.authority, self.path)
+    }
+
     fn read(text: &str) -> Option<Self> {
         let (scheme, rest) = if let Some(rest) = text.strip_prefix("https://") {
             ("https", rest)
@@ -374,8 +395,21 @@ impl Reader<'_> {
             Some(node) => self.currencies(&object.at("currencies"), node).map(Some),
             None => Some(None),
         };
+        let minor_units = match object.take("minor_units") {
+            Some(node) => self.minor_units(&object.at("minor_units"), node),
+            None => Vec::new(),
+        };
+        let cluster = self.optional_text(&mut object, "cluster");
+        let query_first = self.flag(&mut object, "query_first");
+        let settle = self.count(&mut object, "settle_seconds", (1, 24 * 60 * 60));
         // What else there may be depends on the kind: without one the rest cannot be judged.
         let kind = kind?;
+        if !kind.capabilities().shows_currency && currencies == Some(None) {
+            self.fault(
+                object.at("currencies"),
+                "This member is required: the provider is sent no currency and shows none.",
+            );
+        }
         let default_reason = match kind.capabilities().reason {
             Reason::Required => self.optional_text(&mut object, "default_reason"),
             Reason::NotSent => None,
@@ -388,60 +422,130 @@ impl Reader<'_> {
                 "The reason must have 1 to 255 characters.",
             );
         }
-        let (mut cluster, mut query_first) = (None, false);
-        let (dialect, auth, known): (Option<Box<dyn Provider>>, _, _) = match kind {
-            ProviderKind::Bog => (
-                Some(Box::new(Bog)),
-                self.token_endpoint(&mut object).map(Auth::Token),
-                "kind, base_url, currencies and token",
+        let (dialect, auth, account, known) = self.kind(kind, &mut object, minor_units);
+        self.refuse_the_rest(
+            object,
+            &format!(
+                "kind, base_url, currencies, minor_units, query_first, settle_seconds, cluster, {known}"
             ),
-            ProviderKind::Moyasar => {
-                let auth = if self.is_injected(&mut object) {
-                    Some(Auth::Injected)
-                } else {
-                    self.credential(&mut object, "api_key").map(Auth::Bearer)
-                };
-                (
-                    Some(Box::new(Moyasar)),
-                    auth,
-                    "kind, base_url, currencies, and api_key or credentials",
-                )
-            }
-            ProviderKind::Begateway => {
-                let auth = if self.is_injected(&mut object) {
-                    Some(Auth::Injected)
-                } else {
-                    self.basic(&mut object)
-                };
-                (
-                    Some(Box::new(Begateway)),
-                    auth,
-                    "kind, base_url, currencies, default_reason, and shop_id with secret_key, or credentials",
-                )
-            }
-            ProviderKind::Bbmsl => {
-                cluster = self.optional_text(&mut object, "cluster");
-                query_first = self.flag(&mut object, "query_first");
-                (
-                    self.bbmsl(&mut object)
-                        .map(|dialect| Box::new(dialect) as Box<dyn Provider>),
-                    self.signing(&mut object).map(Auth::Signature),
-                    "kind, base_url, currencies, merchant_id, declined_codes, cluster, query_first and signing",
-                )
-            }
-        };
-        self.refuse_the_rest(object, known);
+        );
+        let base_url = base_url?;
+        let merchant = Digest::of([
+            kind.as_str().as_bytes(),
+            base_url.text().as_bytes(),
+            account.as_deref().unwrap_or(name).as_bytes(),
+        ]);
         Some(ProviderEntry {
             name: name.to_owned(),
             kind,
-            base_url: base_url?,
+            merchant: merchant.short(),
+            base_url,
             dialect: dialect?,
             auth: auth?,
             currencies: currencies?,
             default_reason,
             cluster: cluster.unwrap_or_else(|| name.to_owned()),
             query_first,
+            settle_ms: i64::from(settle?.unwrap_or(DEFAULT_SETTLE_SECONDS)).saturating_mul(1_000),
         })
+    }
+
+    /// What a kind of provider needs: its dialect, its credentials, the merchant's account where the configuration names one,
+    /// and the members that are its own.
+    #[allow(
+        clippy::type_complexity,
+        reason = "the four parts belong together only here, where they are read"
+    )]
+    fn kind(
+        &mut self,
+        kind: ProviderKind,
+        object: &mut Object<'_>,
+        minor_units: Vec<(Currency, u8)>,
+    ) -> (
+        Option<Box<dyn Provider>>,
+        Option<Auth>,
+        Option<String>,
+        &'static str,
+    ) {
+        match kind {
+            ProviderKind::Bog => {
+                let endpoint = self.token_endpoint(object);
+                let account = endpoint.as_ref().map(|token| token.client_id.clone());
+                (
+                    Some(Box::new(Bog::new(minor_units))),
+                    endpoint.map(Auth::Token),
+                    account,
+                    "and token",
+                )
+            }
+            ProviderKind::Moyasar => {
+                let auth = if self.is_injected(object) {
+                    Some(Auth::Injected)
+                } else {
+                    self.credential(object, "api_key").map(Auth::Bearer)
+                };
+                (
+                    Some(Box::new(Moyasar::new(minor_units))),
+                    auth,
+                    None,
+                    "and api_key or credentials",
+                )
+            }
+            ProviderKind::Begateway => {
+                let auth = if self.is_injected(object) {
+                    Some(Auth::Injected)
+                } else {
+                    self.basic(object)
+                };
+                let account = match &auth {
+                    Some(Auth::Basic { user, .. }) => Some(user.clone()),
+                    _ => None,
+                };
+                (
+                    Some(Box::new(Begateway::new(minor_units))),
+                    auth,
+                    account,
+                    "default_reason, and shop_id with secret_key, or credentials",
+                )
+            }
+            ProviderKind::Bbmsl => {
+                let merchant_id = self.merchant_id(object);
+                let declined_codes = self.declined_codes(object);
+                let account = merchant_id.as_ref().map(|id| id.get().replace('"', ""));
+                let dialect = merchant_id.map(|id| Bbmsl::new(id, declined_codes, minor_units));
+                (
+                    dialect.map(|dialect| Box::new(dialect) as Box<dyn Provider>),
+                    self.signing(object).map(Auth::Signature),
+                    account,
+                    "merchant_id, declined_codes and signing",
+                )
+            }
+        }
+    }
+
+    /// `{"LBP": 0}`: the decimals by which a provider counts a currency.
+    fn minor_units(&mut self, pointer: &str, node: Node<'_>) -> Vec<(Currency, u8)> {
+        let Some(object) = self.object(pointer, node) else {
+            return Vec::new();
+        };
+        let mut units = Vec::with_capacity(object.members.len());
+        for (code, node) in &object.members {
+            let digits = node.number().and_then(|number| number.parse().ok());
+            match (
+                Currency::from_code(code),
+                digits.filter(|digits| *digits <= 4),
+            ) {
+                (Some(currency), Some(digits)) => units.push((currency, digits)),
+                (None, _) => self.fault(
+                    object.at(code),
+                    "The name must be an ISO 4217 code in upper case.",
+                ),
+                (Some(_), None) => {
+                    self.fault(object.at(code), "This must be a whole number from 0 to 4.");
+                }
+            }
+        }
+        units
     }
 
     /// A member that is true or false; false where it is left out.
@@ -531,48 +635,47 @@ impl Reader<'_> {
         })
     }
 
-    fn bbmsl(&mut self, object: &mut Object<'_>) -> Option<Bbmsl> {
-        let merchant_id = self
-            .required(object, "merchant_id")
-            .and_then(|node| match node.kind() {
-                Kind::Number if node.raw().bytes().all(|b| b.is_ascii_digit()) => {
-                    RawValue::from_string(node.raw().to_owned()).ok()
-                }
-                Kind::String => {
-                    let text = self.text(&object.at("merchant_id"), node)?;
-                    RawValue::from_string(crate::json_text(&text)).ok()
-                }
-                _ => {
-                    self.fault(
-                        object.at("merchant_id"),
-                        "This must be a whole number or a string: it is sent as it stands here.",
-                    );
-                    None
-                }
-            });
-        let mut declined_codes = Vec::new();
-        if let Some(node) = object.take("declined_codes") {
-            let pointer = object.at("declined_codes");
-            match node.items() {
-                Some(items) => {
-                    for (index, item) in items.into_iter().enumerate() {
-                        let pointer = format!("{pointer}/{index}");
-                        match self.text(&pointer, item) {
-                            Some(code) if code == "0000" => {
-                                self.fault(pointer, "0000 is BBMSL's code of success.")
-                            }
-                            Some(code) => declined_codes.push(code),
-                            None => {}
-                        }
-                    }
-                }
-                None => self.fault(pointer, "This must be a list of strings."),
+    fn merchant_id(&mut self, object: &mut Object<'_>) -> Option<Box<RawValue>> {
+        let node = self.required(object, "merchant_id")?;
+        match node.kind() {
+            Kind::Number if node.raw().bytes().all(|b| b.is_ascii_digit()) => {
+                RawValue::from_string(node.raw().to_owned()).ok()
+            }
+            Kind::String => {
+                let text = self.text(&object.at("merchant_id"), node)?;
+                RawValue::from_string(crate::json_text(&text)).ok()
+            }
+            _ => {
+                self.fault(
+                    object.at("merchant_id"),
+                    "This must be a whole number or a string: it is sent as it stands here.",
+                );
+                None
             }
         }
-        Some(Bbmsl {
-            merchant_id: merchant_id?,
-            declined_codes,
-        })
+    }
+
+    fn declined_codes(&mut self, object: &mut Object<'_>) -> Vec<String> {
+        let mut codes = Vec::new();
+        let Some(node) = object.take("declined_codes") else {
+            return codes;
+        };
+        let pointer = object.at("declined_codes");
+        let Some(items) = node.items() else {
+            self.fault(pointer, "This must be a list of strings.");
+            return codes;
+        };
+        for (index, item) in items.into_iter().enumerate() {
+            let pointer = format!("{pointer}/{index}");
+            match self.text(&pointer, item) {
+                Some(code) if code == "0000" => {
+                    self.fault(pointer, "0000 is BBMSL's code of success.");
+                }
+                Some(code) => codes.push(code),
+                None => {}
+            }
+        }
+        codes
     }
 
     fn signing(&mut self, object: &mut Object<'_>) -> Option<Signing> {
@@ -624,6 +727,10 @@ impl Reader<'_> {
         let mount = self.path_part(&mut object, "mount", b"-._/");
         let key = self.path_part(&mut object, "key", b"-._");
         let token = self.credential(&mut object, "token");
+        let public_keys = match object.take("public_keys") {
+            Some(node) => self.public_keys(&object.at("public_keys"), node),
+            None => Vec::new(),
+        };
         let namespace = match object.take("namespace") {
             Some(node) => {
                 let pointer = object.at("namespace");
@@ -632,14 +739,52 @@ impl Reader<'_> {
             }
             None => None,
         };
-        self.refuse_the_rest(object, "cluster, mount, key, token and namespace");
+        self.refuse_the_rest(
+            object,
+            "cluster, mount, key, token, namespace and public_keys",
+        );
         Some(Transit {
             cluster: cluster?,
             mount: mount?,
             key: key?,
             token: token?,
             namespace,
+            public_keys,
         })
+    }
+
+    /// The public halves of a transit key, in PEM: a list, or by their versions as OpenBao shows them.
+    fn public_keys(&mut self, pointer: &str, node: Node<'_>) -> Vec<Rc<PublicKey>> {
+        let texts: Vec<(String, Node<'_>)> = match (node.items(), node.members()) {
+            (Some(items), _) => {
+                let items = items.into_iter().enumerate();
+                items
+                    .map(|(index, item)| (format!("{pointer}/{index}"), item))
+                    .collect()
+            }
+            (None, Some(Ok(members))) => members
+                .into_iter()
+                .map(|(name, item)| (format!("{pointer}/{}", pointer_token(&name)), item))
+                .collect(),
+            (None, _) => Vec::new(),
+        };
+        if texts.is_empty() {
+            self.fault(
+                pointer,
+                "This must be a list of public keys in PEM, and not an empty one.",
+            );
+        }
+        let mut keys = Vec::with_capacity(texts.len());
+        for (pointer, node) in texts {
+            match node.text().and_then(|text| PublicKey::read(&text)) {
+                Some(key) => keys.push(Rc::new(key)),
+                None => self.fault(
+                    pointer,
+                    "This must be a public RSA key of 2048 to 4096 bits in PEM (PUBLIC KEY).",
+                ),
+            }
+        }
+        keys
     }
 
     fn path_part(&mut self, object: &mut Object<'_>, name: &str, more: &[u8]) -> Option<String> {

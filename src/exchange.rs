@@ -20,37 +20,38 @@ use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::clock::{Now, Resend};
 use crate::config::{Auth, Config, ProviderEntry};
 use crate::guard::{
-    Asks, Claim, Digest, End, Guard, Question, Recalled, Standing, StoredAnswer, Ticket,
+    Asks, Claim, Concluded, Digest, End, Guard, Question, Recollection, Settled, Standing,
+    StoredAnswer, Ticket,
 };
 use crate::headers::Headers;
 use crate::idempotency::{IdempotencyKey, KeyFault, ProviderKey};
 use crate::json::{Counts, Json, Node};
 use crate::look_up::{LookUp, provider_key};
-use crate::problem::{Code, Fault, Moved, Problem, ProviderWord, Retry};
+use crate::problem::{Code, Fault, FieldError, Moved, Problem, ProviderWord, Retry};
 use crate::provider::{
-    Attempt, Doubt, Idempotency, Outcome, Payload, ProviderReply, ProviderRequest, Receipt,
-    Refunds, Refusal, Wanted, Word, is_verdict,
+    Attempt, Doubt, Idempotency, Names, Outcome, Payload, ProviderReply, ProviderRequest, Receipt,
+    Refunds, Refusal, Wanted, Word,
 };
-use crate::refund::{Amount, Refund, Refunded, Status, Unacceptable};
+use crate::refund::{Amount, Refund, Refunded, Status, Unacceptable, payment_digests};
 use crate::secret::{Carried, Secret};
-use crate::signing::{KeyRing, Signer, SignerChoice, Signing, Transit};
+use crate::signing::{
+    KeyRing, Signer, SignerChoice, Signing, Told, Transit, TransitKeys, TransitSignature, Verified,
+};
 use crate::text;
 use crate::token::{Failure, FailureKind};
 
 mod asking;
-mod dry_run;
 mod looked_up;
+mod preview;
 
 pub use asking::{ASK_TIMEOUT_MS, Asking};
 pub use looked_up::Conclusion;
 
 /// The largest body of a canonical call, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
-
-/// The largest body of an answer, in bytes: the caller's names at their longest, escaped, and the provider's words.
-pub const MAX_ANSWER: usize = 10 * 1024;
 
 /// The longest time that a provider gives for a refund, in bytes: RFC 3339 with nanoseconds and an offset has 35.
 const MAX_TIME: usize = 64;
@@ -90,6 +91,14 @@ pub struct Settlement {
     pub ticket: Ticket,
     /// How the call ended.
     pub end: End,
+    /// The provider's id of the refund, where it has told one.
+    pub id: Option<String>,
+    /// Whether something was sent that could move money.
+    pub sent: bool,
+    /// Whether the provider refused the refund, for certain or not.
+    pub refused: bool,
+    /// What the provider has called the payment, besides the names that the caller knew.
+    pub names: Vec<Digest>,
     /// What was said, where it was a problem.
     problem: Option<Problem>,
 }
@@ -110,44 +119,106 @@ impl Answer {
         &mut self,
         guard: &Guard<'_>,
         lease: Option<u64>,
-        now_ms: i64,
+        now: Now,
     ) -> Option<&'static str> {
-        if let Some(conclusion) = &self.concludes {
-            if conclusion.told(guard, lease, now_ms) {
-                return conclusion.recalled.is_some().then_some("concluded");
+        if let Some(conclusion) = self.concludes.clone() {
+            let concluded = conclusion.tell(guard, lease, now);
+            if matches!(concluded, Concluded::Overtaken)
+                && let Some(otherwise) = &conclusion.otherwise
+            {
+                self.become_problem(otherwise);
             }
-            return self.overtake().then_some("overtaken");
+            return match concluded {
+                Concluded::Holds => None,
+                Concluded::Settled => Some("concluded"),
+                Concluded::Changed => Some("changed"),
+                Concluded::Overtaken => Some("overtaken"),
+            };
         }
-        let Settlement { ticket, end, .. } = **self.settles.as_ref()?;
-        if guard.settle(&ticket, end, self.status, &self.body, now_ms) {
+        let settlement = self.settles.as_deref()?;
+        let settled = Settled {
+            end: settlement.end,
+            answer: (self.status, &self.body),
+            id: settlement.id.as_deref(),
+            sent: settlement.sent,
+            refused: settlement.refused,
+            names: &settlement.names,
+        };
+        if guard.settle(&settlement.ticket, &settled, now) {
             return None;
         }
-        self.disown(now_ms);
+        self.disown(now);
         Some("late")
     }
 
     /// Says no more than is known where the key has become another call's in the meantime: what this call did not refund,
     /// that one may have.
-    fn disown(&mut self, now_ms: i64) {
+    fn disown(&mut self, now: Now) {
         let Some(Settlement {
             ticket,
             problem: Some(problem),
             ..
-        }) = self.settles.as_deref_mut()
+        }) = self.settles.as_deref()
         else {
             return;
         };
-        let standing = Standing {
-            resend_until_ms: ticket.resend_until_ms,
-        };
         if problem.outcome == Moved::No {
-            if problem.retry == Retry::No {
-                problem.retry = Retry::LookUp;
-            }
-            problem.under(standing, now_ms);
+            let standing = Standing {
+                resend: ticket.resend,
+            };
+            let mut problem = problem.clone();
+            problem.downgrade_to_unknown(standing, now);
             self.body = problem.body();
         }
     }
+
+    /// Says this instead.
+    fn become_problem(&mut self, problem: &Problem) {
+        let fresh = problem_answer(problem);
+        let request_id = self.headers.first("x-request-id").map(<[u8]>::to_vec);
+        self.status = fresh.status;
+        self.headers = fresh.headers;
+        self.body = fresh.body;
+        self.word = fresh.word;
+        if let Some(id) = request_id {
+            self.headers.push(&b"x-request-id"[..], id);
+        }
+    }
+}
+
+/// An answer, as far as it is the same for every caller.
+fn answer(status: u16, word: &'static str, body: String) -> Answer {
+    let mut headers = Headers::default();
+    headers.fixed(
+        "content-type",
+        if status < 300 {
+            "application/json"
+        } else {
+            "application/problem+json"
+        },
+    );
+    headers.fixed("cache-control", "no-store");
+    Answer {
+        status,
+        headers,
+        body,
+        word,
+        refused_token: None,
+        alarm: None,
+        replayed: false,
+        settles: None,
+        concludes: None,
+        look_up: false,
+    }
+}
+
+/// The answer that a problem is.
+fn problem_answer(problem: &Problem) -> Answer {
+    let mut answer = answer(problem.status, problem.code.as_str(), problem.body());
+    if let Some(retry_after) = &problem.retry_after {
+        answer.headers.text("retry-after", retry_after.clone());
+    }
+    answer
 }
 
 /// What the platform team must look at: a line for the log.
@@ -173,34 +244,41 @@ pub enum Opening {
 /// What is known of earlier sends under a key: the guard's word.
 pub type Earlier<'a> = &'a dyn Fn(&Digest) -> Option<Standing>;
 
-/// Looks at a request's headers. `now_ms` is Unix time in milliseconds.
-pub fn open(
-    config: &Rc<Config>,
-    headers: &Headers<'_>,
-    now_ms: i64,
-    earlier: Earlier<'_>,
-) -> Opening {
+/// Looks at a request's headers.
+pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now, earlier: Earlier<'_>) -> Opening {
     let path = headers.first(":path").unwrap_or_default();
-    let path = path.split(|b| *b == b'?').next().unwrap_or_default();
-    if path != config.path.as_bytes() {
+    let mut parts = path.splitn(2, |b| *b == b'?');
+    let (path, query) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
+    let Some(rest) = path.strip_prefix(config.path.as_bytes()) else {
         return Opening::NotOurs;
-    }
-    let mut caller = Caller::of(headers, now_ms);
-    let dry_run = dry_run::asked_for(headers);
+    };
+    let preview = match rest {
+        b"" => false,
+        preview::PATH => true,
+        _ => return Opening::NotOurs,
+    };
+    let mut caller = Caller::of(headers, now);
+    let mut faults: Vec<Fault> = preview::old_header(headers).into_iter().collect();
     let method = headers.first(":method");
     if method == Some(b"GET") {
         caller.look_up = true;
         return Opening::Read(Reading {
             config: Rc::clone(config),
-            asked: Asked::LookUp(query(headers)),
-            dry_run,
+            asked: Asked::LookUp(query.to_vec()),
+            preview,
+            faults,
             secrets: secrets(config, headers),
             caller,
         });
     }
     let key =
         IdempotencyKey::from_header(headers.all("idempotency-key")).map(|key| (key.digest(), key));
-    if let Ok((digest, _)) = &key {
+    if let Ok((digest, _)) = &key
+        && !preview
+    {
         caller.standing = earlier(digest);
     }
     if method != Some(b"POST") {
@@ -208,7 +286,7 @@ pub fn open(
             Code::MethodNotAllowed,
             "Nothing was sent. Ask for a refund with POST, and look one up with GET.",
         );
-        answer.headers.push(&b"allow"[..], &b"GET, POST"[..]);
+        answer.headers.fixed("allow", "GET, POST");
         return Opening::Answer(answer);
     }
     if !is_json(headers) {
@@ -233,6 +311,12 @@ pub fn open(
             ));
         }
     };
+    if !query.is_empty() {
+        faults.push(Fault::at(
+            "",
+            "A refund call has no query string: everything stands in the body.",
+        ));
+    }
     // As many digits as one likes: what is no 64-bit number is too large, too, where it is a number at all.
     let announced = headers.first("content-length").unwrap_or_default();
     let too_large = announced.iter().all(u8::is_ascii_digit)
@@ -243,7 +327,8 @@ pub fn open(
     let reading = Reading {
         config: Rc::clone(config),
         asked: Asked::Refund(key, digest),
-        dry_run,
+        preview,
+        faults,
         secrets: secrets(config, headers),
         caller,
     };
@@ -260,13 +345,6 @@ fn secrets(config: &Config, headers: &Headers<'_>) -> Vec<(String, Secret)> {
         Some((name.clone(), Secret::new(String::from_utf8(value).ok()?)))
     });
     secrets.collect()
-}
-
-/// What stands in the path after its question mark.
-fn query(headers: &Headers<'_>) -> Vec<u8> {
-    let path = headers.first(":path").unwrap_or_default();
-    let mut parts = path.splitn(2, |b| *b == b'?').skip(1);
-    parts.next().unwrap_or_default().to_vec()
 }
 
 /// `application/json`, with no other charset than UTF-8 and no coding.
@@ -296,21 +374,32 @@ fn is_json(headers: &Headers<'_>) -> bool {
 
 /// The answer to a call whose headers the host does not show.
 pub fn unreadable_call() -> Answer {
-    Caller::default().problem(gateway_error(
-        500,
-        "Nothing was sent: the gateway cannot read the call.",
-    ))
+    let nobody = Caller {
+        request_id: None,
+        passed_on: Headers::default(),
+        came: Now {
+            unix_ms: 0,
+            steady_ms: 0,
+        },
+        standing: None,
+        unremembered: false,
+        ticket: None,
+        look_up: false,
+    };
+    let sentence = "Nothing was sent: the gateway cannot read the call.";
+    nobody.not_sent(gateway_error(500, sentence))
 }
 
 /// What is kept of the caller's headers, and of its key.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Caller {
     request_id: Option<Vec<u8>>,
     passed_on: Headers<'static>,
-    /// When the call came, Unix time in milliseconds.
-    came_ms: i64,
+    came: Now,
     /// What is known of earlier sends under the key.
     standing: Option<Standing>,
+    /// Whether the guard had no room for the key: then nobody knows of earlier sends under it.
+    unremembered: bool,
     /// That the key is this call's.
     ticket: Option<Ticket>,
     /// Whether it asks how a refund stands: what fails then says nothing of the refund.
@@ -318,7 +407,7 @@ struct Caller {
 }
 
 impl Caller {
-    fn of(headers: &Headers<'_>, came_ms: i64) -> Self {
+    fn of(headers: &Headers<'_>, came: Now) -> Self {
         let mut passed_on = Headers::default();
         for (name, value) in headers.iter() {
             let tracing =
@@ -331,70 +420,58 @@ impl Caller {
         Caller {
             request_id: headers.first("x-request-id").map(<[u8]>::to_vec),
             passed_on,
-            came_ms,
+            came,
             standing: None,
+            unremembered: false,
             ticket: None,
             look_up: false,
         }
     }
 
-    fn answer(&self, status: u16, word: &'static str, body: String, end: End) -> Answer {
-        let mut headers = Headers::default();
-        let media = if status < 300 {
-            "application/json"
-        } else {
-            "application/problem+json"
-        };
-        headers.push(&b"content-type"[..], media.as_bytes());
+    /// Makes an answer this caller's. `end` is how the call ended by itself.
+    fn own(&self, mut answer: Answer, end: End) -> Answer {
+        answer.look_up = self.look_up;
         if let Some(id) = &self.request_id {
-            headers.push(&b"x-request-id"[..], id.clone());
+            answer.headers.push(&b"x-request-id"[..], id.clone());
         }
-        Answer {
-            status,
-            headers,
-            body,
-            word,
-            refused_token: None,
-            alarm: None,
-            replayed: false,
-            settles: self.ticket.map(|ticket| {
-                Box::new(Settlement {
-                    ticket,
-                    end,
-                    problem: None,
-                })
-            }),
-            concludes: None,
-            look_up: self.look_up,
-        }
+        answer.settles = self.ticket.as_ref().map(|ticket| {
+            Box::new(Settlement {
+                ticket: ticket.clone(),
+                end,
+                id: None,
+                sent: end != End::NotSent,
+                refused: false,
+                names: Vec::new(),
+                problem: None,
+            })
+        });
+        answer
     }
 
-    /// A problem that says what is true under the key: of this send, and of those before it.
-    fn problem(&self, mut problem: Problem) -> Answer {
+    /// A problem that says what is true under the key: of this send, and of those before it. `end` is how this call ended by
+    /// itself.
+    fn problem(&self, mut problem: Problem, end: End) -> Answer {
         if let Some(standing) = self.standing {
-            problem.under(standing, self.came_ms);
+            problem.downgrade_to_unknown(standing, self.came);
         }
         if self.look_up {
             problem.of_look_up();
         }
-        let end = match (problem.outcome, problem.retry) {
-            (Moved::Unknown, _) => End::Unknown,
-            (Moved::No, Retry::No) => End::Refused,
-            (Moved::No, Retry::SameKey | Retry::LookUp) => End::Free,
-        };
-        let word = problem.code.as_str();
-        let mut answer = self.answer(problem.status, word, problem.body(), end);
-        if let Some(retry_after) = problem.retry_after.take() {
-            answer.headers.text("retry-after", retry_after);
-        }
+        let mut answer = self.own(problem_answer(&problem), end);
         if let Some(settlement) = answer.settles.as_deref_mut() {
             settlement.problem = Some(problem);
         }
         answer
     }
 
+    /// The answer to a call of which certainly nothing was sent.
+    fn not_sent(&self, problem: Problem) -> Answer {
+        self.problem(problem, End::NotSent)
+    }
+
+    /// The answer to a call that must be corrected.
     fn refuse(&self, code: Code, detail: &str) -> Answer {
-        self.problem(Problem::not_refunded(code, Retry::No, detail))
+        self.not_sent(Problem::not_refunded(code, Retry::Corrected, detail))
     }
 }
 
@@ -417,8 +494,10 @@ pub struct Reading {
     config: Rc<Config>,
     caller: Caller,
     asked: Asked,
-    /// Whether it is to be shown what would be sent; an error where that cannot be told.
-    dry_run: Result<bool, Fault>,
+    /// Whether it is only to be shown what would be sent.
+    preview: bool,
+    /// What is wrong with its headers, to be told with what is wrong with its body.
+    faults: Vec<Fault>,
     /// What stood in the headers that carry secrets.
     secrets: Vec<(String, Secret)>,
 }
@@ -439,7 +518,7 @@ pub struct Accepted {
     entry: Rc<ProviderEntry>,
     task: Task,
     asks: Asks,
-    dry_run: bool,
+    preview: bool,
     secrets: Vec<(String, Secret)>,
 }
 
@@ -463,6 +542,8 @@ pub enum Prepared {
     Wait(Box<Waiting>),
     /// It must be signed by OpenBao first.
     Sign(Box<Unsigned>),
+    /// OpenBao's signature must be verified, and its public key is not known yet.
+    Verify(Box<Unverified>),
     /// The provider is asked by a call of the gateway's own first.
     Ask(Box<Asking>),
 }
@@ -476,15 +557,15 @@ impl Reading {
         }
         self.caller
             .standing
-            .map(|standing| standing.retry(self.caller.came_ms))
+            .map(|standing| standing.retry(self.caller.came))
     }
 
     /// The caller with what is known of its key now: another call with it may have been sent while this one's body came.
     fn caller_now(&self, earlier: Earlier<'_>) -> Caller {
         Caller {
             standing: match &self.asked {
-                Asked::Refund(_, digest) => earlier(digest),
-                Asked::LookUp(_) => None,
+                Asked::Refund(_, digest) if !self.preview => earlier(digest),
+                Asked::Refund(..) | Asked::LookUp(_) => None,
             },
             ..self.caller.clone()
         }
@@ -500,7 +581,7 @@ impl Reading {
 
     /// The answer where the body stopped coming. The caller cannot tell it from a gateway that lacks the option.
     pub fn stalled(&self, earlier: Earlier<'_>) -> Answer {
-        self.caller_now(earlier).problem(Problem::not_refunded(
+        self.caller_now(earlier).not_sent(Problem::not_refunded(
             Code::RequestTimeout,
             Retry::SameKey,
             "Nothing was sent: the body did not come in time. If every call ends like this, the gateway's plugin \
@@ -510,7 +591,7 @@ impl Reading {
 
     /// The answer where bytes of the body have come and Envoy withholds them.
     pub fn withheld(&self, earlier: Earlier<'_>) -> Answer {
-        self.caller_now(earlier).problem(gateway_error(
+        self.caller_now(earlier).not_sent(gateway_error(
             503,
             "Nothing was sent: the filter is not given the body. The gateway's plugin configuration lacks \
              allow_on_headers_stop_iteration: true (Envoy 1.35 and later).",
@@ -523,15 +604,15 @@ impl Reading {
             413 => self.too_large(earlier),
             408 => self.stalled(earlier),
             // The body broke HTTP's own rules on its way in.
-            status @ 400..=499 => self.caller_now(earlier).problem(Problem {
+            status @ 400..=499 => self.caller_now(earlier).not_sent(Problem {
                 status,
                 ..Problem::not_refunded(
                     Code::BadRequest,
-                    Retry::No,
+                    Retry::Corrected,
                     "Nothing was sent: the gateway could not take the request as it was written.",
                 )
             }),
-            _ => self.caller_now(earlier).problem(nothing_left(reply)),
+            _ => self.caller_now(earlier).not_sent(nothing_left(reply)),
         }
     }
 
@@ -544,25 +625,25 @@ impl Reading {
             Asked::Refund(key, digest) => self.refund(body, key, *digest),
             Asked::LookUp(query) => self.look_up(body, query),
         };
-        let (name, task, asks, dry_run) = match (read, &self.dry_run) {
-            (Ok((name, task, asks)), Ok(dry_run)) => (name, task, asks, *dry_run),
-            (Err(Unacceptable::Malformed), _) => {
+        let (name, task, asks) = match read {
+            Ok(read) if self.faults.is_empty() => read,
+            Err(Unacceptable::Malformed) => {
                 return Err(self.caller_now(earlier).refuse(
                     Code::MalformedJson,
                     "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.",
                 ));
             }
-            (read, dry_run) => {
+            read => {
                 let mut faults = match read {
                     Err(Unacceptable::Invalid(faults)) => faults,
                     _ => Vec::new(),
                 };
-                faults.extend(dry_run.clone().err());
-                return Err(self.caller_now(earlier).problem(invalid(faults)));
+                faults.extend(self.faults.iter().cloned());
+                return Err(self.caller_now(earlier).not_sent(invalid(faults)));
             }
         };
         let Some(entry) = self.config.shared_provider(&name) else {
-            return Err(self.caller.problem(gateway_error(
+            return Err(self.caller.not_sent(gateway_error(
                 500,
                 "Nothing was sent. The gateway lost its configuration.",
             )));
@@ -571,8 +652,8 @@ impl Reading {
             caller: self.caller,
             entry,
             task,
-            asks: if dry_run { Asks::Nothing } else { asks },
-            dry_run,
+            asks: if self.preview { Asks::Nothing } else { asks },
+            preview: self.preview,
             secrets: self.secrets,
         })
     }
@@ -584,12 +665,21 @@ impl Reading {
         digest: Digest,
     ) -> Result<(String, Task, Asks), Unacceptable> {
         let (refund, entry) = Refund::read(body, &self.config)?;
-        let idempotency = entry.dialect.capabilities().idempotency;
+        let capabilities = entry.dialect.capabilities();
         let question = Question {
             key: digest,
-            refund: refund.digest(&entry.name),
-            about: refund.about(&entry.name),
-            resend_until_ms: idempotency.resend_until_ms(self.caller.came_ms),
+            refund: refund.digest(entry),
+            about: refund.about(entry),
+            payment: match capabilities.refunds {
+                Refunds::One => {
+                    payment_digests(entry, &refund.payment.id, &refund.payment.reference)
+                }
+                Refunds::Many { .. } => Vec::new(),
+            },
+            referenced: refund.reference.is_some() && capabilities.takes_reference,
+            resend: capabilities
+                .idempotency
+                .resend(self.caller.came, entry.settle_ms),
         };
         let task = Task::Refund(refund, provider_key(key, entry));
         Ok((entry.name.clone(), task, Asks::Claim(question)))
@@ -618,69 +708,76 @@ impl Accepted {
         &self.asks
     }
 
-    /// Goes on by the guard's word. `now_ms` is Unix time in milliseconds; `filter_state` reads Envoy's.
+    /// Goes on by the guard's word. `filter_state` reads Envoy's.
     pub fn proceed(
         mut self,
         claim: Claim,
-        now_ms: i64,
+        now: Now,
         signer: &mut dyn Signer,
         filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
     ) -> Prepared {
         // What was known of the key when the headers came is out of date.
         self.caller.standing = None;
         let idempotency = self.entry.dialect.capabilities().idempotency;
-        let mut resend_until_ms = idempotency.resend_until_ms(self.caller.came_ms);
-        let keyed = resend_until_ms > 0;
-        let mut recalled = None;
+        let mut resend = idempotency.resend(self.caller.came, self.entry.settle_ms);
+        let mut past = None;
         match claim {
-            Claim::None => {}
-            Claim::Recalled(known) => {
+            Claim::Unguarded => {}
+            Claim::Recalled(recollection) => {
                 if let Task::LookUp(wanted, _) = &mut self.task {
-                    let by_id = self.entry.dialect.capabilities().refunds
-                        == Refunds::Many { show_key: false };
-                    if by_id && wanted.id.is_none() && known.is_about(&self.entry.name, wanted) {
-                        wanted.id = known.id();
-                    }
+                    recollection.add_to(wanted, &self.entry);
                 }
-                recalled = Some(Box::new(known));
+                past = Some(recollection);
             }
             // The provider's own key holds; without one nothing would.
-            Claim::NoRoom if keyed => {}
+            Claim::NoRoom if resend != Resend::Never => {
+                self.caller.unremembered = true;
+                self.caller.standing = Some(Standing { resend });
+            }
             Claim::NoRoom => {
-                return Prepared::Answer(self.caller.problem(gateway_error(
+                return Prepared::Answer(self.caller.not_sent(gateway_error(
                     503,
                     "Nothing was sent: this provider knows no keys, and the gateway can remember no more of them. The \
                      platform team must look at its guard.",
                 )));
             }
-            Claim::Taken { ticket, standing } => {
+            Claim::Taken {
+                ticket, standing, ..
+            } => {
+                resend = ticket.resend;
                 self.caller.ticket = Some(ticket);
                 self.caller.standing = standing;
-                resend_until_ms = ticket.resend_until_ms;
             }
-            Claim::InFlight(standing) => return self.held(
-                Code::RefundInProgress,
-                now_ms,
-                standing,
-                "Nothing was sent: the same call is in flight.",
-            ),
+            Claim::InFlight(standing) => {
+                return self.held(
+                    Code::RefundInProgress,
+                    now,
+                    standing,
+                    "Nothing was sent: the same call is in flight.",
+                );
+            }
             Claim::Reused => {
-                return Prepared::Answer(self.caller.problem(Problem::unknown(
+                return Prepared::Answer(self.caller.not_sent(Problem::unknown(
                     Code::IdempotencyKeyReused,
                     Retry::No,
                     "Nothing was sent: this key was used with another refund.",
                 )));
             }
+            Claim::PaymentTaken { is_open } => {
+                return Prepared::Answer(self.caller.not_sent(payment_has_refund(is_open)));
+            }
             Claim::Answered {
                 answer: Some(answer),
                 ..
             } => return Prepared::Answer(self.caller.again(answer, &self.task)),
-            Claim::Answered { standing, .. } => return self.held(
-                Code::GatewayError,
-                now_ms,
-                standing,
-                "Nothing was sent: an earlier call with this key left the gateway, and its end was not seen.",
-            ),
+            Claim::Answered { standing, .. } => {
+                return self.held(
+                    Code::GatewayError,
+                    now,
+                    standing,
+                    "Nothing was sent: an earlier call with this key left the gateway, and its end was not seen.",
+                );
+            }
         }
         let secrets = Rc::new(self.secrets);
         let carried = Carried {
@@ -691,23 +788,25 @@ impl Accepted {
             caller: self.caller,
             entry: self.entry,
             task: self.task,
-            resend_until_ms,
-            recalled,
-            dry_run: self.dry_run,
+            resend,
+            past,
+            preview: self.preview,
             secrets: Rc::clone(&secrets),
+            token: None,
+            names: Names::default(),
             shown: Vec::new(),
         };
-        call.begin(now_ms, signer, &carried)
+        call.begin(now, signer, &carried)
     }
 
     /// The answer to a call that is not sent, since another under its key is open.
-    fn held(self, code: Code, now_ms: i64, standing: Standing, sentence: &str) -> Prepared {
-        let retry = standing.retry(now_ms);
+    fn held(self, code: Code, now: Now, standing: Standing, sentence: &str) -> Prepared {
+        let retry = standing.retry(now);
         let mut problem = Problem::unknown(code, retry, sentence);
         if retry == Retry::SameKey {
-            problem.retry_until = rfc3339(standing.resend_until_ms);
+            problem.retry_until = standing.resend.retry_until();
         }
-        Prepared::Answer(self.caller.problem(problem))
+        Prepared::Answer(self.caller.not_sent(problem))
     }
 }
 
@@ -725,15 +824,9 @@ impl Caller {
                 None => Status::of(&body.get("status")?.text()?).map(Status::as_str),
             }
         });
-        let mut answer = self.answer(
-            stored.status,
-            word.unwrap_or_default(),
-            stored.body,
-            End::Unknown,
-        );
-        answer
-            .headers
-            .push(&b"idempotency-replayed"[..], &b"true"[..]);
+        let stored = answer(stored.status, word.unwrap_or_default(), stored.body);
+        let mut answer = self.own(stored, End::NotSent);
+        answer.headers.fixed("idempotency-replayed", "true");
         answer.replayed = true;
         answer
     }
@@ -759,16 +852,11 @@ fn sign(
     ring: &KeyRing,
     choice: SignerChoice,
     text: &str,
-    now_ms: i64,
+    now: Now,
     signer: &mut dyn Signer,
     carried: &Carried<'_>,
 ) -> Result<(String, String), String> {
-    let active = ring
-        .active(now_ms.div_euclid(1_000))
-        .ok_or("No signing key of this provider is in its time.")?;
-    let key = active
-        .key(carried)
-        .map_err(|sentence| format!("The signing key {} cannot be used. {sentence}", active.id))?;
+    let (active, key) = ring.usable(now.unix_ms.div_euclid(1_000), carried)?;
     let signature = signer
         .sign(choice, &key, text.as_bytes())
         .map_err(|_| format!("The signer failed with the key {}.", active.id))?;
@@ -781,14 +869,18 @@ struct Call {
     caller: Caller,
     entry: Rc<ProviderEntry>,
     task: Task,
-    /// What the guard remembers of the refund that is looked up.
-    recalled: Option<Box<Recalled>>,
+    /// What the guard remembers of the refund that is looked up; none where none was named by its key.
+    past: Option<Box<Recollection>>,
     /// Whether it is only to be shown what would be sent.
-    dry_run: bool,
-    /// Until when the provider tells a second send from a second refund: see [`Question::resend_until_ms`].
-    resend_until_ms: i64,
+    preview: bool,
+    /// Until when a second send cannot refund twice, counted from the first.
+    resend: Resend,
     /// What stood in the headers that carry secrets.
     secrets: Rc<Vec<(String, Secret)>>,
+    /// The bearer token, once it is there.
+    token: Option<Secret>,
+    /// What the provider calls the payment, where it was looked at.
+    names: Names,
     /// What the provider, or the token endpoint, is shown: never to be passed on where it comes back.
     shown: Vec<Secret>,
 }
@@ -799,43 +891,42 @@ struct Draft {
     call: Call,
     path: String,
     headers: Vec<(&'static str, String)>,
-    leaves: Leaves,
+    via: Via,
 }
 
 /// How a provider's request leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leaves {
+enum Via {
     /// In place of the caller's, by the route.
-    Routed,
-    /// By a call of the gateway's own: a call without a body cannot be given one.
-    OnItsOwn,
+    Route,
+    /// By a call of the gateway's own: before the refund itself, or where the caller's call has no body to be replaced.
+    Callout,
 }
 
 impl Call {
     /// What goes to the provider first.
-    fn begin(self, now_ms: i64, signer: &mut dyn Signer, carried: &Carried<'_>) -> Prepared {
+    fn begin(self, now: Now, signer: &mut dyn Signer, carried: &Carried<'_>) -> Prepared {
         match &self.task {
-            Task::Refund(refund, _) if self.entry.query_first && !self.dry_run => {
-                let wanted = Wanted::of_payment(&refund.payment);
-                let question = self.entry.dialect.look_up(&wanted);
-                self.draft(question, Leaves::OnItsOwn, now_ms, signer, carried)
+            Task::Refund(refund, _) if self.entry.query_first && !self.preview => {
+                let question = self.entry.dialect.look(&refund.payment);
+                self.draft(question, Via::Callout, now, signer, carried)
             }
-            Task::Refund(..) => self.refund(now_ms, signer, carried),
+            Task::Refund(..) => self.refund(now, signer, carried),
             Task::LookUp(wanted, _) => {
                 let question = self.entry.dialect.look_up(wanted);
-                let leaves = match question.body {
-                    Payload::None => Leaves::Routed,
-                    Payload::Plain(_) | Payload::ToSign { .. } => Leaves::OnItsOwn,
+                let via = match question.body {
+                    Payload::None => Via::Route,
+                    Payload::Plain(_) | Payload::ToSign { .. } => Via::Callout,
                 };
-                self.draft(question, leaves, now_ms, signer, carried)
+                self.draft(question, via, now, signer, carried)
             }
         }
     }
 
     /// The refund itself.
-    fn refund(self, now_ms: i64, signer: &mut dyn Signer, carried: &Carried<'_>) -> Prepared {
+    fn refund(self, now: Now, signer: &mut dyn Signer, carried: &Carried<'_>) -> Prepared {
         let Task::Refund(refund, key) = &self.task else {
-            return Prepared::Answer(self.caller.problem(gateway_error(
+            return Prepared::Answer(self.caller.not_sent(gateway_error(
                 500,
                 "Nothing was sent. The gateway took a look-up for a refund.",
             )));
@@ -845,14 +936,14 @@ impl Call {
             default_reason: self.entry.default_reason.as_deref(),
         };
         let request = self.entry.dialect.request(refund, &attempt);
-        self.draft(request, Leaves::Routed, now_ms, signer, carried)
+        self.draft(request, Via::Route, now, signer, carried)
     }
 
     fn draft(
         self,
         request: ProviderRequest,
-        leaves: Leaves,
-        now_ms: i64,
+        via: Via,
+        now: Now,
         signer: &mut dyn Signer,
         carried: &Carried<'_>,
     ) -> Prepared {
@@ -861,7 +952,7 @@ impl Call {
             call: self,
             path: request.path,
             headers: request.headers,
-            leaves,
+            via,
         };
         let (text, seal) = match request.body {
             Payload::None => return draft.authorize(None, &entry.auth, carried),
@@ -869,10 +960,16 @@ impl Call {
             Payload::ToSign { text, seal } => (text, seal),
         };
         match &entry.auth {
+            Auth::Signature(signing) if draft.call.preview => {
+                match signing.is_ready(now.unix_ms.div_euclid(1_000), carried) {
+                    Ok(()) => draft.show(Some(seal(&text, preview::REDACTED)), None),
+                    Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
+                }
+            }
             Auth::Signature(Signing::Keys {
                 ring,
                 signer: choice,
-            }) => match sign(ring, *choice, &text, now_ms, signer, carried) {
+            }) => match sign(ring, *choice, &text, now, signer, carried) {
                 Ok((signature, key_id)) => draft.signed(&text, seal, &signature, key_id),
                 Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
             },
@@ -898,7 +995,7 @@ impl Call {
     }
 }
 
-/// A refund that waits for a bearer token. Nothing was sent.
+/// A call that waits for a bearer token. Nothing was sent.
 #[derive(Debug)]
 pub struct Waiting {
     draft: Draft,
@@ -906,13 +1003,20 @@ pub struct Waiting {
     client_secret: Secret,
 }
 
-/// A refund that waits for OpenBao's signature. Nothing was sent.
+/// A call that waits for OpenBao's signature. Nothing was sent.
 #[derive(Debug)]
 pub struct Unsigned {
     draft: Draft,
     text: String,
     seal: fn(&str, &str) -> String,
     token: Secret,
+}
+
+/// A call whose signature waits for OpenBao's word on the public key. Nothing was sent.
+#[derive(Debug)]
+pub struct Unverified {
+    unsigned: Unsigned,
+    signature: TransitSignature,
 }
 
 impl Unsigned {
@@ -931,22 +1035,55 @@ impl Unsigned {
         ))
     }
 
-    /// Goes on with OpenBao's answer.
-    pub fn reply(self, status: u16, body: &[u8]) -> Prepared {
-        let signed = self
+    /// Goes on with OpenBao's answer. `told` is what it has told of its public keys before.
+    pub fn reply(self, status: u16, body: &[u8], told: &Told) -> Prepared {
+        let signature = self
             .transit()
             .and_then(|transit| transit.read_reply(status, body));
-        match signed {
-            Some((signature, key_id)) => {
+        let Some(signature) = signature else {
+            return Prepared::Answer(self.failed());
+        };
+        match (self.verify(&signature, told), told) {
+            (Verified::NotKnown, Told::NotAsked | Told::Keys(_)) => {
+                Prepared::Verify(Box::new(Unverified {
+                    unsigned: self,
+                    signature,
+                }))
+            }
+            (verified, _) => self.go_on(verified, &signature),
+        }
+    }
+
+    fn verify(&self, signature: &TransitSignature, told: &Told) -> Verified {
+        let none = TransitKeys::default();
+        let told = match told {
+            Told::Keys(keys) => keys,
+            Told::NotAsked | Told::Unavailable => &none,
+        };
+        match self.transit() {
+            Some(transit) => transit.verify(&self.text, signature, told),
+            None => Verified::No,
+        }
+    }
+
+    fn go_on(self, verified: Verified, signature: &TransitSignature) -> Prepared {
+        let key_id = self.transit().map(|transit| transit.key_id(signature));
+        match (verified, key_id) {
+            (Verified::Yes | Verified::NotKnown, Some(key_id)) => {
+                let signature = STANDARD.encode(&signature.bytes);
                 self.draft.signed(&self.text, self.seal, &signature, key_id)
             }
-            None => Prepared::Answer(self.failed()),
+            _ => Prepared::Answer(
+                self.draft
+                    .call
+                    .unsigned("OpenBao gave a signature that its public key does not verify."),
+            ),
         }
     }
 
     /// The answer in place of Envoy's own while the signature is awaited. Nothing was sent.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.draft.call.caller.problem(nothing_left(reply))
+        self.draft.call.caller.not_sent(nothing_left(reply))
     }
 
     /// The answer where OpenBao gives no signature.
@@ -959,6 +1096,30 @@ impl Unsigned {
             Auth::Signature(Signing::Transit(transit)) => Some(transit),
             _ => None,
         }
+    }
+}
+
+impl Unverified {
+    /// The configured provider.
+    pub fn entry(&self) -> &Rc<ProviderEntry> {
+        self.unsigned.entry()
+    }
+
+    /// The request to OpenBao for its public keys: its cluster and headers.
+    pub fn request(&self) -> Option<(&str, Headers<'static>)> {
+        let transit = self.unsigned.transit()?;
+        Some((&transit.cluster, transit.keys_headers(&self.unsigned.token)))
+    }
+
+    /// Goes on with what OpenBao has told now: without a public key the signature cannot be verified, and goes out as it is.
+    pub fn reply(self, told: &Told) -> Prepared {
+        let verified = self.unsigned.verify(&self.signature, told);
+        self.unsigned.go_on(verified, &self.signature)
+    }
+
+    /// The answer in place of Envoy's own meanwhile. Nothing was sent.
+    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
+        self.unsigned.local_reply(reply)
     }
 }
 
@@ -1008,13 +1169,14 @@ impl Waiting {
     }
 
     /// Goes on with a token.
-    pub fn with_token(mut self, token: Secret) -> Dispatch {
+    pub fn with_token(mut self, token: Secret) -> Prepared {
         let authorization = bearer(&token);
         // The token first: a 401 of the provider's drops it.
-        let mut shown = vec![token];
+        let mut shown = vec![token.clone()];
         shown.append(&mut self.shown_to_the_endpoint());
         self.draft.call.shown = shown;
-        self.draft.dispatch(self.body, Some(authorization), None)
+        self.draft.call.token = Some(token);
+        self.draft.leave(self.body, Some(authorization), None)
     }
 
     /// The answer where there is no token.
@@ -1022,12 +1184,12 @@ impl Waiting {
         let (code, sentence) = match failure.kind {
             FailureKind::Refused => (
                 Code::ProviderAuthFailed,
-                "Nothing was sent: the token endpoint does not accept the gateway's credentials. The platform team must mend \
+                "Nothing was sent: the token endpoint does not accept the gateway's credentials. The platform team must fix \
                  them.",
             ),
             FailureKind::RateLimited => (
                 Code::ProviderRateLimited,
-                "Nothing was sent: the token endpoint wants fewer calls.",
+                "Nothing was sent: the token endpoint is rate limiting.",
             ),
             FailureKind::Unreachable => (
                 Code::ProviderUnreachable,
@@ -1044,12 +1206,12 @@ impl Waiting {
         problem.provider = failure
             .status
             .map(|status| call.provider_word(status, failure.word()));
-        call.caller.problem(problem)
+        call.caller.not_sent(problem)
     }
 
     /// The answer in place of Envoy's own while the token is awaited. Nothing was sent.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.draft.call.caller.problem(nothing_left(reply))
+        self.draft.call.caller.not_sent(nothing_left(reply))
     }
 }
 
@@ -1058,15 +1220,18 @@ impl Draft {
     fn authorize(mut self, body: Option<String>, auth: &Auth, carried: &Carried<'_>) -> Prepared {
         let authorization = match auth {
             Auth::Token(endpoint) => match endpoint.client_secret.resolve_for_header(carried) {
-                // A dry run fetches no token; that it would have one is all that is to be seen.
-                Ok(_) if self.call.dry_run => Ok(Some(bearer(&Secret::new(String::new())))),
-                Ok(client_secret) => {
-                    return Prepared::Wait(Box::new(Waiting {
-                        draft: self,
-                        body,
-                        client_secret,
-                    }));
-                }
+                // A preview fetches no token; that it would have one is all that is to be seen.
+                Ok(_) if self.call.preview => Ok(Some(bearer(&Secret::new(String::new())))),
+                Ok(client_secret) => match &self.call.token {
+                    Some(token) => Ok(Some(bearer(token))),
+                    None => {
+                        return Prepared::Wait(Box::new(Waiting {
+                            draft: self,
+                            body,
+                            client_secret,
+                        }));
+                    }
+                },
                 Err(sentence) => Err(sentence),
             },
             Auth::Bearer(key) => key.resolve_for_header(carried).map(|key| {
@@ -1084,13 +1249,7 @@ impl Draft {
             Auth::Injected | Auth::Signature(_) => Ok(None),
         };
         match authorization {
-            Ok(authorization) if self.call.dry_run => {
-                let headers = self.request_headers(body.as_deref(), authorization.as_ref());
-                Prepared::Answer(self.call.show(&headers, body.as_deref()))
-            }
-            Ok(authorization) => {
-                Prepared::Dispatch(Box::new(self.dispatch(body, authorization, None)))
-            }
+            Ok(authorization) => self.leave(body, authorization, None),
             Err(sentence) => Prepared::Answer(self.call.alarm(503, Code::GatewayError, sentence)),
         }
     }
@@ -1103,40 +1262,39 @@ impl Draft {
         signature: &str,
         key_id: String,
     ) -> Prepared {
-        let body = seal(text, signature);
-        if self.call.dry_run {
-            let headers = self.request_headers(Some(&body), None);
-            let body = seal(text, dry_run::REDACTED);
-            return Prepared::Answer(self.call.show(&headers, Some(&body)));
-        }
-        match self.leaves {
-            Leaves::Routed => {
-                Prepared::Dispatch(Box::new(self.dispatch(Some(body), None, Some(key_id))))
-            }
-            Leaves::OnItsOwn => {
-                let headers = self.request_headers(Some(&body), None);
-                Prepared::Ask(Box::new(Asking::new(self.call, headers, body, key_id)))
-            }
-        }
+        self.leave(Some(seal(text, signature)), None, Some(key_id))
     }
 
-    fn dispatch(
+    /// The request as it leaves, or is shown.
+    fn leave(
         self,
         body: Option<String>,
         authorization: Option<Secret>,
         key_id: Option<String>,
-    ) -> Dispatch {
-        let headers = self.request_headers(body.as_deref(), authorization.as_ref());
-        let call = self.call;
-        Dispatch {
-            provider: call.entry.name.clone(),
-            headers,
-            body: body.unwrap_or_default(),
-            key_id,
-            retry: call.retry_when_unknown(),
-            retry_until: call.retry_until(),
-            sent: Sent { call },
+    ) -> Prepared {
+        if self.call.preview {
+            return self.show(body, authorization);
         }
+        let headers = self.request_headers(body.as_deref(), authorization.as_ref());
+        let (call, body) = (self.call, body.unwrap_or_default());
+        match self.via {
+            Via::Route => Prepared::Dispatch(Box::new(Dispatch {
+                provider: call.entry.name.clone(),
+                headers,
+                body,
+                key_id,
+                retry: call.retry_when_unknown(),
+                retry_until: call.retry_until(),
+                sent: Sent { call },
+            })),
+            Via::Callout => Prepared::Ask(Box::new(Asking::new(call, headers, body, key_id))),
+        }
+    }
+
+    /// The answer that shows the request. `body`: without a signature.
+    fn show(self, body: Option<String>, authorization: Option<Secret>) -> Prepared {
+        let headers = self.request_headers(body.as_deref(), authorization.as_ref());
+        Prepared::Answer(self.call.show(&headers, body.as_deref()))
     }
 
     fn request_headers(
@@ -1166,7 +1324,7 @@ impl Draft {
         for (name, value) in &self.headers {
             headers.text(name, value.clone());
         }
-        let routed = self.leaves == Leaves::Routed && !call.dry_run;
+        let routed = self.via == Via::Route && !call.preview;
         let keyless = call.entry.dialect.capabilities().idempotency == Idempotency::None;
         if routed && keyless {
             // Whatever the route's policy says: a second send could be a second refund. The router takes it away.
@@ -1232,22 +1390,30 @@ pub fn retry_after(value: &[u8]) -> Option<String> {
     (seconds || date).then(|| text.to_owned())
 }
 
-/// Whether a refusing status stands around a refund that was made, whichever of two members of one name may count.
-fn contradicts_itself(
+/// Why a refusing status proves nothing: its body stands around a refund that was made or may have been, whichever of two members
+/// of one name may count. None where the body leaves the refusal as it is.
+fn contradiction(
     entry: &ProviderEntry,
     refund: &Refund,
     attempt: &Attempt<'_>,
     reply: &ProviderReply<'_>,
-) -> bool {
-    let Some(body) = reply.json() else {
-        return false;
-    };
-    [Counts::First, Counts::Last].into_iter().any(|counts| {
-        let body = body.read_by(counts);
-        let accepted = ProviderReply::new(200, body.as_bytes());
-        let outcome = entry.dialect.outcome(refund, attempt, &accepted);
-        matches!(outcome, Outcome::Refunded(_) | Outcome::Pending(_))
-    })
+) -> Option<Doubt> {
+    if reply.says(entry.dialect.capabilities().taken) {
+        return Some(Doubt::Unreadable);
+    }
+    let body = reply.json()?;
+    [Counts::First, Counts::Last]
+        .into_iter()
+        .find_map(|counts| {
+            let body = body.read_by(counts);
+            let accepted = ProviderReply::new(200, body.as_bytes());
+            match entry.dialect.outcome(refund, attempt, &accepted) {
+                Outcome::Refunded(_) | Outcome::Pending(_) => Some(Doubt::Unreadable),
+                // What an error looks like where a refund is due.
+                Outcome::Unknown(Doubt::Unreadable, _) | Outcome::Refused(..) => None,
+                Outcome::Unknown(doubt, _) => Some(doubt),
+            }
+        })
 }
 
 impl Sent {
@@ -1258,7 +1424,7 @@ impl Sent {
 
     /// The answer where the request could not be handed to Envoy after all.
     pub fn not_sent(&self) -> Answer {
-        self.call.caller.problem(gateway_error(
+        self.call.caller.not_sent(gateway_error(
             500,
             "Nothing was sent: the gateway could not write the provider's request.",
         ))
@@ -1289,13 +1455,17 @@ impl Sent {
         };
         let entry = &self.call.entry;
         let mut outcome = entry.dialect.outcome(refund, &attempt, &reply);
-        // A verdict whose words cannot be read may be one of those that mean that the refund is there.
-        if is_verdict(head.status)
-            && matches!(outcome, Outcome::Refused(..))
-            && (head.coded || contradicts_itself(entry, refund, &attempt, &reply))
-            && let Outcome::Refused(_, word) = outcome
+        if let Outcome::Refused(..) = outcome
+            && !reply.is_success()
         {
-            outcome = Outcome::Unknown(Doubt::Unreadable, word);
+            // Words that cannot be read may be some that mean that the refund is there.
+            let doubt = match head.coded {
+                true => Some(Doubt::Unreadable),
+                false => contradiction(entry, refund, &attempt, &reply),
+            };
+            if let (Some(doubt), Outcome::Refused(_, word)) = (doubt, &outcome) {
+                outcome = Outcome::Unknown(doubt, word.clone());
+            }
         }
         match outcome {
             Outcome::Refunded(receipt) => self.refunded(Status::Succeeded, receipt),
@@ -1314,29 +1484,30 @@ impl Sent {
         let details = reply.details;
         // The injector answers before a byte is written, on a connection that may be warm.
         let not_injected = details == "failed_to_inject_credential";
-        let problem = if once && (!reply.connected || not_injected) {
-            nothing_left(reply)
-        } else if once && details.contains("remote_refused_stream_reset") {
+        let call = self.call;
+        if once && (!reply.connected || not_injected) {
+            return call.caller.not_sent(nothing_left(reply));
+        }
+        if once && details.contains("remote_refused_stream_reset") {
             // RFC 9113, 8.7: a refused stream was not processed.
-            unreachable_provider()
-        } else if details.contains("timeout") || reply.status == 504 {
-            self.call
-                .after_sending(Code::ProviderTimeout, "The provider did not answer in time")
+            return call.caller.not_sent(unreachable_provider());
+        }
+        let problem = if details.contains("timeout") || reply.status == 504 {
+            call.after_sending(Code::ProviderTimeout, "The provider did not answer in time")
         } else if details.starts_with("upstream_reset") || details.contains("protocol_error") {
-            self.call
-                .after_sending(Code::ProviderError, "The connection to the provider broke")
+            call.after_sending(Code::ProviderError, "The connection to the provider broke")
         } else if details == "response_payload_too_large" {
-            self.call.after_sending(
+            call.after_sending(
                 Code::ProviderReplyUnreadable,
                 "The provider's answer is larger than the gateway takes",
             )
         } else {
-            self.call.after_sending(
+            call.after_sending(
                 Code::GatewayError,
                 "The gateway failed after the request may have left",
             )
         };
-        self.call.caller.problem(problem)
+        call.caller.problem(problem, End::Unknown)
     }
 
     /// What would have been the answer where the stream ended without one: the caller left, or Envoy answered past the
@@ -1355,63 +1526,98 @@ impl Sent {
     }
 
     fn refunded(self, status: Status, receipt: Receipt) -> Answer {
+        let names = self.call.payment_names(&receipt.payment);
+        let id = self.call.clean_id(&receipt);
         let body = self.call.refund_body(status, receipt);
         let end = match status {
             Status::Succeeded => End::Refunded,
             Status::Pending => End::Pending,
             Status::Failed => End::Refused,
         };
-        self.call
-            .caller
-            .answer(status.http(), status.as_str(), body, end)
+        let told = answer(status.http(), status.as_str(), body);
+        let mut answer = self.call.caller.own(told, end);
+        if let Some(settlement) = answer.settles.as_deref_mut() {
+            settlement.names = names;
+            settlement.id = id;
+        }
+        answer
     }
 
-    fn refused(self, head: &ReplyHead, refusal: Refusal, word: Word, attempts: u64) -> Answer {
+    fn refused(mut self, head: &ReplyHead, refusal: Refusal, word: Word, attempts: u64) -> Answer {
         let (code, retry, sentence) = of_refusal(refusal);
-        let verdict = !self.counts_attempts(head);
-        let mut problem = if verdict || attempts <= 1 && self.call.caller.standing.is_none() {
-            Problem::not_refunded(code, retry, sentence)
+        let is_verdict = !self.counts_attempts(head);
+        let call = &mut self.call;
+        let unknown = if call.caller.unremembered {
+            Some(
+                "The gateway has no room to remember this key, so it cannot tell whether an earlier send was the refund.",
+            )
+        } else if !is_verdict && (attempts > 1 || call.caller.standing.is_some()) {
+            Some("It had been sent before, and that may have been the refund.")
         } else {
-            let mut problem = Problem::unknown(
-                code,
-                self.call.retry_when_unknown(),
-                format!("{sentence} It had been sent before, and that may have been the refund."),
-            );
-            problem.retry_until = self.call.retry_until();
-            if retry == Retry::No {
-                // The same call would be refused again, and nothing learnt of the send before it.
-                problem.retry = Retry::LookUp;
-                problem.retry_until = None;
+            None
+        };
+        let (mut problem, end) = match unknown {
+            None => {
+                let end = if retry == Retry::No {
+                    End::Refused
+                } else {
+                    End::Free
+                };
+                (Problem::not_refunded(code, retry, sentence), end)
             }
-            problem
+            Some(why) => {
+                let mut problem =
+                    Problem::unknown(code, call.retry_when_unknown(), format!("{sentence} {why}"));
+                problem.retry_until = call.retry_until();
+                if retry == Retry::No {
+                    // The same call would be refused again, and nothing learnt of the send before it.
+                    problem.retry = Retry::LookUp;
+                    problem.retry_until = None;
+                    (problem, End::Unknown)
+                } else {
+                    // What this send did not move, an earlier one may have.
+                    let end = if attempts > 1 {
+                        End::Unknown
+                    } else {
+                        End::Free
+                    };
+                    (problem, end)
+                }
+            }
         };
         if retry == Retry::SameKey {
             problem.retry_after.clone_from(&head.retry_after);
         }
-        let refused_token = self.call.refused_token(head);
-        let mut answer = if verdict {
+        if is_verdict && unknown.is_none() {
             // The provider's own word on this refund: whatever was not known of it before is known now.
-            let mut told = self;
-            told.call.caller.standing = None;
-            told.provider_problem(problem, head.status, word)
-        } else {
-            self.provider_problem(problem, head.status, word)
-        };
+            call.caller.standing = None;
+        }
+        let refused_token = call.refused_token(head);
+        let mut answer = self.provider_problem(problem, head.status, word, end);
+        if let Some(settlement) = answer.settles.as_deref_mut() {
+            settlement.refused = retry == Retry::No;
+        }
         answer.refused_token = refused_token;
         answer
     }
 
     fn doubtful(self, head: &ReplyHead, doubt: Doubt, word: Word) -> Answer {
         let problem = self.call.of_doubt(head, doubt);
-        self.provider_problem(problem, head.status, word)
+        let refused_token = self.call.refused_token(head);
+        let mut answer = self.provider_problem(problem, head.status, word, End::Unknown);
+        if let Some(settlement) = answer.settles.as_deref_mut() {
+            settlement.refused = doubt == Doubt::MaybeThere;
+        }
+        answer.refused_token = refused_token;
+        answer
     }
 
-    fn provider_problem(self, mut problem: Problem, status: u16, word: Word) -> Answer {
+    fn provider_problem(self, mut problem: Problem, status: u16, word: Word, end: End) -> Answer {
         if problem.retry == Retry::SameKey {
             problem.retry_until = self.call.retry_until();
         }
         problem.provider = Some(self.call.provider_word(status, word));
-        self.call.caller.problem(problem)
+        self.call.caller.problem(problem, end)
     }
 }
 
@@ -1441,17 +1647,27 @@ fn of_refusal(refusal: Refusal) -> (Code, Retry, &'static str) {
         Refusal::RateLimited => (
             Code::ProviderRateLimited,
             Retry::SameKey,
-            "The provider wants fewer calls.",
+            "The provider is rate limiting.",
         ),
     }
 }
 
 impl Call {
+    /// The names under which the guard keeps this payment, where it can have one refund alone: those that the provider shows.
+    fn payment_names(&self, shown: &Names) -> Vec<Digest> {
+        match self.entry.dialect.capabilities().refunds {
+            Refunds::Many { .. } => Vec::new(),
+            Refunds::One => [shown, &self.names]
+                .into_iter()
+                .flat_map(|names| payment_digests(&self.entry, &names.id, &names.reference))
+                .collect(),
+        }
+    }
+
     /// The body of the answer to a refund of which this is known.
     fn refund_body(&self, status: Status, receipt: Receipt) -> String {
-        let Word { code, message } = self.clean(receipt.word);
-        // An id is kept as it is, long numbers included, but for a credential in it.
-        let id = receipt.id.map(|id| text::without_secrets(&id, &self.shown));
+        let id = self.clean_id(&receipt);
+        let Word { code, message, .. } = self.clean(receipt.word);
         let (payment, asked, reason, reference) = match &self.task {
             Task::Refund(refund, _) => (
                 &refund.payment,
@@ -1505,7 +1721,7 @@ impl Call {
             Doubt::Mismatch => Problem::unknown(
                 Code::ProviderReplyMismatch,
                 Retry::LookUp,
-                "The provider's answer names another amount, currency or payment than was asked for, so it is not known what \
+                "The provider's answer names another amount, currency, payment or key than was asked for, so it is not known what \
                  was refunded.",
             ),
         };
@@ -1530,22 +1746,41 @@ impl Call {
         problem
     }
 
+    /// The refund's id: as it is, long numbers included, but for a credential in it.
+    fn clean_id(&self, receipt: &Receipt) -> Option<String> {
+        let id = receipt.id.as_ref()?;
+        Some(text::without_secrets(id, &self.shown))
+    }
+
     /// The provider's words, fit for an answer: short, without card numbers, and without the credentials that it was shown.
     fn clean(&self, word: Word) -> Word {
-        let clean = |text: Option<String>| text.map(|text| text::clean(&text, &self.shown));
+        let clean = |text: String| text::clean(&text, &self.shown);
         Word {
-            code: clean(word.code),
-            message: clean(word.message),
+            code: word.code.map(clean),
+            message: word.message.map(clean),
+            errors: word
+                .errors
+                .into_iter()
+                .map(|error| FieldError {
+                    field: error.field.map(clean),
+                    message: clean(error.message),
+                })
+                .collect(),
         }
     }
 
     fn provider_word(&self, status: u16, word: Word) -> ProviderWord {
-        let Word { code, message } = self.clean(word);
+        let Word {
+            code,
+            message,
+            errors,
+        } = self.clean(word);
         ProviderWord {
             name: self.entry.name.clone(),
             status: Some(status),
             code,
             message,
+            errors,
         }
     }
 
@@ -1560,12 +1795,12 @@ impl Call {
 
     /// The answer where something of the platform team's is missing. Nothing was sent.
     fn alarm(&self, status: u16, code: Code, sentence: String) -> Answer {
-        let mut answer = self.caller.problem(Problem {
+        let mut answer = self.caller.not_sent(Problem {
             status,
             ..Problem::not_refunded(
                 code,
                 Retry::SameKey,
-                format!("Nothing was sent. {sentence} The platform team must mend that."),
+                format!("Nothing was sent. {sentence} The platform team must fix that."),
             )
         });
         answer.alarm = Some(Box::new(Alarm {
@@ -1575,18 +1810,16 @@ impl Call {
         answer
     }
 
-    /// Until when the provider keeps this refund's key, where it says so.
+    /// Until when the same call can be made again, where that has an end.
     fn retry_until(&self) -> Option<String> {
-        match self.task {
-            Task::Refund(..) => rfc3339(self.resend_until_ms),
-            Task::LookUp(..) => None,
-        }
+        let same_key = self.retry_when_unknown() == Retry::SameKey;
+        same_key.then(|| self.resend.retry_until()).flatten()
     }
 
     /// What a caller may do of whose refund nothing more is known: the contract's "by key".
     fn retry_when_unknown(&self) -> Retry {
         match self.task {
-            Task::Refund(..) => self.entry.dialect.capabilities().retry_when_unknown(),
+            Task::Refund(..) => self.resend.retry(self.caller.came),
             Task::LookUp(..) => Retry::LookUp,
         }
     }
@@ -1594,23 +1827,28 @@ impl Call {
 
 impl Problem {
     /// Makes it one of a key under which another send may have moved money, whatever became of this one.
-    fn under(&mut self, standing: Standing, now_ms: i64) {
-        self.after_another_send(standing.retry(now_ms));
+    fn downgrade_to_unknown(&mut self, standing: Standing, now: Now) {
+        self.after_another_send(standing.retry(now));
         if self.retry == Retry::SameKey && self.retry_until.is_none() {
-            self.retry_until = rfc3339(standing.resend_until_ms);
+            self.retry_until = standing.resend.retry_until();
         }
     }
 }
 
-/// A time as callers read it; none for one that never comes.
-fn rfc3339(time_ms: i64) -> Option<String> {
-    if time_ms <= 0 || time_ms == i64::MAX {
-        return None;
-    }
-    OffsetDateTime::from_unix_timestamp(time_ms.div_euclid(1_000))
-        .ok()?
-        .format(&Rfc3339)
-        .ok()
+/// The problem where another key has the payment, or a look shows that it was refunded.
+fn payment_has_refund(is_open: bool) -> Problem {
+    let (retry, sentence) = if is_open {
+        (
+            Retry::SameKey,
+            "Nothing was sent: this provider refunds a payment once, and a refund of it under another key is open.",
+        )
+    } else {
+        (
+            Retry::No,
+            "Nothing was sent: this provider refunds a payment once, and it has been refunded under another key.",
+        )
+    };
+    Problem::not_refunded(Code::PaymentHasRefund, retry, sentence)
 }
 
 fn invalid(errors: Vec<Fault>) -> Problem {
@@ -1618,8 +1856,8 @@ fn invalid(errors: Vec<Fault>) -> Problem {
         errors,
         ..Problem::not_refunded(
             Code::InvalidRequest,
-            Retry::No,
-            "Nothing was sent. The faults stand under errors.",
+            Retry::Corrected,
+            "Nothing was sent. See `errors`.",
         )
     }
 }

@@ -22,17 +22,17 @@ use rand_core::{OsRng, RngCore};
 use crate::config::{Auth, Config, ProviderEntry};
 use crate::exchange::{
     ASK_TIMEOUT_MS, Answer, Asking, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading,
-    ReplyHead, Sent, Unsigned, Waiting, open, retry_after, unreadable_call,
+    ReplyHead, Sent, Unsigned, Unverified, Waiting, open, retry_after, unreadable_call,
 };
-use crate::guard::{self, Asks, Claim, Digest, Guard, GuardSettings, Standing};
+use crate::guard::{Asks, Claim, Digest, Guard, Standing, Table};
 use crate::headers::Headers;
 use crate::host::{self, Buffer, Level, Map, Metric};
 use crate::memory::{Memory, NotWritten, swap};
 use crate::problem::Fault;
 use crate::secret::Secret;
 use crate::signing::{
-    PrivateKey, Signer, SignerChoice, SignerFailed, Signing, TRANSIT_TIMEOUT_MS, VmSigner,
-    host_arguments, host_signature,
+    PrivateKey, Signer, SignerChoice, SignerFailed, Signing, TRANSIT_TIMEOUT_MS, Told, TransitKeys,
+    VmSigner, host_arguments, host_signature,
 };
 use crate::token::{self, Failure, FailureKind, Look, Record, Token, Turn};
 
@@ -50,6 +50,8 @@ const TICK_BODY_MS: u32 = 50;
 const TICK_GAUGES_MS: u32 = 5_000;
 /// How often the same sentence goes to the log, in milliseconds.
 const ALARM_EVERY_MS: i64 = 10_000;
+/// How long OpenBao is not asked again for public keys that it does not tell, in milliseconds.
+const UNTOLD_MS: i64 = 300_000;
 
 mod start {
     #![allow(missing_docs, reason = "the SDK's macro writes a function without any")]
@@ -68,13 +70,15 @@ struct Shared {
     watched: RefCell<BTreeMap<u32, Rc<Watch>>>,
     /// Fetches that streams have taken on and the root has not begun.
     wanted: RefCell<Vec<Fetch>>,
-    /// Fetches under way, by the number of the call.
-    fetching: RefCell<BTreeMap<u32, Fetch>>,
+    /// The root's id while a callback of the root's runs: a call that is made then is the root's.
+    acting_root: Cell<Option<u32>>,
+    /// Calls of the filter's own that are under way, by their numbers.
+    calls: RefCell<BTreeMap<u32, Callout>>,
     tick_ms: Cell<u32>,
     /// The root is done: another configuration has taken its place, and only its own streams are left.
     closing: Cell<bool>,
     metrics: RefCell<BTreeMap<String, u32>>,
-    /// When the gauges were last set, Unix time in milliseconds.
+    /// When the gauges were last set, by the steady clock.
     gauges_ms: Cell<i64>,
     /// Whether the host can sign; none until that was tried.
     host_signs: Cell<Option<bool>>,
@@ -82,8 +86,18 @@ struct Shared {
     alarms: RefCell<BTreeMap<String, i64>>,
     /// Whether a body has ever come to a paused call: then Envoy's option for it is set, and none is withheld.
     bodies_come: Cell<bool>,
-    /// The size of the guard's table in this process; none until it was looked up.
-    guard_entries: Cell<Option<u32>>,
+    /// The guard's table in this process; none until it was looked up.
+    table: Cell<Option<Table>>,
+    /// What OpenBao has told of its public keys, by provider, and until when it is not asked again, by the steady clock.
+    told: RefCell<BTreeMap<String, (Told, i64)>>,
+}
+
+/// A call of the filter's own, by what waits for it.
+enum Callout {
+    /// Those who need a token.
+    Token(Fetch),
+    /// One stream.
+    Stream(u32, Rc<Watch>),
 }
 
 /// A token fetch: for whom, and under which lease.
@@ -98,8 +112,10 @@ struct Fetch {
 #[derive(Default)]
 struct Watch {
     state: RefCell<State>,
-    /// When the present state began, Unix time in milliseconds.
+    /// When the present state began, by the steady clock.
     since_ms: Cell<i64>,
+    /// The provider's configured name, once it is known.
+    provider: RefCell<String>,
     /// Whether the host has called with a part of the body.
     body_seen: Cell<bool>,
     /// [`body_bytes`] at the headers, when no body had come.
@@ -118,7 +134,9 @@ enum State {
     Waiting(Box<Waiting>),
     /// The call waits for OpenBao's signature.
     Signing(Box<Unsigned>),
-    /// The call waits for the provider's word on an order.
+    /// The call waits for OpenBao's public keys.
+    Verifying(Box<Unverified>),
+    /// The call waits for the provider's word on a payment.
     Asking(Box<Asking>),
     /// The provider's request may have left.
     Sent(Sent),
@@ -199,7 +217,7 @@ impl Shared {
 
     /// Says what the platform team must look at, now and then where it is always the same.
     fn tell(&self, sentence: &str) {
-        let now_ms = host::now_ms();
+        let now_ms = host::now().steady_ms;
         let mut alarms = self.alarms.borrow_mut();
         alarms.retain(|_, at| now_ms.saturating_sub(*at) <= ALARM_EVERY_MS);
         if !alarms.contains_key(sentence) {
@@ -210,12 +228,12 @@ impl Shared {
 
     /// Sets the gauges that tell how long keys last.
     fn set_gauges(&self) {
-        let now_ms = host::now_ms();
-        if now_ms.saturating_sub(self.gauges_ms.get()) < i64::from(TICK_GAUGES_MS) {
+        let now = host::now();
+        if now.steady_ms.saturating_sub(self.gauges_ms.get()) < i64::from(TICK_GAUGES_MS) {
             return;
         }
-        self.gauges_ms.set(now_ms);
-        let now = now_ms.div_euclid(1_000);
+        self.gauges_ms.set(now.steady_ms);
+        let now = now.unix_ms.div_euclid(1_000);
         let config = self.config.borrow();
         for (entry, ring, _) in config.iter().flat_map(|config| config.key_rings()) {
             let name = format!("refund.key_seconds_left.provider.{}", entry.name);
@@ -342,29 +360,33 @@ impl Shared {
         })
     }
 
-    /// The guard, if it is on.
-    fn guard(&self) -> Option<Guard<'static>> {
-        let settings = self.config.borrow().as_ref()?.guard;
-        if !settings.is_on() {
-            return None;
+    /// The guard's table in this process: opened with the first configuration, since it counts from then on.
+    fn table(&self, entries: u32) -> Option<Table> {
+        if let Some(table) = self.table.get() {
+            return Some(table);
         }
-        let entries = self
-            .guard_entries
-            .get()
-            .or_else(|| guard::entries(&Host, settings.entries))?;
-        if self.guard_entries.replace(Some(entries)).is_none() && entries != settings.entries {
+        let table = Table::open(&Host, entries, host::now(), &mut OsRng)?;
+        self.table.set(Some(table));
+        if table.entries != entries {
             host::log(
                 Level::Warn,
                 "refund-filter: the guard keeps the number of entries that this process began with; another one counts from \
                  its next start on",
             );
         }
+        Some(table)
+    }
+
+    /// The guard, if it is on.
+    fn guard(&self) -> Option<Guard<'static>> {
+        let settings = self.config.borrow().as_ref()?.guard;
+        if !settings.is_on() {
+            return None;
+        }
         Some(Guard {
             memory: &Host,
-            settings: GuardSettings {
-                entries,
-                ..settings
-            },
+            table: self.table(settings.entries)?,
+            settings,
         })
     }
 
@@ -374,26 +396,32 @@ impl Shared {
 
     /// What is known of earlier sends under a key.
     fn standing(&self, key: &Digest) -> Option<Standing> {
-        self.guard()?.standing(key, host::now_ms())
+        self.guard()?.standing(key, host::now())
     }
 
     /// Asks the guard what a call wants of it.
     fn ask_guard(&self, asks: &Asks) -> Claim {
         let on = self.config.borrow().as_ref().map(|config| config.guard);
         if on.is_some_and(|settings| !settings.is_on()) {
-            return Claim::None;
+            return Claim::Unguarded;
         }
         let claim = match (asks, self.guard(), random_number()) {
-            (_, Some(guard), Some(lease)) => guard.ask(asks, lease, host::now_ms()),
+            (_, Some(guard), Some(lease)) => guard.ask(asks, lease, host::now()),
             // Without its memory the guard is as good as full; without a lease of its own a call could be settled by another.
             (Asks::Claim(_), ..) => Claim::NoRoom,
-            (Asks::Nothing | Asks::Recall(_), ..) => Claim::None,
+            (Asks::Nothing | Asks::Recall(_), ..) => Claim::Unguarded,
         };
         match &claim {
-            Claim::None | Claim::Taken { .. } | Claim::Recalled(_) => {}
+            Claim::Unguarded | Claim::Recalled(_) => {}
+            Claim::Taken { evicted, .. } => {
+                if *evicted {
+                    self.count_guard("evicted");
+                }
+            }
             Claim::NoRoom => self.count_guard("no_room"),
             Claim::InFlight(_) => self.count_guard("in_flight"),
             Claim::Reused => self.count_guard("reused"),
+            Claim::PaymentTaken { .. } => self.count_guard("payment_taken"),
             Claim::Answered { .. } => self.count_guard("replayed"),
         }
         claim
@@ -406,7 +434,7 @@ impl Shared {
         }
         let Some(guard) = self.guard() else { return };
         let lease = answer.concludes.as_ref().and_then(|_| random_number());
-        if let Some(word) = answer.settle(&guard, lease, host::now_ms()) {
+        if let Some(word) = answer.settle(&guard, lease, host::now()) {
             self.count_guard(word);
         }
     }
@@ -415,7 +443,7 @@ impl Shared {
     fn ask(&self, provider: &Rc<ProviderEntry>, client_secret: &Secret) -> Option<Turn> {
         let lease = random_number()?;
         let turn = Self::with_record(provider, |record| {
-            let turn = record.ask(host::now_ms(), lease);
+            let turn = record.ask(host::now(), lease);
             let changed = matches!(turn, Turn::Fetch(_));
             (turn, changed)
         })?;
@@ -427,6 +455,233 @@ impl Shared {
             });
         }
         Some(turn)
+    }
+
+    /// Does what the exchange says, on the stream that the host's calls speak of. `body_is_set`: the body was replaced before
+    /// the stream was paused.
+    fn go_on(&self, id: u32, watch: &Rc<Watch>, prepared: Prepared, body_is_set: bool) -> Action {
+        match prepared {
+            Prepared::Answer(answer) => self.end(id, watch, answer),
+            Prepared::Dispatch(dispatch) => {
+                watch.provider.replace(dispatch.provider.clone());
+                if self.send(watch, *dispatch, body_is_set) {
+                    Action::Continue
+                } else {
+                    Action::Pause
+                }
+            }
+            Prepared::Sign(unsigned) => {
+                watch.provider.replace(unsigned.entry().name.clone());
+                let called = unsigned.request().is_some_and(|(cluster, headers, body)| {
+                    self.call(id, watch, cluster, &headers, &body, TRANSIT_TIMEOUT_MS)
+                });
+                if !called {
+                    return self.end(id, watch, unsigned.failed());
+                }
+                watch.state.replace(State::Signing(unsigned));
+                Action::Pause
+            }
+            Prepared::Verify(unverified) => {
+                let called = unverified.request().is_some_and(|(cluster, headers)| {
+                    self.call(id, watch, cluster, &headers, "", TRANSIT_TIMEOUT_MS)
+                });
+                if !called {
+                    let told = self.untold(&unverified.entry().name);
+                    return self.go_on(id, watch, unverified.reply(&told), body_is_set);
+                }
+                watch.state.replace(State::Verifying(unverified));
+                Action::Pause
+            }
+            Prepared::Ask(asking) => {
+                watch.provider.replace(asking.entry().name.clone());
+                if let Some(key_id) = asking.key_id() {
+                    let _ = host::set_property("refund_key_id", key_id);
+                    self.count_signature(asking.entry());
+                }
+                let (cluster, headers, body) = asking.request();
+                if !self.call(id, watch, cluster, headers, body, ASK_TIMEOUT_MS) {
+                    return self.end(id, watch, asking.failed());
+                }
+                watch.state.replace(State::Asking(asking));
+                Action::Pause
+            }
+            Prepared::Wait(waiting) => {
+                watch.provider.replace(waiting.entry().name.clone());
+                match self.ask(waiting.entry(), waiting.client_secret()) {
+                    Some(Turn::Use(token)) => {
+                        self.go_on(id, watch, waiting.with_token(token), body_is_set)
+                    }
+                    Some(turn) => self.wait(id, watch, waiting, turn),
+                    None => {
+                        let answer = waiting.without_token(&Failure::unreachable());
+                        self.end(id, watch, answer)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers a stream; nothing more is to be done for it.
+    fn end(&self, id: u32, watch: &Watch, answer: Answer) -> Action {
+        self.unwatch(id);
+        watch.state.replace(State::Done);
+        let mut provider = watch.provider.borrow_mut();
+        if provider.is_empty() {
+            let known = answer.alarm.as_ref().map(|alarm| &*alarm.provider);
+            provider.push_str(known.unwrap_or("none"));
+        }
+        self.answer(&provider, answer);
+        Action::Pause
+    }
+
+    /// Makes a call of the filter's own that a stream waits for. The host binds it to the context that it speaks of, the SDK to the
+    /// one whose callback runs: those must be one and the same.
+    fn call(
+        &self,
+        id: u32,
+        watch: &Rc<Watch>,
+        cluster: &str,
+        headers: &Headers<'_>,
+        body: &str,
+        timeout_ms: u32,
+    ) -> bool {
+        let root = self.acting_root.get();
+        if let Some(root) = root {
+            let _ = host::set_effective_context(root);
+        }
+        let call = dispatch(cluster, headers, body, timeout_ms);
+        if root.is_some() {
+            let _ = host::set_effective_context(id);
+        }
+        let Some(call) = call else {
+            return false;
+        };
+        let callout = Callout::Stream(id, Rc::clone(watch));
+        self.calls.borrow_mut().insert(call, callout);
+        true
+    }
+
+    /// Goes on with a stream whose call has been answered. `came`: with headers; a call that was reset ends without.
+    fn call_ended(&self, id: u32, watch: &Rc<Watch>, came: bool) {
+        let bytes = host::headers(Map::CallResponse)
+            .filter(|_| came)
+            .unwrap_or_default();
+        let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
+        let body = if came {
+            host::buffer(Buffer::CallResponse).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        if host::set_effective_context(id).is_err() {
+            return;
+        }
+        let prepared = match watch.state.take() {
+            State::Signing(unsigned) if !came => Prepared::Answer(unsigned.failed()),
+            State::Signing(unsigned) => {
+                let told = self.told(&unsigned.entry().name);
+                unsigned.reply(head.status, &body, &told)
+            }
+            State::Verifying(unverified) => {
+                let provider = unverified.entry().name.clone();
+                let told = match TransitKeys::read(head.status, &body) {
+                    Some(keys) => self.tell_keys(&provider, keys),
+                    None => self.untold(&provider),
+                };
+                unverified.reply(&told)
+            }
+            State::Asking(asking) if !came => Prepared::Answer(asking.cut()),
+            State::Asking(asking) => {
+                let filter_state = |key: &str| host::property(&["filter_state", key]);
+                let mut signer = GatewaySigner(self);
+                let (entry, guard) = (Rc::clone(asking.entry()), self.guard());
+                let prepared = asking.reply(
+                    &head,
+                    &body,
+                    host::now(),
+                    &mut signer,
+                    &filter_state,
+                    guard.as_ref(),
+                );
+                if let Prepared::Answer(answer) = &prepared {
+                    drop_token(&entry, answer);
+                }
+                prepared
+            }
+            other => {
+                watch.state.replace(other);
+                return;
+            }
+        };
+        if self.go_on(id, watch, prepared, false) == Action::Continue {
+            let _ = host::resume_request();
+        }
+    }
+
+    /// What OpenBao has told of a provider's public keys.
+    fn told(&self, provider: &str) -> Told {
+        let now_ms = host::now().steady_ms;
+        let told = self.told.borrow();
+        match told.get(provider) {
+            Some((Told::Unavailable, until_ms)) if now_ms >= *until_ms => Told::NotAsked,
+            Some((told, _)) => told.clone(),
+            None => Told::NotAsked,
+        }
+    }
+
+    fn tell_keys(&self, provider: &str, keys: TransitKeys) -> Told {
+        let told = Told::Keys(keys);
+        let mut known = self.told.borrow_mut();
+        known.insert(provider.to_owned(), (told.clone(), i64::MAX));
+        told
+    }
+
+    /// OpenBao does not tell its public keys.
+    fn untold(&self, provider: &str) -> Told {
+        host::log(
+            Level::Warn,
+            &format!(
+                "refund-filter: {provider}: OpenBao's signatures are not verified before they are sent: its public keys cannot be \
+                 read (allow `read` on the path keys/NAME, or give signing.transit.public_keys)"
+            ),
+        );
+        let until_ms = host::now().steady_ms.saturating_add(UNTOLD_MS);
+        let mut known = self.told.borrow_mut();
+        known.insert(provider.to_owned(), (Told::Unavailable, until_ms));
+        Told::Unavailable
+    }
+
+    fn wait(&self, id: u32, watch: &Rc<Watch>, waiting: Box<Waiting>, turn: Turn) -> Action {
+        // Here and now the body can be replaced for sure; when the token comes, only the headers are left to be written.
+        let set = waiting.body().map_or(Ok(()), |body| {
+            host::set_buffer(Buffer::Request, body.as_bytes())
+        });
+        if set.is_err() {
+            let answer = waiting.without_token(&Failure::unreachable());
+            return self.end(id, watch, answer);
+        }
+        watch.state.replace(State::Waiting(waiting));
+        self.watch_from_now(
+            id,
+            watch,
+            match turn {
+                Turn::Fetch(_) => TICK_SOON_MS,
+                Turn::Use(_) | Turn::Wait => TICK_TOKEN_MS,
+            },
+        );
+        Action::Pause
+    }
+
+    fn watch_from_now(&self, id: u32, watch: &Rc<Watch>, tick_ms: u32) {
+        watch.since_ms.set(host::now().steady_ms);
+        self.watched.borrow_mut().insert(id, Rc::clone(watch));
+        self.tick_within(tick_ms);
+    }
+}
+
+/// Drops the token that the provider has just refused.
+fn drop_token(entry: &ProviderEntry, answer: &Answer) {
+    if let Some(token) = &answer.refused_token {
+        Shared::with_record(entry, |record| ((), record.refused(token)));
     }
 }
 
@@ -472,16 +727,26 @@ struct Root {
 
 impl Context for Root {
     fn on_http_call_response(&mut self, call: u32, headers: usize, _body: usize, _trailers: usize) {
-        let fetch = self.shared.fetching.borrow_mut().remove(&call);
-        if let Some(fetch) = fetch {
-            // A call that was reset ends without headers.
-            let result = if headers == 0 {
-                Err(Failure::unreachable())
-            } else {
-                read_token_reply(&fetch)
-            };
-            self.settle(&fetch, result);
+        let callout = self.shared.calls.borrow_mut().remove(&call);
+        // A call that was reset ends without headers.
+        let came = headers > 0;
+        self.shared.acting_root.set(Some(self.id));
+        match callout {
+            Some(Callout::Token(fetch)) => {
+                let result = if came {
+                    read_token_reply(&fetch)
+                } else {
+                    Err(Failure::unreachable())
+                };
+                self.settle(&fetch, result);
+            }
+            Some(Callout::Stream(id, watch)) => {
+                self.shared.call_ended(id, &watch, came);
+                let _ = host::set_effective_context(self.id);
+            }
+            None => {}
         }
+        self.shared.acting_root.set(None);
     }
 
     fn on_done(&mut self) -> bool {
@@ -491,8 +756,12 @@ impl Context for Root {
             shared.set_tick(0);
             // Nobody waits here for what is being fetched, and its answer will not be delivered: others must not wait for it.
             let wanted = mem::take(&mut *shared.wanted.borrow_mut());
-            let fetching = mem::take(&mut *shared.fetching.borrow_mut());
-            for fetch in wanted.into_iter().chain(fetching.into_values()) {
+            let calls = mem::take(&mut *shared.calls.borrow_mut());
+            let fetching = calls.into_values().filter_map(|callout| match callout {
+                Callout::Token(fetch) => Some(fetch),
+                Callout::Stream(..) => None,
+            });
+            for fetch in wanted.into_iter().chain(fetching) {
                 let gone = Err(Failure::unreachable());
                 Shared::with_record(&fetch.provider, |record| {
                     ((), record.settle(fetch.lease, &gone))
@@ -527,7 +796,7 @@ fn read_token_reply(fetch: &Fetch) -> Result<Token, Failure> {
     let body = host::buffer(Buffer::CallResponse).unwrap_or_default();
     let retry_after = headers.first("retry-after").and_then(retry_after);
     let body = if head.coded { Vec::new() } else { body };
-    let mut result = token::read_reply(head.status, retry_after, &body, host::now_ms());
+    let mut result = token::read_reply(head.status, retry_after, &body, host::now());
     // All who wait see these words, and so does whoever asks later with another secret.
     if let (Err(failure), Auth::Token(endpoint)) = (&mut result, &fetch.provider.auth) {
         failure.redact(endpoint, &fetch.client_secret);
@@ -543,6 +812,9 @@ impl RootContext for Root {
         let (accepted, word) = match checked {
             Ok(config) => {
                 self.announce(&config);
+                if config.guard.is_on() {
+                    self.shared.table(config.guard.entries);
+                }
                 self.shared.config.replace(Some(Rc::new(config)));
                 self.shared.set_tick(self.shared.idle_tick_ms());
                 (true, "accepted")
@@ -566,6 +838,7 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
+        self.shared.acting_root.set(Some(self.id));
         self.shared.set_gauges();
         let wanted = mem::take(&mut *self.shared.wanted.borrow_mut());
         for fetch in wanted {
@@ -578,6 +851,7 @@ impl RootContext for Root {
             self.fetch(fetch);
         }
         let _ = host::set_effective_context(self.id);
+        self.shared.acting_root.set(None);
         let watched = self.shared.watched.borrow();
         let waits = |watch: &Rc<Watch>| matches!(*watch.state.borrow(), State::Waiting(_));
         self.shared.set_tick(if watched.is_empty() {
@@ -594,7 +868,6 @@ impl RootContext for Root {
             id,
             shared: Rc::clone(&self.shared),
             watch: Rc::default(),
-            provider: String::new(),
         }))
     }
 
@@ -656,6 +929,8 @@ impl Root {
             return;
         };
         let headers = token::request_headers(endpoint, &fetch.client_secret);
+        // The call is the root's, whatever stream was looked after before.
+        let _ = host::set_effective_context(self.id);
         match dispatch(
             &endpoint.cluster,
             &headers,
@@ -663,7 +938,8 @@ impl Root {
             token::FETCH_TIMEOUT_MS,
         ) {
             Some(call) => {
-                self.shared.fetching.borrow_mut().insert(call, fetch);
+                let mut calls = self.shared.calls.borrow_mut();
+                calls.insert(call, Callout::Token(fetch));
             }
             // No such cluster, or no host in it.
             None => self.settle(&fetch, Err(Failure::unreachable())),
@@ -721,7 +997,7 @@ impl Root {
     }
 
     /// Lets a waiting call go on with a token, or answers it without one.
-    fn wake(&self, id: u32, watch: &Watch, found: Result<Secret, Failure>) {
+    fn wake(&self, id: u32, watch: &Rc<Watch>, found: Result<Secret, Failure>) {
         self.shared.unwatch(id);
         let State::Waiting(waiting) = watch.state.replace(State::Done) else {
             return;
@@ -729,25 +1005,28 @@ impl Root {
         if host::set_effective_context(id).is_err() {
             return;
         }
-        let name = waiting.entry().name.clone();
         match found {
             Ok(token) => {
-                let dispatch = waiting.with_token(token);
-                if self.shared.send(watch, dispatch, true) {
+                // What was to be sent in place of the caller's body was set when the call began to wait.
+                let prepared = waiting.with_token(token);
+                if self.shared.go_on(id, watch, prepared, true) == Action::Continue {
                     let _ = host::resume_request();
                 }
             }
-            Err(failure) => self.shared.answer(&name, waiting.without_token(&failure)),
+            Err(failure) => {
+                let answer = waiting.without_token(&failure);
+                self.shared.end(id, watch, answer);
+            }
         }
     }
 
     /// Looks after every paused call: bodies that do not come, and tokens that another worker fetches.
     fn look_after_streams(&self) {
-        let now_ms = host::now_ms();
+        let now = host::now();
         let mut looks: BTreeMap<String, Option<Look>> = BTreeMap::new();
         let earlier = |key: &Digest| self.shared.standing(key);
         for (id, watch) in self.watched() {
-            let waited_ms = now_ms.saturating_sub(watch.since_ms.get());
+            let waited_ms = now.steady_ms.saturating_sub(watch.since_ms.get());
             let state = watch.state.borrow();
             match &*state {
                 State::Reading(reading) => {
@@ -773,10 +1052,11 @@ impl Root {
                         continue;
                     };
                     drop(state);
-                    watch.state.replace(State::Done);
-                    self.shared.unwatch(id);
                     if host::set_effective_context(id).is_ok() {
-                        self.shared.answer("none", answer);
+                        self.shared.end(id, &watch, answer);
+                    } else {
+                        watch.state.replace(State::Done);
+                        self.shared.unwatch(id);
                     }
                 }
                 State::Waiting(waiting) => {
@@ -784,7 +1064,7 @@ impl Root {
                     let client_secret = waiting.client_secret().clone();
                     drop(state);
                     let look = looks.entry(entry.name.clone()).or_insert_with(|| {
-                        Shared::with_record(&entry, |record| (record.look(now_ms), false))
+                        Shared::with_record(&entry, |record| (record.look(now), false))
                     });
                     match look {
                         Some(Look::Ready(token)) => self.wake(id, &watch, Ok(token.clone())),
@@ -804,6 +1084,7 @@ impl Root {
                 }
                 State::Done
                 | State::Signing(_)
+                | State::Verifying(_)
                 | State::Asking(_)
                 | State::Sent(_)
                 | State::Replying(..) => {
@@ -833,8 +1114,6 @@ struct Stream {
     id: u32,
     shared: Rc<Shared>,
     watch: Rc<Watch>,
-    /// The provider's configured name, once it is known.
-    provider: String,
 }
 
 /// Signs by the host or in the module, as the configuration says.
@@ -851,43 +1130,24 @@ impl Signer for GatewaySigner<'_> {
             return VmSigner(OsRng).sign(choice, key, text);
         }
         let result = host::call_foreign_function("sign", &host_arguments(key, text));
-        host_signature(key, &result.map_err(|_| SignerFailed)?)
+        host_signature(key, text, &result.map_err(|_| SignerFailed)?)
     }
 }
 
 impl Context for Stream {
-    fn on_http_call_response(
-        &mut self,
-        _call: u32,
-        headers: usize,
-        _body: usize,
-        _trailers: usize,
-    ) {
-        let bytes = host::headers(Map::CallResponse).unwrap_or_default();
-        let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
-        let body = || host::buffer(Buffer::CallResponse).unwrap_or_default();
-        // A call that was reset ends without headers.
-        let prepared = match self.watch.state.take() {
-            State::Signing(unsigned) if headers == 0 => Prepared::Answer(unsigned.failed()),
-            State::Signing(unsigned) => unsigned.reply(head.status, &body()),
-            State::Asking(asking) if headers == 0 => Prepared::Answer(asking.cut()),
-            State::Asking(asking) => {
-                let filter_state = |key: &str| host::property(&["filter_state", key]);
-                let mut signer = GatewaySigner(&self.shared);
-                asking.reply(&head, &body(), host::now_ms(), &mut signer, &filter_state)
-            }
-            other => {
-                self.watch.state.replace(other);
-                return;
-            }
-        };
-        if self.go_on(prepared) == Action::Continue {
-            let _ = host::resume_request();
+    fn on_http_call_response(&mut self, call: u32, headers: usize, _body: usize, _trailers: usize) {
+        let callout = self.shared.calls.borrow_mut().remove(&call);
+        if let Some(Callout::Stream(id, watch)) = callout {
+            self.shared.call_ended(id, &watch, headers > 0);
         }
     }
 
     fn on_done(&mut self) -> bool {
         self.shared.unwatch(self.id);
+        // Its calls are gone with it.
+        let mut calls = self.shared.calls.borrow_mut();
+        calls.retain(|_, callout| !matches!(callout, Callout::Stream(id, _) if *id == self.id));
+        drop(calls);
         self.settle_without_answer();
         true
     }
@@ -908,7 +1168,7 @@ impl HttpContext for Stream {
             }
         }
         let earlier = |key: &Digest| self.shared.standing(key);
-        match open(&config, &headers, host::now_ms(), &earlier) {
+        match open(&config, &headers, host::now(), &earlier) {
             Opening::NotOurs => Action::Continue,
             Opening::Answer(answer) => self.answer(answer),
             Opening::Read(reading) => {
@@ -923,7 +1183,8 @@ impl HttpContext for Stream {
                 if !self.shared.bodies_come.get() {
                     self.watch.body_base.set(body_bytes());
                 }
-                self.watch_from_now(TICK_BODY_MS);
+                self.shared
+                    .watch_from_now(self.id, &self.watch, TICK_BODY_MS);
                 Action::Pause
             }
         }
@@ -933,7 +1194,7 @@ impl HttpContext for Stream {
         let state = self.watch.state.borrow();
         let State::Reading(reading) = &*state else {
             // What is answered gets no further; what is not ours goes through.
-            return if self.provider.is_empty() {
+            return if self.watch.provider.borrow().is_empty() {
                 Action::Continue
             } else {
                 Action::Pause
@@ -979,6 +1240,10 @@ impl HttpContext for Stream {
             }
             State::Signing(unsigned) => {
                 let answer = with_local_reply(|reply| unsigned.local_reply(reply));
+                self.answer(answer)
+            }
+            State::Verifying(unverified) => {
+                let answer = with_local_reply(|reply| unverified.local_reply(reply));
                 self.answer(answer)
             }
             State::Asking(asking) => {
@@ -1062,6 +1327,7 @@ impl Stream {
             State::Done | State::Reading(_) => return,
             State::Waiting(waiting) => with_local_reply(|reply| waiting.local_reply(reply)),
             State::Signing(unsigned) => with_local_reply(|reply| unsigned.local_reply(reply)),
+            State::Verifying(unverified) => with_local_reply(|reply| unverified.local_reply(reply)),
             State::Asking(asking) => with_local_reply(|reply| asking.local_reply(reply)),
             State::Sent(sent) => with_local_reply(|reply| sent.ended(reply, false)),
             State::Replying(sent, _) => with_local_reply(|reply| sent.ended(reply, true)),
@@ -1070,23 +1336,7 @@ impl Stream {
     }
 
     fn answer(&mut self, answer: Answer) -> Action {
-        self.shared.unwatch(self.id);
-        self.watch.state.replace(State::Done);
-        if self.provider.is_empty() {
-            let known = answer.alarm.as_ref().map(|alarm| &*alarm.provider);
-            self.provider.push_str(known.unwrap_or("none"));
-        }
-        self.shared.answer(&self.provider, answer);
-        Action::Pause
-    }
-
-    fn watch_from_now(&self, tick_ms: u32) {
-        self.watch.since_ms.set(host::now_ms());
-        self.shared
-            .watched
-            .borrow_mut()
-            .insert(self.id, Rc::clone(&self.watch));
-        self.shared.tick_within(tick_ms);
+        self.shared.end(self.id, &self.watch, answer)
     }
 
     /// The call is here, whole: translate it and let it go, or answer it, or have it wait.
@@ -1103,88 +1353,8 @@ impl Stream {
         let claim = self.shared.ask_guard(accepted.asks());
         let filter_state = |key: &str| host::property(&["filter_state", key]);
         let mut signer = GatewaySigner(&self.shared);
-        let prepared = accepted.proceed(claim, host::now_ms(), &mut signer, &filter_state);
-        self.go_on(prepared)
-    }
-
-    /// Does what the exchange says.
-    fn go_on(&mut self, prepared: Prepared) -> Action {
-        match prepared {
-            Prepared::Answer(answer) => self.answer(answer),
-            Prepared::Dispatch(dispatch) => {
-                self.provider.clone_from(&dispatch.provider);
-                self.send(*dispatch)
-            }
-            Prepared::Sign(unsigned) => self.ask_for_signature(unsigned),
-            Prepared::Ask(asking) => self.ask_provider(asking),
-            Prepared::Wait(waiting) => {
-                self.provider.clone_from(&waiting.entry().name);
-                match self.shared.ask(waiting.entry(), waiting.client_secret()) {
-                    Some(Turn::Use(token)) => {
-                        let dispatch = waiting.with_token(token);
-                        self.send(dispatch)
-                    }
-                    Some(turn) => self.wait(waiting, turn),
-                    None => {
-                        let answer = waiting.without_token(&Failure::unreachable());
-                        self.answer(answer)
-                    }
-                }
-            }
-        }
-    }
-
-    /// Has OpenBao sign. The call is the stream's own: if the client leaves, nobody needs the signature.
-    fn ask_for_signature(&mut self, unsigned: Box<Unsigned>) -> Action {
-        self.provider.clone_from(&unsigned.entry().name);
-        let call = unsigned.request().and_then(|(cluster, headers, body)| {
-            dispatch(cluster, &headers, &body, TRANSIT_TIMEOUT_MS)
-        });
-        if call.is_none() {
-            let answer = unsigned.failed();
-            return self.answer(answer);
-        }
-        self.watch.state.replace(State::Signing(unsigned));
-        Action::Pause
-    }
-
-    /// Has the provider say how an order stands. The call is the stream's own: if the client leaves, nobody needs the answer.
-    fn ask_provider(&mut self, asking: Box<Asking>) -> Action {
-        self.provider.clone_from(&asking.entry().name);
-        let _ = host::set_property("refund_key_id", asking.key_id());
-        self.shared.count_signature(asking.entry());
-        let (cluster, headers, body) = asking.request();
-        if dispatch(cluster, headers, body, ASK_TIMEOUT_MS).is_none() {
-            let answer = asking.failed();
-            return self.answer(answer);
-        }
-        self.watch.state.replace(State::Asking(asking));
-        Action::Pause
-    }
-
-    fn send(&mut self, dispatch: Dispatch) -> Action {
-        if self.shared.send(&self.watch, dispatch, false) {
-            Action::Continue
-        } else {
-            Action::Pause
-        }
-    }
-
-    fn wait(&mut self, waiting: Box<Waiting>, turn: Turn) -> Action {
-        // Here and now the body can be replaced for sure; when the token comes, only the headers are left to be written.
-        let set = waiting.body().map_or(Ok(()), |body| {
-            host::set_buffer(Buffer::Request, body.as_bytes())
-        });
-        if set.is_err() {
-            let answer = waiting.without_token(&Failure::unreachable());
-            return self.answer(answer);
-        }
-        self.watch.state.replace(State::Waiting(waiting));
-        self.watch_from_now(match turn {
-            Turn::Fetch(_) => TICK_SOON_MS,
-            Turn::Use(_) | Turn::Wait => TICK_TOKEN_MS,
-        });
-        Action::Pause
+        let prepared = accepted.proceed(claim, host::now(), &mut signer, &filter_state);
+        self.shared.go_on(self.id, &self.watch, prepared, false)
     }
 
     /// The provider's reply is here, whole.
@@ -1201,11 +1371,10 @@ impl Stream {
         };
         let entry = sent.entry();
         let answer = sent.reply(&head, body, attempts);
-        if let Some(token) = &answer.refused_token {
-            Shared::with_record(&entry, |record| ((), record.refused(token)));
-        }
+        drop_token(&entry, &answer);
         if in_place {
-            self.shared.answer_in_place(&self.provider, answer)
+            self.shared
+                .answer_in_place(&self.watch.provider.borrow(), answer)
         } else {
             self.answer(answer)
         }

@@ -1,18 +1,33 @@
-//! The guard against second sends: what the gateway remembers of every idempotency key, over all workers.
+//! The guard against second sends: what the gateway remembers of every idempotency key, and of every payment that can have one
+//! refund alone, over all workers.
 //!
-//! What is remembered lives in memory that all workers share and change by compare-and-swap, in a table of fixed size: the
+//! What is remembered lives in memory that all workers share and change by compare-and-swap, in tables of fixed size: the
 //! host's memory has no delete. A [`Bucket`] is the smallest part that is swapped: the entries of all keys that fall into
-//! it, without their answers, which stand beside it in places of their own. What stands here decides; the filter carries
-//! it out.
+//! it, without their answers, which stand beside it in places of their own. The decisions here are pure; the filter does the
+//! input and output.
 //!
-//! An entry in flight, or one of which it is not known whether money moved, never makes room within its window. Keys are
-//! kept as digests, and answers as callers got them: no credential is in either.
+//! A key under which money may have moved is never forgotten to make room within its window. Keys are kept as digests, and
+//! answers as callers got them: no credential is in either. Times are those of the steady clock.
 
+use rand_core::RngCore;
 use sha2::{Digest as _, Sha256};
 
-use crate::exchange::MAX_ANSWER;
+use crate::clock::{Now, Resend};
 use crate::memory::{Memory, swap};
 use crate::problem::Retry;
+
+mod bucket;
+mod payments;
+
+pub use bucket::{Bucket, Found};
+pub use payments::{PaymentBucket, PaymentFound};
+
+/// The largest body of an answer that is kept, in bytes: the caller's names at their longest, escaped, and the provider's words.
+pub const MAX_ANSWER: usize = 10 * 1024;
+
+/// How long the filter itself may hold a call back before it is sent, in milliseconds: a token, a look at the payment and a
+/// signature together take less. A call whose lease has run out may still be sent for so long.
+const HELD_BACK_MS: i64 = 60_000;
 
 /// How the guard is configured. It is off where `entries` or `window_ms` is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,22 +78,94 @@ impl Digest {
             .for_each(|(byte, of)| *byte = of);
         Digest(bytes)
     }
+
+    /// Half of it: enough to know something again where a mistake would take chance and the same key.
+    pub fn short(self) -> [u8; 8] {
+        let (short, _) = self.0.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        *short
+    }
 }
 
 /// The most entries in one bucket.
 const WAYS: u32 = 16;
 
-/// The name of the record that holds the number of entries, and the beginning of all others.
-const RECORD: &str = "refund.guard.2";
+/// The name of the record that holds the [`Table`], and the beginning of all others.
+const RECORD: &str = "refund.guard.3";
 
-/// The number of entries in this memory: the one that is asked for first counts. All workers, and all configurations that
-/// follow one another in a process, must look for a key in the same place: in a table of another size the entry of a call
-/// in flight would not be found, and the call would be sent again.
-pub fn entries(memory: &dyn Memory, wanted: u32) -> Option<u32> {
-    swap(memory, RECORD, |bytes| match bytes.try_into() {
-        Ok(number) => (u32::from_le_bytes(number), None),
-        Err(_) => (wanted, Some(wanted.to_le_bytes().to_vec())),
-    })
+/// What is the same for all workers, and for all configurations that follow one another in a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    /// The number of entries: the first one that was asked for. In a table of another size the entry of a call in flight would
+    /// not be found, and the call would be sent again.
+    pub entries: u32,
+    /// Decides which bucket a key falls into. Nobody outside knows it, so nobody can choose keys that fill one bucket.
+    salt: [u8; 16],
+    /// Since when keys are remembered, by the steady clock.
+    pub since_ms: i64,
+}
+
+impl Table {
+    /// The table in this memory; a new one where there is none yet.
+    pub fn open(
+        memory: &dyn Memory,
+        entries: u32,
+        now: Now,
+        randomness: &mut dyn RngCore,
+    ) -> Option<Self> {
+        let mut salt = [0; 16];
+        randomness.try_fill_bytes(&mut salt).ok()?;
+        let new = Table {
+            entries,
+            salt,
+            since_ms: now.steady_ms,
+        };
+        swap(memory, RECORD, |bytes| match Table::decode(bytes) {
+            Some(table) => (table, None),
+            None => (new, Some(new.encode())),
+        })
+    }
+
+    fn encode(self) -> Vec<u8> {
+        let (entries, since) = (self.entries.to_le_bytes(), self.since_ms.to_le_bytes());
+        [&entries[..], &self.salt, &since].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (entries, rest) = bytes.split_first_chunk()?;
+        let (salt, rest) = rest.split_first_chunk()?;
+        Some(Table {
+            entries: u32::from_le_bytes(*entries),
+            salt: *salt,
+            since_ms: i64::from_le_bytes(rest.try_into().ok()?),
+        })
+    }
+
+    /// The name of the bucket of a key.
+    pub fn record(&self, key: &Digest) -> String {
+        format!("{RECORD}.{}", self.bucket(key))
+    }
+
+    /// The name of the bucket of a payment.
+    fn payment_record(&self, name: &Digest) -> String {
+        format!("{RECORD}.payment.{}", self.bucket(name))
+    }
+
+    fn bucket(&self, digest: &Digest) -> u64 {
+        let salted = Digest::of([&self.salt[..], &digest.0]).short();
+        let buckets = u64::from(self.entries.div_ceil(WAYS).max(1));
+        u64::from_le_bytes(salted)
+            .checked_rem(buckets)
+            .unwrap_or_default()
+    }
+
+    fn ways(&self) -> usize {
+        usize::try_from(self.entries.clamp(1, WAYS)).unwrap_or(1)
+    }
+}
+
+/// The name of the place for the answer of a bucket's entry.
+fn answer_record(bucket: &str, way: usize) -> String {
+    format!("{bucket}.{way}")
 }
 
 /// The guard in a memory.
@@ -86,49 +173,68 @@ pub fn entries(memory: &dyn Memory, wanted: u32) -> Option<u32> {
 pub struct Guard<'m> {
     /// Where it keeps what it knows.
     pub memory: &'m dyn Memory,
-    /// How it is configured, with the memory's own number of entries.
+    /// Where in it.
+    pub table: Table,
+    /// How it is configured.
     pub settings: GuardSettings,
 }
 
 impl Guard<'_> {
     /// What is known of earlier sends under a key.
-    pub fn standing(&self, key: &Digest, now_ms: i64) -> Option<Standing> {
-        let (bytes, _) = self.memory.read(&bucket_record(key, self.settings.entries));
-        self.bucket(&bytes).standing(key, now_ms, &self.settings)
+    pub fn standing(&self, key: &Digest, now: Now) -> Option<Standing> {
+        self.read(&self.table.record(key))
+            .standing(key, now, &self.settings)
     }
 
     /// Gives a call what it wants. `lease` is a random number.
-    pub fn ask(&self, asks: &Asks, lease: u64, now_ms: i64) -> Claim {
+    pub fn ask(&self, asks: &Asks, lease: u64, now: Now) -> Claim {
         match asks {
-            Asks::Nothing => Claim::None,
-            Asks::Claim(question) => self.claim(question, lease, now_ms),
-            Asks::Recall(key) => self
-                .recall(key, now_ms)
-                .map_or(Claim::None, Claim::Recalled),
+            Asks::Nothing => Claim::Unguarded,
+            Asks::Claim(question) => self.claim(question, lease, now),
+            Asks::Recall(key) => Claim::Recalled(Box::new(self.recall(key, now))),
         }
     }
 
-    /// Asks for a call's key. `lease` is a random number.
-    pub fn claim(&self, question: &Question, lease: u64, now_ms: i64) -> Claim {
-        let record = bucket_record(&question.key, self.settings.entries);
+    /// Asks for a call's key, and for its payment where that can have one refund alone. `lease` is a random number.
+    fn claim(&self, question: &Question, lease: u64, now: Now) -> Claim {
+        let record = self.table.record(&question.key);
         let found = swap(self.memory, &record, |bytes| {
             let mut bucket = self.bucket(bytes);
-            let found = bucket.claim(question, lease, now_ms, &self.settings);
-            let changed = matches!(found, Found::Taken { .. });
+            let found = bucket.claim(question, lease, now, &self.settings);
+            let changed = match found {
+                Found::Taken { .. } => true,
+                Found::NoRoom => question.resend != Resend::Never,
+                Found::InFlight(_) | Found::Reused | Found::Answered { .. } => false,
+            };
             (found, changed.then(|| bucket.encode()))
         });
         match found {
             Some(Found::Taken {
                 standing,
-                resend_until_ms,
-            }) => Claim::Taken {
-                ticket: Ticket {
+                resend,
+                evicted,
+            }) => {
+                let ticket = Ticket {
                     key: question.key,
                     lease,
-                    resend_until_ms,
-                },
-                standing,
-            },
+                    resend,
+                    payment: question.payment.clone(),
+                    open_before: standing.is_some(),
+                };
+                match self.claim_payment(&ticket, now) {
+                    Ok(more) => Claim::Taken {
+                        ticket,
+                        standing,
+                        evicted: evicted || more,
+                    },
+                    Err(claim) => {
+                        // Another refund has the payment: the key is as it was.
+                        let settled = Settled::without_answer(End::NotSent);
+                        self.settle(&ticket, &settled, now);
+                        claim
+                    }
+                }
+            }
             Some(Found::InFlight(standing)) => Claim::InFlight(standing),
             Some(Found::Reused) => Claim::Reused,
             Some(Found::Answered { way, standing }) => {
@@ -143,174 +249,360 @@ impl Guard<'_> {
         }
     }
 
+    /// Takes a payment under all its names; says whether another one was forgotten for it.
+    fn claim_payment(&self, ticket: &Ticket, now: Now) -> Result<bool, Claim> {
+        let mut evicted = false;
+        for (nth, name) in ticket.payment.iter().enumerate() {
+            match self.claim_name(name, ticket, now) {
+                Ok(more) => evicted |= more,
+                Err(claim) => {
+                    let taken = ticket.payment.get(..nth).unwrap_or_default();
+                    self.settle_payment(ticket, taken, End::NotSent, now);
+                    return Err(claim);
+                }
+            }
+        }
+        Ok(evicted)
+    }
+
+    fn claim_name(&self, name: &Digest, ticket: &Ticket, now: Now) -> Result<bool, Claim> {
+        let found = swap(self.memory, &self.table.payment_record(name), |bytes| {
+            let mut bucket = self.payments(bytes);
+            let found = bucket.claim(name, &ticket.key, now, &self.settings);
+            let changed = matches!(found, PaymentFound::Taken { .. });
+            (found, changed.then(|| bucket.encode()))
+        });
+        match found {
+            Some(PaymentFound::Taken { evicted }) => Ok(evicted),
+            Some(PaymentFound::OfAnother { is_open }) => Err(Claim::PaymentTaken { is_open }),
+            // It was refunded under this very key, whose answer is no longer kept.
+            Some(PaymentFound::Refunded) => Err(Claim::Answered {
+                answer: None,
+                standing: Standing {
+                    resend: ticket.resend,
+                },
+            }),
+            Some(PaymentFound::NoRoom) | None => Err(Claim::NoRoom),
+        }
+    }
+
+    /// Takes a payment under names that the provider has shown before anything is sent, for a call whose key is its own. Where
+    /// another key has it, the claim says so, and the call must not be sent.
+    pub fn claim_more(&self, ticket: &mut Ticket, names: &[Digest], now: Now) -> Result<(), Claim> {
+        for name in names {
+            if !ticket.payment.contains(name) {
+                self.claim_name(name, ticket, now)?;
+                ticket.payment.push(*name);
+            }
+        }
+        Ok(())
+    }
+
     /// Tells how a call ended, and with which answer. Says whether the key was still the call's.
-    pub fn settle(&self, ticket: &Ticket, end: End, status: u16, body: &str, now_ms: i64) -> bool {
-        let record = bucket_record(&ticket.key, self.settings.entries);
+    pub fn settle(&self, ticket: &Ticket, settled: &Settled<'_>, now: Now) -> bool {
+        // Who looks in between must see the payment taken rather than free: what moved money is told of the payment first, and
+        // what did not last.
+        let moved = !matches!(settled.end, End::NotSent | End::Free | End::Refused);
+        let payment: Vec<Digest> = ticket
+            .payment
+            .iter()
+            .chain(settled.names)
+            .copied()
+            .collect();
+        if moved {
+            self.settle_payment(ticket, &payment, settled.end, now);
+        }
+        let is_ours = self.settle_key(ticket, settled, now);
+        if is_ours && !moved {
+            self.settle_payment(ticket, &payment, settled.end, now);
+        }
+        is_ours
+    }
+
+    fn settle_key(&self, ticket: &Ticket, settled: &Settled<'_>, now: Now) -> bool {
+        let record = self.table.record(&ticket.key);
         // The place does not change while the key is the call's, so the answer is written once.
         let mut answered = None;
-        let settled = swap(self.memory, &record, |bytes| {
+        let done = swap(self.memory, &record, |bytes| {
             let mut bucket = self.bucket(bytes);
             let Some(way) = bucket.place_of(ticket) else {
                 return (false, None);
             };
-            let end = bucket.end_of(ticket, end);
-            let told = !matches!(end, End::Free | End::NeverWas);
+            let end = bucket.end_of(ticket, settled.end);
+            let told = !matches!(end, End::NotSent | End::Free | End::Absent);
             // The answer goes to its place before the entry says that it is there.
             let answered = *answered
-                .get_or_insert_with(|| told && self.put_answer(&record, way, ticket, status, body));
-            let changed = bucket.settle(ticket, end, answered, now_ms, &self.settings);
+                .get_or_insert_with(|| told && self.put_answer(&record, way, ticket, settled));
+            let outcome = bucket::Outcome {
+                end,
+                answered,
+                sent: settled.sent,
+                refused: settled.refused,
+            };
+            let changed = bucket.settle(ticket, outcome, now, &self.settings);
             (changed, changed.then(|| bucket.encode()))
         });
-        settled == Some(true)
+        done == Some(true)
     }
 
-    /// What is remembered of a key under which money has moved or may have, for a look-up. It takes nothing.
-    pub fn recall(&self, key: &Digest, now_ms: i64) -> Option<Recalled> {
-        let record = bucket_record(key, self.settings.entries);
-        let (bytes, _) = self.memory.read(&record);
-        let bucket = self.bucket(&bytes);
-        let (way, entry) = bucket.recall(key, now_ms, &self.settings)?;
-        let stored = bucket.places.get(way).copied().flatten()?;
-        let answer = entry.answered.then(|| {
-            let (bytes, _) = self.memory.read(&answer_record(&record, way));
-            StoredAnswer::decode(key, &bytes)
-        });
-        Some(Recalled {
-            key: *key,
-            lease: entry.lease,
-            came_home: !matches!(stored.state, State::InFlight(_)),
-            about: entry.about,
-            answer: answer.flatten(),
-        })
+    fn settle_payment(&self, ticket: &Ticket, names: &[Digest], end: End, now: Now) {
+        for name in names {
+            // Where it cannot be written it stays taken.
+            swap(self.memory, &self.table.payment_record(name), |bytes| {
+                let mut bucket = self.payments(bytes);
+                let changed = bucket.settle(name, ticket, end, now, &self.settings);
+                ((), changed.then(|| bucket.encode()))
+            });
+        }
+    }
+
+    /// What is remembered for a look-up of the refund under this key. It takes nothing.
+    fn recall(&self, key: &Digest, now: Now) -> Recollection {
+        let record = self.table.record(key);
+        let bucket = self.read(&record);
+        let mut known = bucket.recall(key, now, &self.settings);
+        if let Some((way, recalled)) = &mut known
+            && recalled.answered
+        {
+            let (bytes, _) = self.memory.read(&answer_record(&record, *way));
+            recalled.answer = StoredAnswer::decode(key, &bytes);
+        }
+        Recollection {
+            asked: now,
+            since_ms: bucket
+                .overflowed_ms()
+                .max(Some(self.table.since_ms))
+                .unwrap_or_default(),
+            known: known.map(|(_, recalled)| recalled),
+        }
     }
 
     /// Settles a key by the provider's own word in a look-up, if no send has been made under it since it was recalled. `lease`
-    /// is a random number. Says whether it did.
+    /// is a random number.
     pub fn conclude(
         &self,
-        recalled: &Recalled,
+        key: &Digest,
+        past: &Recollection,
         lease: u64,
-        end: End,
-        answer: (u16, &str),
-        now_ms: i64,
-    ) -> bool {
+        settled: &Settled<'_>,
+        now: Now,
+    ) -> Concluded {
+        let record = self.table.record(key);
+        let Some(known) = &past.known else {
+            // It was not remembered. It may have been sent with since, with room for it or without.
+            let bucket = self.read(&record);
+            let is_sent = bucket.recall(key, now, &self.settings).is_some()
+                || bucket.overflowed_ms() >= Some(past.asked.steady_ms);
+            return match is_sent {
+                true => Concluded::Overtaken,
+                false => Concluded::Holds,
+            };
+        };
+        // The same word again: the refund's own answer says more. And that there is no refund is what a refusal says.
+        let is_told = match (known.past, settled.end) {
+            (Past::Refunded, End::Refunded) | (Past::Refused, End::Refused) => {
+                known.answer.is_some()
+            }
+            (Past::Refused, End::Absent) => true,
+            _ => false,
+        };
         // The key becomes the look-up's own first: so a call that comes in between can neither be told half of it nor have its
         // own answer overwritten.
-        let record = bucket_record(&recalled.key, self.settings.entries);
-        let ticket = swap(self.memory, &record, |bytes| {
+        let reclaimed = swap(self.memory, &record, |bytes| {
             let mut bucket = self.bucket(bytes);
-            let ticket = bucket.reclaim(recalled, lease, end, now_ms, &self.settings);
-            (ticket, ticket.map(|_| bucket.encode()))
+            let reclaimed = bucket.reclaim(known, lease, now, &self.settings);
+            let changed = reclaimed.is_some() && !is_told;
+            (reclaimed, changed.then(|| bucket.encode()))
         });
-        let (status, body) = answer;
-        ticket
-            .flatten()
-            .is_some_and(|ticket| self.settle(&ticket, end, status, body, now_ms))
+        match reclaimed.flatten() {
+            Some(_) if is_told => Concluded::Holds,
+            Some(mut ticket) => {
+                ticket.payment = settled.names.to_vec();
+                self.settle(&ticket, settled, now);
+                match (known.past, settled.end) {
+                    (Past::Refunded, End::Refused | End::Unknown)
+                    | (Past::Refused, End::Refunded | End::Unknown) => Concluded::Changed,
+                    _ => Concluded::Settled,
+                }
+            }
+            None => Concluded::Overtaken,
+        }
     }
 
-    fn put_answer(
-        &self,
-        record: &str,
-        way: usize,
-        ticket: &Ticket,
-        status: u16,
-        body: &str,
-    ) -> bool {
-        StoredAnswer::encode(&ticket.key, status, body).is_some_and(|bytes| {
-            let place = answer_record(record, way);
-            self.memory.write(&place, &bytes, 0).is_ok()
+    /// Whether this key is the only one that was ever sent for a payment, as far as it is remembered under any of these names.
+    pub fn is_alone(&self, key: &Digest, names: &[Digest]) -> bool {
+        let mut known = names.iter().filter_map(|name| {
+            let (bytes, _) = self.memory.read(&self.table.payment_record(name));
+            self.payments(&bytes).is_alone(name, key)
+        });
+        // One of them must be known, and none of another key.
+        known.next() == Some(true) && known.all(|alone| alone)
+    }
+
+    /// Whether another key than this was ever sent for a payment, as far as it is remembered under any of these names.
+    pub fn has_another(&self, key: &Digest, names: &[Digest]) -> bool {
+        names.iter().any(|name| {
+            let (bytes, _) = self.memory.read(&self.table.payment_record(name));
+            self.payments(&bytes).is_alone(name, key) == Some(false)
         })
     }
 
+    fn put_answer(&self, record: &str, way: usize, ticket: &Ticket, settled: &Settled<'_>) -> bool {
+        let place = answer_record(record, way);
+        let (known, _) = self.memory.read(&place);
+        // A refund keeps its id, whatever is said of it later.
+        let known = StoredAnswer::decode(&ticket.key, &known).and_then(|known| known.id);
+        let (status, body) = settled.answer;
+        let answer = StoredAnswer {
+            status,
+            id: settled.id.map(str::to_owned).or(known),
+            body: body.to_owned(),
+        };
+        answer
+            .encode(&ticket.key)
+            .is_some_and(|bytes| self.memory.write(&place, &bytes, 0).is_ok())
+    }
+
+    fn read(&self, record: &str) -> Bucket {
+        let (bytes, _) = self.memory.read(record);
+        self.bucket(&bytes)
+    }
+
     fn bucket(&self, bytes: &[u8]) -> Bucket {
-        Bucket::decode(bytes, self.settings.entries)
+        Bucket::decode(bytes, self.table.ways())
+    }
+
+    fn payments(&self, bytes: &[u8]) -> PaymentBucket {
+        // A payment can have two names.
+        PaymentBucket::decode(bytes, self.table.ways().saturating_mul(2))
     }
 }
 
-/// The name of the bucket of a key, in a table of so many entries.
-pub fn bucket_record(key: &Digest, entries: u32) -> String {
-    let (number, _) = key.0.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
-    let buckets = u64::from(entries.div_ceil(WAYS).max(1));
-    let bucket = u64::from_le_bytes(*number)
-        .checked_rem(buckets)
-        .unwrap_or_default();
-    format!("{RECORD}.{bucket}")
-}
-
-/// The name of the place for the answer of a bucket's entry.
-fn answer_record(bucket: &str, way: usize) -> String {
-    format!("{bucket}.{way}")
-}
-
-/// What a refund is about: enough to know it again in a provider's word on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a refund is about: enough to know it again in a provider's word on it. Noughts stand for what was not given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct About {
-    /// The payment, by the first of its names, at its provider.
-    pub payment: [u8; 8],
+    /// The payment by its id, at its merchant.
+    pub id: [u8; 8],
+    /// The payment by its reference, at its merchant.
+    pub reference: [u8; 8],
     /// The amount; noughts for a full refund.
     pub amount: [u8; 8],
 }
 
-/// What is remembered of a key under which money has moved or may have, and none is being sent.
+/// What a look-up has of the past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recollection {
+    /// When it was asked for: before the provider was.
+    pub asked: Now,
+    /// Since when all keys are remembered, by the steady clock.
+    pub since_ms: i64,
+    /// What is remembered of the key.
+    pub known: Option<Recalled>,
+}
+
+impl Recollection {
+    /// For how many more milliseconds a send under the key could still arrive, if one may take so long; none while one is in
+    /// flight, or if none can.
+    pub fn unsettled_ms(&self, settle_ms: i64) -> Option<i64> {
+        let last_ms = match &self.known {
+            Some(known) => known.sent_ms,
+            None => Some(self.since_ms),
+        };
+        let settled_ms = last_ms?.saturating_add(settle_ms);
+        let left_ms = settled_ms.saturating_sub(self.asked.steady_ms);
+        (left_ms > 0).then_some(left_ms)
+    }
+}
+
+/// What is remembered of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recalled {
     /// The caller's key.
     pub key: Digest,
-    /// Of the last send under it.
+    /// Of the last call with it.
     pub lease: u64,
-    /// Whether that one had come home: not where its lease has run out instead.
-    pub came_home: bool,
+    /// How its refund stands.
+    pub past: Past,
+    /// Whether a call with it is in flight.
+    pub in_flight: bool,
+    /// The last moment at which a send under it may have left, by the steady clock; none where none has.
+    pub sent_ms: Option<i64>,
+    /// Whether the provider has refused a send under it.
+    pub refused: bool,
+    /// Whether a send under it carried the caller's `reference`.
+    pub referenced: bool,
     /// What the refund is about.
     pub about: About,
     /// The last answer.
     pub answer: Option<StoredAnswer>,
+    answered: bool,
+}
+
+/// How the refund under a key stands, as far as it is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// No send has moved money.
+    Free,
+    /// The provider took it and has not finished.
+    Pending,
+    /// It is not known whether money moved.
+    Unknown,
+    /// The same, and since then the provider has proved that there is no refund.
+    Absent,
+    /// The provider refunded.
+    Refunded,
+    /// The provider's own no.
+    Refused,
 }
 
 /// What the guard is asked about one call.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Question {
     /// The caller's key.
     pub key: Digest,
-    /// The refund, as parsed.
+    /// The refund, as parsed, with its merchant.
     pub refund: Digest,
     /// What it is about.
     pub about: About,
-    /// Until when the provider tells a second send from a second refund, if this is the first send (Unix time in
-    /// milliseconds): [`i64::MAX`] where it always does, 0 where it never does.
-    pub resend_until_ms: i64,
+    /// The names of its payment, where a payment can have one refund alone.
+    pub payment: Vec<Digest>,
+    /// Whether it carries the caller's `reference`.
+    pub referenced: bool,
+    /// Until when a second send cannot refund twice, if this is the first.
+    pub resend: Resend,
 }
 
 /// That a key is this call's until it is settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ticket {
     /// The caller's key.
     pub key: Digest,
     /// Tells this call from a later one under the same key.
     pub lease: u64,
-    /// See [`Question::resend_until_ms`]; of the first send.
-    pub resend_until_ms: i64,
+    /// Until when a second send cannot refund twice, counted from the first.
+    pub resend: Resend,
+    /// The names of the payment that goes with the key.
+    pub payment: Vec<Digest>,
+    /// Whether an earlier send under the key may have moved money.
+    pub open_before: bool,
 }
 
 /// What is known of the sends under a key before this one, where one of them may have moved money.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// See [`Question::resend_until_ms`]; of the first send.
-    pub resend_until_ms: i64,
+    /// Until when a second send cannot refund twice, counted from the first.
+    pub resend: Resend,
 }
 
 impl Standing {
     /// What a caller may do who must be told that the outcome is unknown.
-    pub fn retry(&self, now_ms: i64) -> Retry {
-        if now_ms < self.resend_until_ms {
-            Retry::SameKey
-        } else {
-            Retry::LookUp
-        }
+    pub fn retry(&self, now: Now) -> Retry {
+        self.resend.retry(now)
     }
 }
 
 /// What a call wants of the guard.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Asks {
     /// Nothing.
     Nothing,
@@ -323,8 +615,8 @@ pub enum Asks {
 /// What a call may do by the word of the guard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claim {
-    /// The guard is off, or has no place for this key: nothing is remembered.
-    None,
+    /// The guard is off, or was not asked for anything: nothing is remembered.
+    Unguarded,
     /// There is no place left for this key.
     NoRoom,
     /// Go on: the key is this call's.
@@ -333,13 +625,20 @@ pub enum Claim {
         ticket: Ticket,
         /// What is known of earlier sends.
         standing: Option<Standing>,
+        /// Whether another key was forgotten for it within its window.
+        evicted: bool,
     },
     /// The same call is in flight.
     InFlight(Standing),
     /// The key was used with another refund.
     Reused,
+    /// The payment can have one refund alone, and another key has it.
+    PaymentTaken {
+        /// Whether that one has not ended.
+        is_open: bool,
+    },
     /// Nothing is claimed: this is a look-up, and this is what is remembered of the key that it names.
-    Recalled(Recalled),
+    Recalled(Box<Recollection>),
     /// The same call has been answered, and is not sent again.
     Answered {
         /// The answer; none where no answer was ever made, as after a trap.
@@ -352,7 +651,9 @@ pub enum Claim {
 /// How a call ended, for the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// Nothing was sent, or what was sent certainly moved no money, and the same call can be made again.
+    /// Certainly nothing was sent by this call.
+    NotSent,
+    /// What was sent certainly moved no money, and the same call can be made again.
     Free,
     /// The provider took the refund and has not finished.
     Pending,
@@ -362,432 +663,87 @@ pub enum End {
     Refunded,
     /// The provider's own no: no money moved, and none will under this key.
     Refused,
-    /// The provider has proved that no send under this key has moved money.
-    NeverWas,
+    /// The provider has proved that there is no refund under this key, at a time when none could still arrive. The same call
+    /// can be made again; what may have moved money before is as unknown as it was.
+    Absent,
 }
 
-/// An answer as it was given: its status and body.
+/// What is told to the guard when a call ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Settled<'a> {
+    /// How it ended.
+    pub end: End,
+    /// The answer: status and body.
+    pub answer: (u16, &'a str),
+    /// The provider's id of the refund, where it has told one.
+    pub id: Option<&'a str>,
+    /// Whether something was sent by this call: not by a look-up.
+    pub sent: bool,
+    /// Whether the provider refused the refund, for certain or not.
+    pub refused: bool,
+    /// What the provider has called the payment, besides the names that the caller knew.
+    pub names: &'a [Digest],
+}
+
+impl Settled<'_> {
+    fn without_answer(end: End) -> Self {
+        Settled {
+            end,
+            answer: (0, ""),
+            id: None,
+            sent: false,
+            refused: false,
+            names: &[],
+        }
+    }
+}
+
+/// What became of a look-up's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concluded {
+    /// It holds, and changes nothing: nothing is remembered of the key, or the same final word.
+    Holds,
+    /// The key is settled by it.
+    Settled,
+    /// The same, and the provider has changed its final word.
+    Changed,
+    /// It no longer holds: the key has been sent with since, or is being sent with.
+    Overtaken,
+}
+
+/// An answer as it was given, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredAnswer {
     /// The HTTP status.
     pub status: u16,
+    /// The provider's id of the refund, as far as any answer has told it.
+    pub id: Option<String>,
     /// The body.
     pub body: String,
 }
 
 impl StoredAnswer {
     /// The bytes to be kept in the place of this key's answer; none where the answer is too large to be kept.
-    pub fn encode(key: &Digest, status: u16, body: &str) -> Option<Vec<u8>> {
-        if body.len() > MAX_ANSWER {
-            return None;
-        }
-        Some([&key.0[..], &status.to_le_bytes(), body.as_bytes()].concat())
+    pub fn encode(&self, key: &Digest) -> Option<Vec<u8>> {
+        let id = self.id.as_deref().unwrap_or_default();
+        let length = u8::try_from(id.len()).ok()?;
+        (self.body.len() <= MAX_ANSWER).then(|| {
+            let status = self.status.to_le_bytes();
+            let parts = [&key.0[..], &status, &[length], id.as_bytes()];
+            [&parts.concat(), self.body.as_bytes()].concat()
+        })
     }
 
     /// The answer of this key, if it is what these bytes hold: the place may have become another key's.
     pub fn decode(key: &Digest, bytes: &[u8]) -> Option<Self> {
-        let (status, body) = bytes.strip_prefix(&key.0)?.split_first_chunk()?;
+        let (status, rest) = bytes.strip_prefix(&key.0)?.split_first_chunk()?;
+        let (length, rest) = rest.split_first()?;
+        let (id, body) = rest.split_at_checked(usize::from(*length))?;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
         Some(StoredAnswer {
             status: u16::from_le_bytes(*status),
-            body: String::from_utf8(body.to_vec()).ok()?,
+            id: text(id).map(|id| Some(id).filter(|id| !id.is_empty()))?,
+            body: text(body)?,
         })
-    }
-}
-
-/// What the guard knows of a key in its bucket, once asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// As [`Claim::NoRoom`].
-    NoRoom,
-    /// As [`Claim::Taken`].
-    Taken {
-        /// What is known of earlier sends.
-        standing: Option<Standing>,
-        /// See [`Question::resend_until_ms`]; of the first send.
-        resend_until_ms: i64,
-    },
-    /// As [`Claim::InFlight`].
-    InFlight(Standing),
-    /// As [`Claim::Reused`].
-    Reused,
-    /// As [`Claim::Answered`]; the answer stands in the place of this entry, if there is one.
-    Answered {
-        /// The entry's place in the bucket; none where it has no answer.
-        way: Option<usize>,
-        /// What is known of the sends.
-        standing: Standing,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// In flight, and where the sends before it stand.
-    InFlight(Option<Open>),
-    /// The earlier sends moved no money.
-    Free,
-    Open(Open),
-    Refunded,
-    Refused,
-}
-
-/// A send whose end is not known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Open {
-    Pending,
-    Unknown,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Entry {
-    key: Digest,
-    refund: Digest,
-    about: About,
-    state: State,
-    /// Whether the last answer under this key stands in its place.
-    answered: bool,
-    lease: u64,
-    resend_until_ms: i64,
-    /// In flight: the end of the lease; else the end of the window.
-    until_ms: i64,
-}
-
-/// Key, refund, payment, amount, state, answered, lease, two times.
-const ENTRY_BYTES: usize = 16 + 16 + 8 + 8 + 1 + 1 + 8 + 8 + 8;
-
-impl Entry {
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend(self.key.0);
-        out.extend(self.refund.0);
-        out.extend(self.about.payment);
-        out.extend(self.about.amount);
-        out.push(match self.state {
-            State::Free => 0,
-            State::InFlight(None) => 1,
-            State::InFlight(Some(Open::Pending)) => 2,
-            State::InFlight(Some(Open::Unknown)) => 3,
-            State::Open(Open::Pending) => 4,
-            State::Open(Open::Unknown) => 5,
-            State::Refunded => 6,
-            State::Refused => 7,
-        });
-        out.push(u8::from(self.answered));
-        out.extend(self.lease.to_le_bytes());
-        out.extend(self.resend_until_ms.to_le_bytes());
-        out.extend(self.until_ms.to_le_bytes());
-    }
-
-    fn decode(bytes: &[u8; ENTRY_BYTES]) -> Option<Self> {
-        let (key, rest) = bytes.split_first_chunk()?;
-        let (refund, rest) = rest.split_first_chunk()?;
-        let (payment, rest) = rest.split_first_chunk()?;
-        let (amount, rest) = rest.split_first_chunk()?;
-        let ([state, answered], rest) = rest.split_first_chunk()?;
-        let (lease, rest) = rest.split_first_chunk()?;
-        let (resend, rest) = rest.split_first_chunk()?;
-        Some(Entry {
-            key: Digest(*key),
-            refund: Digest(*refund),
-            about: About {
-                payment: *payment,
-                amount: *amount,
-            },
-            state: match state {
-                0 => State::Free,
-                1 => State::InFlight(None),
-                2 => State::InFlight(Some(Open::Pending)),
-                3 => State::InFlight(Some(Open::Unknown)),
-                4 => State::Open(Open::Pending),
-                5 => State::Open(Open::Unknown),
-                6 => State::Refunded,
-                7 => State::Refused,
-                _ => return None,
-            },
-            answered: *answered == 1,
-            lease: u64::from_le_bytes(*lease),
-            resend_until_ms: i64::from_le_bytes(*resend),
-            until_ms: i64::from_le_bytes(rest.try_into().ok()?),
-        })
-    }
-
-    /// The entry as it is now: of a lease that has run out nothing more is expected, and a window that has closed leaves
-    /// nothing.
-    fn at(mut self, now_ms: i64, settings: &GuardSettings) -> Option<Self> {
-        if matches!(self.state, State::InFlight(_)) && now_ms >= self.until_ms {
-            self.state = State::Open(Open::Unknown);
-            // Whatever was answered to the sends before is not the answer to this one.
-            self.answered = false;
-            self.until_ms = self.until_ms.saturating_add(settings.window_ms);
-        }
-        let in_flight = matches!(self.state, State::InFlight(_));
-        (in_flight || now_ms < self.until_ms).then_some(self)
-    }
-
-    /// Where the sends under this key stand, if one of them may have moved money.
-    fn standing(&self) -> Option<Standing> {
-        let clean = matches!(self.state, State::Free | State::Refused);
-        (!clean).then_some(Standing {
-            resend_until_ms: self.resend_until_ms,
-        })
-    }
-
-    /// Which entry makes room first; none for one that never does.
-    fn makes_room(&self) -> Option<(u8, i64)> {
-        let order = match self.state {
-            State::InFlight(_) | State::Open(Open::Unknown) => return None,
-            State::Free => 0,
-            State::Refunded | State::Refused => 1,
-            State::Open(Open::Pending) => 2,
-        };
-        Some((order, self.until_ms))
-    }
-}
-
-/// The entries of one bucket.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Bucket {
-    places: Vec<Option<Entry>>,
-}
-
-impl Bucket {
-    /// Reads a stored bucket of a table of so many entries. Nothing, or nothing readable, is an empty one.
-    pub fn decode(bytes: &[u8], entries: u32) -> Self {
-        let ways = usize::try_from(entries.clamp(1, WAYS)).unwrap_or(1);
-        let (chunks, _) = bytes.as_chunks::<ENTRY_BYTES>();
-        let mut places: Vec<_> = chunks.iter().map(Entry::decode).collect();
-        places.resize(ways, None);
-        Bucket { places }
-    }
-
-    /// The bucket to be stored.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.places.len().saturating_mul(ENTRY_BYTES));
-        for place in &self.places {
-            match place {
-                Some(entry) => entry.encode(&mut out),
-                // 0xff is the state of no entry.
-                None => out.resize(out.len().saturating_add(ENTRY_BYTES), 0xff),
-            }
-        }
-        out
-    }
-
-    /// Where the sends under a key stand, if one of them may have moved money: a look that takes nothing.
-    pub fn standing(
-        &self,
-        key: &Digest,
-        now_ms: i64,
-        settings: &GuardSettings,
-    ) -> Option<Standing> {
-        let entry = self.places.iter().flatten().find(|entry| entry.key == *key);
-        entry?.at(now_ms, settings)?.standing()
-    }
-
-    /// What a call may do. After [`Found::Taken`] the bucket has changed: only who stores it may go on.
-    pub fn claim(
-        &mut self,
-        question: &Question,
-        lease: u64,
-        now_ms: i64,
-        settings: &GuardSettings,
-    ) -> Found {
-        // What is over leaves; the others stay as they were stored, since their calls may still come home.
-        for place in &mut self.places {
-            *place = place.filter(|entry| entry.at(now_ms, settings).is_some());
-        }
-        let mut fresh = Entry {
-            key: question.key,
-            refund: question.refund,
-            about: question.about,
-            state: State::InFlight(None),
-            answered: false,
-            lease,
-            resend_until_ms: question.resend_until_ms,
-            until_ms: now_ms.saturating_add(settings.lease_ms),
-        };
-        let known = self.places.iter().position(|place| {
-            place
-                .as_ref()
-                .is_some_and(|entry| entry.key == question.key)
-        });
-        let Some(way) = known else {
-            let Some(way) = self.room() else {
-                return Found::NoRoom;
-            };
-            self.put(way, fresh);
-            return Found::Taken {
-                standing: None,
-                resend_until_ms: fresh.resend_until_ms,
-            };
-        };
-        let known = self.places.get(way).copied().flatten();
-        let Some(entry) = known.and_then(|entry| entry.at(now_ms, settings)) else {
-            return Found::NoRoom;
-        };
-        let standing = Standing {
-            resend_until_ms: entry.resend_until_ms,
-        };
-        let open = match entry.state {
-            State::Free => {
-                // The provider may have noted the key at a send that came to nothing. Never longer than this call's own allows:
-                // the one before may have been for another provider.
-                if now_ms < entry.resend_until_ms {
-                    fresh.resend_until_ms = fresh.resend_until_ms.min(entry.resend_until_ms);
-                }
-                self.put(way, fresh);
-                return Found::Taken {
-                    standing: None,
-                    resend_until_ms: fresh.resend_until_ms,
-                };
-            }
-            _ if entry.refund != question.refund => return Found::Reused,
-            State::InFlight(_) => return Found::InFlight(standing),
-            State::Open(open) if now_ms < entry.resend_until_ms => open,
-            State::Open(_) | State::Refunded | State::Refused => {
-                return Found::Answered {
-                    way: entry.answered.then_some(way),
-                    standing,
-                };
-            }
-        };
-        fresh.state = State::InFlight(Some(open));
-        fresh.answered = entry.answered;
-        fresh.resend_until_ms = entry.resend_until_ms;
-        self.put(way, fresh);
-        Found::Taken {
-            standing: Some(standing),
-            resend_until_ms: entry.resend_until_ms,
-        }
-    }
-
-    /// The entry of a key under which money has moved or may have, and its place: a look that takes nothing.
-    fn recall(
-        &self,
-        key: &Digest,
-        now_ms: i64,
-        settings: &GuardSettings,
-    ) -> Option<(usize, Entry)> {
-        let mut places = self.places.iter().enumerate();
-        let (way, entry) = places.find_map(|(way, place)| {
-            let entry = place.filter(|entry| entry.key == *key)?;
-            Some((way, entry))
-        })?;
-        let entry = entry.at(now_ms, settings)?;
-        matches!(entry.state, State::Open(_) | State::Refunded).then_some((way, entry))
-    }
-
-    /// Makes a key that was recalled a look-up's own, to be settled; none where it is no longer as it was, or where it would be
-    /// freed while its call may still send: a lease that has run out ends no call. After it the bucket has changed.
-    fn reclaim(
-        &mut self,
-        recalled: &Recalled,
-        lease: u64,
-        end: End,
-        now_ms: i64,
-        settings: &GuardSettings,
-    ) -> Option<Ticket> {
-        let (way, mut entry) = self.recall(&recalled.key, now_ms, settings)?;
-        let State::Open(open) = entry.state else {
-            return None;
-        };
-        if entry.lease != recalled.lease || end == End::NeverWas && !recalled.came_home {
-            return None;
-        }
-        entry.state = State::InFlight(Some(open));
-        entry.lease = lease;
-        entry.until_ms = now_ms.saturating_add(settings.lease_ms);
-        self.put(way, entry);
-        Some(Ticket {
-            key: entry.key,
-            lease,
-            resend_until_ms: entry.resend_until_ms,
-        })
-    }
-
-    /// The place for a key that is not there: a free one, else that of what may be forgotten, final entries before
-    /// pending ones, and of these the oldest.
-    fn room(&self) -> Option<usize> {
-        if let Some(free) = self.places.iter().position(Option::is_none) {
-            return Some(free);
-        }
-        let places = self.places.iter().flatten().enumerate();
-        places
-            .filter_map(|(way, entry)| Some((entry.makes_room()?, way)))
-            .min()
-            .map(|(_, way)| way)
-    }
-
-    fn put(&mut self, way: usize, entry: Entry) {
-        if let Some(place) = self.places.get_mut(way) {
-            *place = Some(entry);
-        }
-    }
-
-    fn mine(&mut self, ticket: &Ticket) -> Option<(usize, &mut Entry)> {
-        self.places.iter_mut().enumerate().find_map(|(way, place)| {
-            let entry = place.as_mut()?;
-            // One whose lease has run out is still its call's until another takes it.
-            let mine = entry.key == ticket.key
-                && entry.lease == ticket.lease
-                && matches!(entry.state, State::InFlight(_));
-            mine.then_some((way, entry))
-        })
-    }
-
-    /// The place of a call that is in flight and not settled; none where the key has become another call's.
-    pub fn place_of(&mut self, ticket: &Ticket) -> Option<usize> {
-        self.mine(ticket).map(|(way, _)| way)
-    }
-
-    /// What a call's end means for its key. A send that came to nothing known after one that the provider took tells nothing new
-    /// where the provider knows the key for ever; and the first answer holds the refund's id, by which it is looked up.
-    fn end_of(&mut self, ticket: &Ticket, end: End) -> End {
-        let taken = self.mine(ticket).is_some_and(|(_, entry)| {
-            entry.state == State::InFlight(Some(Open::Pending))
-                && entry.answered
-                && entry.resend_until_ms == i64::MAX
-        });
-        if taken && end == End::Unknown {
-            End::Free
-        } else {
-            end
-        }
-    }
-
-    /// Settles a call. `answered`: its answer stands in its place now. Says whether the bucket has changed: not where the
-    /// key has become another call's since.
-    pub fn settle(
-        &mut self,
-        ticket: &Ticket,
-        end: End,
-        answered: bool,
-        now_ms: i64,
-        settings: &GuardSettings,
-    ) -> bool {
-        let Some((_, entry)) = self.mine(ticket) else {
-            return false;
-        };
-        let before = match entry.state {
-            State::InFlight(open) => open,
-            _ => None,
-        };
-        entry.state = match (end, before) {
-            (End::Free, None) => State::Free,
-            // What this send did not move, an earlier one may have.
-            (End::Free, Some(open)) => State::Open(open),
-            (End::NeverWas, _) => State::Free,
-            (End::Pending, _) => State::Open(Open::Pending),
-            (End::Unknown, _) => State::Open(Open::Unknown),
-            (End::Refunded, _) if answered => State::Refunded,
-            (End::Refused, _) if answered => State::Refused,
-            // An end that cannot be told again is none.
-            (End::Refunded | End::Refused, _) => State::Open(Open::Unknown),
-        };
-        entry.answered = if end == End::Free {
-            entry.answered
-        } else {
-            answered
-        };
-        entry.until_ms = now_ms.saturating_add(settings.window_ms);
-        true
     }
 }

@@ -8,7 +8,10 @@ use crate::guard::Digest;
 /// The longest key that is taken, in characters.
 const MAX_LENGTH: usize = 255;
 
-/// The caller's `Idempotency-Key`: 1 to 255 visible ASCII characters.
+/// The identity of a caller's `Idempotency-Key`: 1 to 255 visible ASCII characters, a UUID of any version in lower case.
+///
+/// It is made once, where the header (or a look-up's `key`) is read, and nothing else ever sees the text as it was written:
+/// the guard, the provider's key and look-ups cannot be of two minds about what one key is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey(String);
 
@@ -35,23 +38,21 @@ impl IdempotencyKey {
         if text.is_empty() || text.len() > MAX_LENGTH || !text.iter().all(u8::is_ascii_graphic) {
             return Err(KeyFault::Invalid);
         }
-        String::from_utf8(text)
-            .map(IdempotencyKey)
-            .map_err(|_| KeyFault::Invalid)
-    }
-
-    /// The name of this key in the guard, which keeps no key's text. A UUID is one key however it is spelt, as it is one to the
-    /// provider.
-    pub fn digest(&self) -> Digest {
-        match self.as_uuid(true) {
-            Some(uuid) => Digest::of([b"uuid".as_slice(), uuid.as_bytes()]),
-            None => Digest::of([self.0.as_bytes()]),
+        let mut text = String::from_utf8(text).map_err(|_| KeyFault::Invalid)?;
+        if is_uuid(&text) {
+            text.make_ascii_lowercase();
         }
+        Ok(IdempotencyKey(text))
     }
 
-    /// The key's text, without quotes.
-    pub fn as_str(&self) -> &str {
+    /// The identity itself. It is the caller's: never for a log.
+    pub fn identity(&self) -> &str {
         &self.0
+    }
+
+    /// The name of this key in the guard, which keeps no key's text.
+    pub fn digest(&self) -> Digest {
+        Digest::of([self.0.as_bytes()])
     }
 
     /// The key for the provider configured under `provider`: the caller's own where it is a UUID of version 4 (or of
@@ -73,15 +74,17 @@ impl IdempotencyKey {
     }
 
     fn as_uuid(&self, takes_v7: bool) -> Option<Uuid> {
-        // `Uuid` also reads braces, URNs and 32 bare digits; a provider is promised the hyphenated form, and two spellings
-        // of one UUID that a caller uses for two refunds must not become one key.
-        let uuid = Uuid::try_parse(&self.0)
-            .ok()
-            .filter(|_| self.0.len() == 36)?;
+        let uuid = Uuid::try_parse(&self.0).ok().filter(|_| is_uuid(&self.0))?;
         let version = uuid.get_version_num();
         (uuid.get_variant() == Variant::RFC4122 && (version == 4 || version == 7 && takes_v7))
             .then_some(uuid)
     }
+}
+
+/// Whether a text is a UUID as RFC 9562 writes it: 8-4-4-4-12 hexadecimal digits, in any case. (`Uuid` also reads braces, URNs
+/// and 32 bare digits; those are other keys.)
+fn is_uuid(text: &str) -> bool {
+    text.len() == uuid::fmt::Hyphenated::LENGTH && Uuid::try_parse(text).is_ok()
 }
 
 /// The idempotency key of one refund at its provider: a UUID.

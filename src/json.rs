@@ -89,6 +89,21 @@ impl<'t> Json<'t> {
     }
 }
 
+impl Json<'_> {
+    /// Whether a string in it, wherever it stands, is this word.
+    pub fn says(&self, word: &str) -> bool {
+        let is = |(at, span): (usize, &Span)| {
+            let node = Node {
+                json: self,
+                at: u32::try_from(at).unwrap_or(u32::MAX),
+                span: *span,
+            };
+            node.text().as_deref() == Some(word)
+        };
+        self.spans.iter().enumerate().any(is)
+    }
+}
+
 /// Notes the values of what is known to be JSON, each before what is in it; none where there are too many.
 fn note(text: &[u8]) -> Option<Vec<Span>> {
     let mut spans: Vec<Span> = Vec::with_capacity(32);

@@ -20,6 +20,7 @@
     )
 )]
 
+pub mod clock;
 pub mod config;
 pub mod exchange;
 #[cfg(target_os = "wasi")]

@@ -134,8 +134,10 @@ impl LookUp {
             }
             key.ok()
         });
-        if id.as_deref().is_some_and(|id| matches!(id, "." | "..")) {
-            query.fault("id", "The id cannot be a dot segment.");
+        for (name, text) in [("id", &id), ("reference", &reference)] {
+            if matches!(text.as_deref(), Some("." | "..")) {
+                query.fault(name, "This cannot be a dot segment.");
+            }
         }
         let capabilities = entry.map(|entry| entry.dialect.capabilities());
         PaymentNames {
@@ -148,12 +150,17 @@ impl LookUp {
             capabilities.map(|capabilities| capabilities.payment),
             &mut query.faults,
         );
-        if capabilities.is_some_and(|capabilities| capabilities.refunds != Refunds::One)
-            && !(had_id || had_key || had_reference)
+        if let Some(capabilities) = capabilities
+            && capabilities.refunds != Refunds::One
+            && !(had_id || had_key || had_reference && capabilities.takes_reference)
         {
             query.fault(
                 "key",
-                "A payment at this provider can have several refunds: say which by key, id or reference.",
+                if capabilities.takes_reference {
+                    "A payment at this provider can have several refunds: say which by key, id or reference."
+                } else {
+                    "A payment at this provider can have several refunds, and it is sent no references: say which by key or id."
+                },
             );
         }
         match entry {
@@ -166,6 +173,7 @@ impl LookUp {
                         },
                         id,
                         key: key.as_ref().map(|key| provider_key(key, entry)),
+                        referenced: reference.is_some(),
                         reference,
                     },
                     key,

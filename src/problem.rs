@@ -25,19 +25,25 @@ pub enum Code {
     IdempotencyKeyReused,
     /// What the contract or this provider cannot take.
     InvalidRequest,
-    /// The same key is in flight at the provider.
+    /// The same key is in flight, here or at the provider.
     RefundInProgress,
+    /// This provider refunds a payment once, and another key has this payment, or it shows a refund.
+    PaymentHasRefund,
     /// The provider or issuer said no.
     RefundDeclined,
     /// The provider found the request wrong.
     ProviderRejected,
     /// The provider does not know the payment.
     PaymentNotFound,
+    /// The payment was looked at before sending, and it cannot be refunded like this.
+    PaymentNotRefundable,
     /// The provider does not show the refund that was looked up.
     RefundNotFound,
+    /// The payment that was looked up shows a refund, and nothing tells whose it is.
+    RefundAmbiguous,
     /// The provider does not accept the platform's credentials.
     ProviderAuthFailed,
-    /// The provider wants fewer calls.
+    /// The provider is rate limiting.
     ProviderRateLimited,
     /// No connection was made, so nothing was sent.
     ProviderUnreachable,
@@ -62,7 +68,7 @@ impl Code {
     }
 
     /// All of them.
-    pub const ALL: [Code; 24] = [
+    pub const ALL: [Code; 27] = [
         Code::BadRequest,
         Code::MethodNotAllowed,
         Code::UnsupportedMediaType,
@@ -74,10 +80,13 @@ impl Code {
         Code::IdempotencyKeyReused,
         Code::InvalidRequest,
         Code::RefundInProgress,
+        Code::PaymentHasRefund,
         Code::RefundDeclined,
         Code::ProviderRejected,
         Code::PaymentNotFound,
+        Code::PaymentNotRefundable,
         Code::RefundNotFound,
+        Code::RefundAmbiguous,
         Code::ProviderAuthFailed,
         Code::ProviderRateLimited,
         Code::ProviderUnreachable,
@@ -141,6 +150,11 @@ impl Code {
                 409,
                 "A refund with this key is in flight",
             ),
+            Code::PaymentHasRefund => (
+                "payment-has-refund",
+                409,
+                "The payment has a refund under another key",
+            ),
             Code::RefundDeclined => ("refund-declined", 422, "The refund was declined"),
             Code::ProviderRejected => {
                 ("provider-rejected", 422, "The provider refused the request")
@@ -150,10 +164,20 @@ impl Code {
                 404,
                 "The provider does not know the payment",
             ),
+            Code::PaymentNotRefundable => (
+                "payment-not-refundable",
+                422,
+                "The payment cannot be refunded like this",
+            ),
             Code::RefundNotFound => (
                 "refund-not-found",
                 404,
                 "The provider does not show the refund",
+            ),
+            Code::RefundAmbiguous => (
+                "refund-ambiguous",
+                409,
+                "The payment shows a refund, and nothing tells whose it is",
             ),
             Code::ProviderAuthFailed => (
                 "provider-auth-failed",
@@ -163,7 +187,7 @@ impl Code {
             Code::ProviderRateLimited => (
                 "provider-rate-limited",
                 503,
-                "The provider wants fewer calls",
+                "The provider is rate limiting",
             ),
             Code::ProviderUnreachable => (
                 "provider-unreachable",
@@ -213,9 +237,12 @@ pub enum Moved {
 pub enum Retry {
     /// The same call with the same key cannot refund twice.
     SameKey,
+    /// As it stands the call fails again, and it has not spent its key: correct it and send it with the same key.
+    Corrected,
     /// Ask for the refund's state first.
     LookUp,
-    /// It would fail the same way; once the cause is mended, use a new key.
+    /// The key is spent. With `not_refunded` a further attempt takes a new key; with `unknown` none may be made until the
+    /// provider's word.
     No,
 }
 
@@ -224,6 +251,7 @@ impl Retry {
     pub fn as_str(self) -> &'static str {
         match self {
             Retry::SameKey => "same_key",
+            Retry::Corrected => "corrected",
             Retry::LookUp => "look_up",
             Retry::No => "no",
         }
@@ -263,6 +291,19 @@ pub struct ProviderWord {
     /// Its own words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// What it said of single fields.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// What a provider said of one field of its request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    /// The path to the field in the provider's own names, joined by dots; none where it named no field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// Its words.
+    pub message: String,
 }
 
 /// An error as its caller gets it.
@@ -316,15 +357,18 @@ impl Problem {
     }
 
     /// Makes it a problem of a key under which another send may have moved money, whatever became of this one. `retry` is what
-    /// stands in place of `same_key`; a fault of the call itself stays one that no repeating mends.
+    /// stands in place of `same_key`; a fault of the call itself stays one that must be corrected.
     pub fn after_another_send(&mut self, retry: Retry) {
         if self.outcome == Moved::Unknown {
             return;
         }
         self.outcome = Moved::Unknown;
-        if self.retry == Retry::SameKey {
-            self.retry = retry;
-        }
+        self.retry = match self.retry {
+            Retry::SameKey => retry,
+            Retry::Corrected => Retry::Corrected,
+            // The same call would be refused again, and nothing learnt of the send before it.
+            Retry::LookUp | Retry::No => Retry::LookUp,
+        };
         self.detail
             .push_str(" Another send under this key may have been the refund.");
     }
@@ -332,10 +376,13 @@ impl Problem {
     /// Makes it the answer to a look-up: what fails there says nothing of the refund, but for the proof that there is none.
     pub fn of_look_up(&mut self) {
         self.look_up = true;
-        if self.code != Code::RefundNotFound || self.outcome != Moved::No {
-            self.outcome = Moved::Unknown;
+        if self.code == Code::RefundNotFound && self.outcome == Moved::No {
+            return;
+        }
+        self.outcome = Moved::Unknown;
+        self.retry_until = None;
+        if self.retry == Retry::SameKey {
             self.retry = Retry::LookUp;
-            self.retry_until = None;
         }
     }
 
@@ -346,15 +393,35 @@ impl Problem {
                 "Whether money has moved is as unknown as before. Look the refund up again before anything else; a call with a \
                  new key could refund again."
             }
+            (Moved::Unknown, Retry::Corrected) if self.look_up => {
+                "Whether money has moved is as unknown as before. Correct the look-up: as it stands it fails again."
+            }
+            (Moved::Unknown, Retry::No) if self.look_up => {
+                "Whether money has moved is not known, and looking it up again will not tell. Ask the provider, and do not \
+                 refund again before its answer."
+            }
+            (Moved::No, Retry::SameKey) if self.code == Code::PaymentHasRefund => {
+                "No money has moved under this key. Send the call again with the same key once the other refund has ended."
+            }
+            (Moved::No, Retry::No) if self.code == Code::PaymentHasRefund => {
+                "No money has moved under this key, and while the other refund stands none can: no new key changes that."
+            }
             (Moved::No, Retry::SameKey) => {
                 "No money has moved. Send the call again with the same key."
             }
-            (Moved::No, _) => {
-                "No money has moved. It would end the same way again: mend the cause, and use a new key."
+            (Moved::No, Retry::Corrected) => {
+                "No money has moved. Correct the call and send it with the same key; as it stands it fails again."
+            }
+            (Moved::No, Retry::LookUp | Retry::No) => {
+                "No money has moved. This key is spent: a further attempt needs a new key."
             }
             (Moved::Unknown, Retry::SameKey) => {
                 "Money may have moved. Send the same call again with the same key, which cannot refund twice; never with a \
                  new one."
+            }
+            (Moved::Unknown, Retry::Corrected) => {
+                "Money may have moved by an earlier call with this key. Correct the call and send it with the same key, never \
+                 with a new one."
             }
             (Moved::Unknown, Retry::LookUp) => {
                 "Money may have moved. Look the refund up before anything else; a call with a new key could refund again."

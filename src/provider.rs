@@ -4,15 +4,20 @@ pub mod bbmsl;
 pub mod begateway;
 pub mod bog;
 pub mod moyasar;
+mod reply;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::value::RawValue;
 
+use crate::clock::{Now, Resend};
 use crate::idempotency::ProviderKey;
-use crate::json::{Json, Kind, Node};
 use crate::money::{Currency, Money};
-use crate::problem::Retry;
+use crate::problem::{FieldError, Retry};
 use crate::refund::{Payment, Refund, Status};
+
+pub use reply::{
+    Echo, ProviderReply, by_status, differs, echoed_amount, field_errors, identifier, is_refusal,
+    message_of, path_segment, plain_text, refusal, scalar,
+};
 
 /// Which dialect a configured provider speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,11 +77,59 @@ pub struct Capabilities {
     pub idempotency: Idempotency,
     /// How many refunds a payment can have.
     pub refunds: Refunds,
+    /// Whether it is sent the caller's `reference`, and finds a refund by it.
+    pub takes_reference: bool,
+    /// Whether it names the currency in what it says of a refund.
+    pub shows_currency: bool,
+    /// The words by which it says that a refund is made or under way: no refusal that has one in it is certain.
+    pub taken: &'static [&'static str],
 }
 
 impl Capabilities {
+    /// What a caller may do when it is not known what became of a refund: the contract's "by key".
+    pub fn retry_when_unknown(&self) -> Retry {
+        match self.idempotency {
+            Idempotency::None => Retry::LookUp,
+            Idempotency::Uuid { .. } => Retry::SameKey,
+        }
+    }
+}
+
+/// How a provider counts amounts: by its documentation, and by what the configuration says of it.
+#[derive(Debug)]
+pub struct Counting {
+    /// What its documentation says.
+    pub units: Units,
+    /// `minor_units` of the configuration.
+    pub configured: Vec<(Currency, u8)>,
+}
+
+impl Counting {
+    /// The number of decimals by which this provider counts a currency; none where that is in dispute.
+    pub fn digits(&self, currency: Currency) -> Option<u8> {
+        let configured = self.configured.iter().find(|(known, _)| *known == currency);
+        if let Some((_, digits)) = configured {
+            return Some(*digits);
+        }
+        match self.units {
+            Units::Minor { disputed, .. } if disputed.contains(&currency.code()) => None,
+            Units::Minor { digits, .. } => {
+                let own = digits.iter().find(|(code, _)| *code == currency.code());
+                Some(own.map_or(currency.digits(), |(_, digits)| *digits))
+            }
+            Units::Major { .. } => Some(currency.digits()),
+        }
+    }
+
     /// The JSON number for an amount, or a sentence that says why this provider cannot take it.
     pub fn wire_amount(&self, money: Money) -> Result<Box<RawValue>, String> {
+        let code = money.currency.code();
+        let digits = self.digits(money.currency).ok_or_else(|| {
+            format!("How many decimals this provider counts {code} by is in dispute: the platform team must say so in minor_units.")
+        })?;
+        let units = money.minor_units(digits).ok_or_else(|| {
+            format!("This provider counts {code} with {digits} decimals: the value cannot be sent exactly.")
+        })?;
         let number = match self.units {
             Units::Major {
                 decimals,
@@ -94,21 +147,10 @@ impl Capabilities {
                     _ => Ok(number),
                 }
             }
-            Units::Minor { max, .. } => {
-                let digits = self.minor_digits(money.currency);
-                let units = money.minor_units(digits).ok_or_else(|| {
-                    format!(
-                        "This provider counts {} with {digits} decimals: the value cannot be sent exactly.",
-                        money.currency.code()
-                    )
-                })?;
-                if units > max {
-                    return Err(format!(
-                        "This provider takes {max} minor units in one refund at most."
-                    ));
-                }
-                Ok(units.to_string())
-            }
+            Units::Minor { max, .. } if units > max => Err(format!(
+                "This provider takes {max} minor units in one refund at most."
+            )),
+            Units::Minor { .. } => Ok(units.to_string()),
         }?;
         RawValue::from_string(number).map_err(|_| "The value cannot be sent.".to_owned())
     }
@@ -117,26 +159,7 @@ impl Capabilities {
     pub fn read_amount(&self, number: &str, currency: Currency) -> Option<Money> {
         match self.units {
             Units::Major { .. } => Money::from_major(number, currency),
-            Units::Minor { .. } => Money::from_minor(number, self.minor_digits(currency), currency),
-        }
-    }
-
-    /// The number of decimals that this provider takes a currency to have.
-    pub fn minor_digits(&self, currency: Currency) -> u8 {
-        let own = match self.units {
-            Units::Minor { digits, .. } => digits,
-            Units::Major { .. } => &[],
-        };
-        own.iter()
-            .find(|(code, _)| *code == currency.code())
-            .map_or(currency.digits(), |(_, digits)| *digits)
-    }
-
-    /// What a caller may do when it is not known what became of a refund: the contract's "by key".
-    pub fn retry_when_unknown(&self) -> Retry {
-        match self.idempotency {
-            Idempotency::None => Retry::LookUp,
-            Idempotency::Uuid { .. } => Retry::SameKey,
+            Units::Minor { .. } => Money::from_minor(number, self.digits(currency)?, currency),
         }
     }
 }
@@ -166,6 +189,8 @@ pub enum Units {
         max: u64,
         /// Where its number of decimals is not ISO 4217's.
         digits: &'static [(&'static str, u8)],
+        /// The currencies of which nobody outside knows by how many decimals it counts them.
+        disputed: &'static [&'static str],
     },
 }
 
@@ -192,17 +217,22 @@ pub enum Idempotency {
     },
 }
 
+/// The least margin before a provider forgets a key, in milliseconds: a call that is let go just before has to get there.
+const ROAD_MS: i64 = 60_000;
+
 impl Idempotency {
-    /// Until when a second send is no second refund, if the first leaves now (Unix time in milliseconds): [`i64::MAX`] where
-    /// it never is one as far as the provider says, 0 where it always may be.
-    pub fn resend_until_ms(self, now_ms: i64) -> i64 {
+    /// Until when a second send cannot refund twice, if the first leaves now. `settle_ms`: how long a send may take.
+    pub fn resend(self, now: Now, settle_ms: i64) -> Resend {
         match self {
-            Idempotency::None => 0,
-            Idempotency::Uuid { kept: None, .. } => i64::MAX,
+            Idempotency::None => Resend::Never,
+            Idempotency::Uuid { kept: None, .. } => Resend::Always,
             Idempotency::Uuid {
                 kept: Some(seconds),
                 ..
-            } => now_ms.saturating_add(seconds.saturating_mul(1_000)),
+            } => {
+                let kept_ms = seconds.saturating_mul(1_000);
+                Resend::Until(now.plus(kept_ms.saturating_sub(settle_ms.max(ROAD_MS))))
+            }
         }
     }
 }
@@ -239,18 +269,8 @@ pub struct Wanted {
     pub key: Option<ProviderKey>,
     /// The caller's own name for it.
     pub reference: Option<String>,
-}
-
-impl Wanted {
-    /// The question what became of a payment.
-    pub fn of_payment(payment: &Payment) -> Self {
-        Wanted {
-            payment: payment.clone(),
-            id: None,
-            key: None,
-            reference: None,
-        }
-    }
+    /// Whether it may have gone out with a `reference`.
+    pub referenced: bool,
 }
 
 /// What a dialect makes of a refund or of a look-up. The credentials come on top: no dialect ever holds one.
@@ -280,78 +300,6 @@ pub enum Payload {
     },
 }
 
-/// A provider's whole reply.
-#[derive(Debug)]
-pub struct ProviderReply<'a> {
-    /// The HTTP status.
-    pub status: u16,
-    /// The body, whole.
-    pub body: &'a [u8],
-    json: Option<Json<'a>>,
-}
-
-impl<'a> ProviderReply<'a> {
-    /// A reply with this status and body.
-    pub fn new(status: u16, body: &'a [u8]) -> Self {
-        ProviderReply {
-            status,
-            body,
-            json: Json::parse(body).ok(),
-        }
-    }
-
-    /// The body's JSON.
-    pub fn json(&self) -> Option<Node<'_>> {
-        self.json.as_ref().map(Json::root)
-    }
-
-    /// The body's JSON, if it is a plain object.
-    pub fn object(&self) -> Option<Node<'_>> {
-        self.json().filter(|node| node.is_plain_object())
-    }
-
-    /// Whether these characters stand anywhere in the body, whatever the body is, in whatever case, and whether or not they
-    /// are written as JSON's escapes (RFC 8259, 7).
-    pub fn mentions(&self, word: &str) -> bool {
-        let stands_in = |text: &[u8]| {
-            text.windows(word.len().max(1))
-                .any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
-        };
-        stands_in(self.body) || self.body.contains(&b'\\') && stands_in(&unescaped(self.body))
-    }
-
-    /// Whether the status is a 2xx.
-    pub fn is_success(&self) -> bool {
-        (200..300).contains(&self.status)
-    }
-}
-
-/// The text with its escapes taken for what they stand for, as far as that is ASCII.
-fn unescaped(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((byte, after)) = rest.split_first() {
-        rest = after;
-        let Some((escape, after)) = rest.split_first().filter(|_| *byte == b'\\') else {
-            out.push(*byte);
-            continue;
-        };
-        rest = after;
-        let code = rest.split_first_chunk::<4>().filter(|_| *escape == b'u');
-        match code.and_then(|(hex, after)| {
-            let hex = std::str::from_utf8(hex).ok()?;
-            Some((u8::try_from(u16::from_str_radix(hex, 16).ok()?), after))
-        }) {
-            Some((code, after)) => {
-                out.push(code.unwrap_or(b'?'));
-                rest = after;
-            }
-            None => out.push(*escape),
-        }
-    }
-    out
-}
-
 /// What a reply says about a refund.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -374,9 +322,8 @@ pub enum Finding {
         status: Status,
         /// What the provider says of it.
         receipt: Receipt,
-        /// Whether the reply shows the key that was asked for: then it is the refund under that key, whatever else it was
-        /// found by.
-        by_key: bool,
+        /// By what the reply shows that this is the refund that was asked for.
+        shown_by: ShownBy,
     },
     /// It is not there.
     Absent(Absence, Word),
@@ -401,13 +348,30 @@ impl Finding {
     }
 }
 
+/// What in a reply identifies a refund.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShownBy {
+    /// The key that was asked for.
+    Key,
+    /// The provider's own id of the refund, which was asked for.
+    Id,
+    /// Nothing of its own: its payment has a refund.
+    Payment,
+    /// Nothing that the provider has made: the caller's own name for it, which another caller could have given to another one.
+    Reference,
+    /// Nothing at all: the provider says that some refund of this payment is under way.
+    Nothing,
+}
+
 /// What it means that a provider does not show a refund.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Absence {
     /// There is none: the provider's answer proves it.
     Proven,
-    /// There may be one that does not show, or not yet, or cannot be told from others: a sentence for the caller.
+    /// There may be one that does not show, or not yet: a sentence for the caller.
     Unproven(&'static str),
+    /// The payment has refunds, and none of them can be told to be this one: a sentence for the caller.
+    Ambiguous(&'static str),
     /// No refund shows, and the payment is in a state in which none can be made: the provider's word for it.
     NotRefundable(&'static str),
 }
@@ -432,6 +396,55 @@ pub struct Receipt {
     pub amount: Option<Money>,
     /// The refund's own time, as the provider writes it.
     pub created_at: Option<String>,
+    /// What the provider calls the payment.
+    pub payment: Names,
+    /// The provider's words.
+    pub word: Word,
+}
+
+/// What a provider calls a payment, as far as a reply tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Its own id.
+    pub id: Option<String>,
+    /// The merchant's reference.
+    pub reference: Option<String>,
+}
+
+/// What a provider says of a payment that is looked at before it is refunded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// It can be refunded, as far as this tells.
+    Refundable(Shown),
+    /// It cannot: what it is instead, such as "not paid".
+    NotRefundable(String, Word),
+    /// The provider did not take the question.
+    Refused(Refusal, Word),
+    /// It cannot be told from this reply.
+    Unknown(Doubt, Word),
+}
+
+impl Look {
+    /// What a status outside 2xx says.
+    pub fn by_status(status: u16, word: Word) -> Self {
+        match refusal(status) {
+            Some(refusal) => Look::Refused(refusal, word),
+            None => Look::Unknown(Doubt::Failed, word),
+        }
+    }
+}
+
+/// A payment, as far as its provider shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Its currency.
+    pub currency: Option<Currency>,
+    /// What is left of it to be refunded.
+    pub left: Option<Money>,
+    /// Whether some of it has been refunded.
+    pub refunded: bool,
+    /// What the provider calls it.
+    pub names: Names,
     /// The provider's words.
     pub word: Word,
 }
@@ -443,6 +456,8 @@ pub struct Word {
     pub code: Option<String>,
     /// Its message.
     pub message: Option<String>,
+    /// What it says of single fields.
+    pub errors: Vec<FieldError>,
 }
 
 /// Why a provider did not refund.
@@ -456,7 +471,7 @@ pub enum Refusal {
     NotFound,
     /// It does not accept the credentials.
     Credentials,
-    /// It wants fewer calls.
+    /// It is rate limiting.
     RateLimited,
 }
 
@@ -469,9 +484,9 @@ pub enum Doubt {
     MaybeThere,
     /// It failed.
     Failed,
-    /// It is not what the provider documents.
+    /// It is not what the provider documents, or it contradicts itself.
     Unreadable,
-    /// It speaks of another amount, currency or payment.
+    /// It speaks of another amount, currency, payment or key.
     Mismatch,
 }
 
@@ -479,6 +494,8 @@ pub enum Doubt {
 pub trait Provider: std::fmt::Debug {
     /// What the provider can take.
     fn capabilities(&self) -> &'static Capabilities;
+    /// How it counts amounts.
+    fn counting(&self) -> &Counting;
     /// The provider's request for a refund that its capabilities allow.
     fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest;
     /// What a reply means. Total: what is not understood is [`Outcome::Unknown`], never refused and never refunded.
@@ -488,134 +505,8 @@ pub trait Provider: std::fmt::Debug {
     fn look_up(&self, wanted: &Wanted) -> ProviderRequest;
     /// What the reply to a look-up means. Total: what is not understood is [`Finding::Unknown`].
     fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding;
-}
-
-/// The refusal that a status outside 2xx is where the body says nothing more: one table for all providers (contract, "Errors").
-/// What it does not name is a failure of which nothing is known.
-fn refusal(status: u16) -> Option<Refusal> {
-    match status {
-        402 => Some(Refusal::Declined),
-        400 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431 => Some(Refusal::Rejected),
-        404 => Some(Refusal::NotFound),
-        401 | 403 => Some(Refusal::Credentials),
-        429 => Some(Refusal::RateLimited),
-        _ => None,
-    }
-}
-
-/// What a status outside 2xx means for a refund where the body says nothing more.
-pub fn by_status(status: u16, word: Word) -> Outcome {
-    match refusal(status) {
-        Some(refusal) => Outcome::Refused(refusal, word),
-        None => Outcome::Unknown(Doubt::Failed, word),
-    }
-}
-
-/// Whether a status says that the provider looked at the refund and refused it: the ones after which its words decide
-/// whether a refund may be there already.
-pub fn is_verdict(status: u16) -> bool {
-    status == 409
-        || matches!(
-            refusal(status),
-            Some(Refusal::Declined | Refusal::Rejected | Refusal::NotFound)
-        )
-}
-
-/// RFC 3986's unreserved characters stand for themselves.
-const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
-
-/// A value as one path segment.
-pub fn path_segment(value: &str) -> String {
-    utf8_percent_encode(value, PATH_SEGMENT).to_string()
-}
-
-/// The text of a string or a number: providers are not of one mind whether an id or a code is one or the other.
-pub fn scalar(node: Option<Node<'_>>) -> Option<String> {
-    let node = node?;
-    match node.number() {
-        Some(number) => Some(number.to_owned()),
-        None => node
-            .text()
-            .filter(|text| !text.is_empty())
-            .map(std::borrow::Cow::into_owned),
-    }
-}
-
-/// A refund's id at its provider, as text. What is absurdly long or holds control characters is none.
-pub fn identifier(node: Option<Node<'_>>) -> Option<String> {
-    scalar(node).filter(|id| id.len() <= 255 && !id.chars().any(char::is_control))
-}
-
-/// A body that is no JSON as a message: plain text yes, a page of HTML no.
-pub fn plain_text(reply: &ProviderReply<'_>) -> Option<String> {
-    let text = std::str::from_utf8(reply.body).ok()?.trim();
-    let speaks = !text.is_empty() && !text.starts_with(['<', '{', '[']);
-    (speaks && reply.json().is_none()).then(|| text.to_owned())
-}
-
-/// Whether an echoed name is another than the one that was sent. What is not echoed proves nothing; what is echoed as
-/// neither string nor number is another.
-pub fn differs(echoed: Option<Node<'_>>, sent: Option<&str>) -> bool {
-    match (echoed, sent) {
-        (Some(echoed), Some(sent)) => scalar(Some(echoed)).as_deref() != Some(sent),
-        _ => false,
-    }
-}
-
-/// What a provider's amount and currency say beside those that were asked for.
-pub enum Echo {
-    /// The same, or nothing; with the amount where it is known.
-    Same(Option<Money>),
-    /// Another amount or currency.
-    Other,
-    /// Not an amount at all.
-    Unreadable,
-}
-
-/// Reads an echoed amount as this provider counts, and compares it and its currency with the one that was asked for, if one was.
-pub fn echoed_amount(
-    capabilities: &Capabilities,
-    asked: Option<Money>,
-    amount: Option<Node<'_>>,
-    currency: Option<Node<'_>>,
-) -> Echo {
-    let named = match currency.map(|node| node.text()) {
-        None => None,
-        Some(None) => return Echo::Unreadable,
-        Some(Some(code)) => match (Currency::from_code(&code), asked) {
-            (Some(currency), _) => Some(currency),
-            (None, Some(_)) => return Echo::Other,
-            (None, None) => return Echo::Same(None),
-        },
-    };
-    if let (Some(named), Some(asked)) = (named, asked)
-        && named != asked.currency
-    {
-        return Echo::Other;
-    }
-    let Some(amount) = amount else {
-        return Echo::Same(None);
-    };
-    if amount.kind() != Kind::Number {
-        return Echo::Unreadable;
-    }
-    let Some(currency) = named.or(asked.map(|money| money.currency)) else {
-        return Echo::Same(None);
-    };
-    match (
-        amount
-            .number()
-            .and_then(|number| capabilities.read_amount(number, currency)),
-        asked,
-    ) {
-        (Some(money), Some(asked)) if money != asked => Echo::Other,
-        (Some(money), _) => Echo::Same(Some(money)),
-        // A number that is no amount of this currency is not ours either.
-        (None, Some(_)) => Echo::Other,
-        (None, None) => Echo::Unreadable,
-    }
+    /// The provider's request for a look at a payment before it is refunded.
+    fn look(&self, payment: &Payment) -> ProviderRequest;
+    /// What the reply to a look means. Total: what is not understood is [`Look::Unknown`].
+    fn seen(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Look;
 }

@@ -72,8 +72,8 @@ impl Refund {
         }
     }
 
-    /// The digest of the whole call as parsed, for the guard: `10` and `10.00` are one amount.
-    pub fn digest(&self, provider: &str) -> Digest {
+    /// The digest of the whole call as parsed and of whom it is for, for the guard: `10` and `10.00` are one amount.
+    pub fn digest(&self, entry: &ProviderEntry) -> Digest {
         let (minor, currency) = match self.asked() {
             None => (0, ""),
             Some(money) => (money.minor, money.currency.code()),
@@ -87,20 +87,20 @@ impl Refund {
         // One that is left out is none of the texts that may stand there: those have a character at least.
         let texts = texts.map(|text| text.as_deref().unwrap_or_default().as_bytes());
         let amount = minor.to_le_bytes();
-        let parts = [provider.as_bytes(), &amount, currency.as_bytes()];
+        let parts = [
+            entry.name.as_bytes(),
+            &entry.merchant,
+            &amount,
+            currency.as_bytes(),
+        ];
         Digest::of(parts.into_iter().chain(texts))
     }
 
-    /// What the refund is about, for the guard: see [`about_payment`] and [`about_amount`].
-    pub fn about(&self, provider: &str) -> About {
-        let payment = match (&self.payment.id, &self.payment.reference) {
-            (Some(id), _) => about_payment(provider, "id", id),
-            (None, Some(reference)) => about_payment(provider, "reference", reference),
-            (None, None) => [0; 8],
-        };
+    /// What the refund is about, for the guard.
+    pub fn about(&self, entry: &ProviderEntry) -> About {
         About {
-            payment,
             amount: self.asked().map_or([0; 8], about_amount),
+            ..about_payment(entry, &self.payment.id, &self.payment.reference)
         }
     }
 
@@ -124,6 +124,12 @@ impl Refund {
         let amount = call.take("amount");
         let reason = call.text("reason", Some(255), &mut faults)?;
         let reference = call.text("reference", Some(64), &mut faults)?;
+        if matches!(reference.as_deref(), Some("." | "..")) {
+            faults.push(Fault::at(
+                "/reference",
+                "The reference cannot be a dot segment.",
+            ));
+        }
         let provider_named = provider.is_some() || call.had("provider");
         call.refuse_the_rest(
             "provider, payment, amount, reason and reference",
@@ -224,9 +230,44 @@ impl PaymentNames<'_> {
     }
 }
 
-/// A payment by one of its names, `id` or `reference`, at its provider.
-pub fn about_payment(provider: &str, kind: &str, name: &str) -> [u8; 8] {
-    short_hash((provider, kind, name))
+/// A payment by the names that are known of it, at a configured provider and its merchant.
+pub fn about_payment(
+    entry: &ProviderEntry,
+    id: &Option<String>,
+    reference: &Option<String>,
+) -> About {
+    let name = |kind: &str, name: &Option<String>| {
+        name.as_ref()
+            .map(|name| short_hash((&entry.name, &entry.merchant, kind, name)))
+            .unwrap_or_default()
+    };
+    About {
+        id: name("id", id),
+        reference: name("reference", reference),
+        amount: [0; 8],
+    }
+}
+
+/// The names under which the guard keeps a payment of a merchant that can have one refund alone.
+pub fn payment_digests(
+    entry: &ProviderEntry,
+    id: &Option<String>,
+    reference: &Option<String>,
+) -> Vec<Digest> {
+    let name = |kind: &str, name: &Option<String>| {
+        let name = name.as_ref()?;
+        let parts = [
+            b"payment",
+            &entry.merchant[..],
+            kind.as_bytes(),
+            name.as_bytes(),
+        ];
+        Some(Digest::of(parts))
+    };
+    [name("id", id), name("reference", reference)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// An amount: its minor units and currency.
@@ -369,25 +410,33 @@ fn check_amount(
     entry: &ProviderEntry,
     faults: &mut Vec<Fault>,
 ) -> Option<Box<RawValue>> {
-    let capabilities = entry.dialect.capabilities();
     let Amount::Exactly(money) = amount else {
-        if !capabilities.full_refund {
+        if !entry.dialect.capabilities().full_refund {
             faults.push(Fault::at(
                 "/amount",
                 "This provider cannot refund \"full\": give value and currency.",
             ));
+        } else if !entry.query_first
+            && entry
+                .currencies
+                .as_ref()
+                .is_some_and(|known| known.len() > 1)
+        {
+            faults.push(Fault::at(
+                "/amount",
+                "This provider is configured for several currencies, and which one the payment has is not known before it is \
+                 refunded: give value and currency.",
+            ));
         }
         return None;
     };
-    if let Some(allowed) = &entry.currencies
-        && !allowed.contains(&money.currency)
-    {
+    if !entry.takes_currency(money.currency) {
         faults.push(Fault::at(
             "/amount/currency",
             "This provider is not configured for this currency.",
         ));
     }
-    match capabilities.wire_amount(money) {
+    match entry.dialect.counting().wire_amount(money) {
         Ok(number) => Some(number),
         Err(sentence) => {
             faults.push(Fault::at("/amount/value", sentence));

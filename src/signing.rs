@@ -6,11 +6,11 @@ use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use pkcs1::RsaPrivateKey;
-use pkcs8::PrivateKeyInfo;
+use pkcs1::{RsaPrivateKey, RsaPublicKey};
 use pkcs8::der::asn1::AnyRef;
 use pkcs8::der::pem::PemLabel;
-use pkcs8::der::{Decode, SecretDocument};
+use pkcs8::der::{Decode, Document, SecretDocument};
+use pkcs8::{PrivateKeyInfo, SubjectPublicKeyInfoRef};
 use rand_core::CryptoRngCore;
 use rsa_signer::{Key, KeyFault, LEAST_BITS};
 use serde::Serialize;
@@ -83,6 +83,36 @@ impl PrivateKey {
             KeyFault::Numbers => "The RSA key's numbers do not belong together.",
         })?;
         Ok(PrivateKey { key, encoded })
+    }
+}
+
+/// A public RSA key of 2048 to 4096 bits.
+pub struct PublicKey(rsa_signer::PublicKey);
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("public key")
+    }
+}
+
+impl PublicKey {
+    /// Reads PEM (`PUBLIC KEY`: RFC 5280's SubjectPublicKeyInfo).
+    pub fn read(pem: &str) -> Option<Self> {
+        let (label, der) = Document::from_pem(pem.trim()).ok()?;
+        if label != SubjectPublicKeyInfoRef::PEM_LABEL {
+            return None;
+        }
+        let info = SubjectPublicKeyInfoRef::from_der(der.as_bytes()).ok()?;
+        let key = RsaPublicKey::from_der(info.subject_public_key.as_bytes()?).ok()?;
+        let is_rsa = info.algorithm.oid == pkcs1::ALGORITHM_OID;
+        let (modulus, exponent) = (key.modulus.as_bytes(), key.public_exponent.as_bytes());
+        let key = rsa_signer::PublicKey::new(modulus, exponent).ok();
+        key.filter(|_| is_rsa).map(PublicKey)
+    }
+
+    /// Whether this is the key's signature over exactly these bytes.
+    pub fn verify(&self, text: &[u8], signature: &[u8]) -> bool {
+        self.0.verify(&Sha256::digest(text).into(), signature)
     }
 }
 
@@ -177,6 +207,21 @@ impl KeyRing {
             .max_by_key(|key| key.not_before.unwrap_or(i64::MIN))
     }
 
+    /// The key that signs at this second, and itself, as this call brings it. The error is a sentence without a part of the key.
+    pub fn usable(
+        &self,
+        now: i64,
+        carried: &Carried<'_>,
+    ) -> Result<(&RingKey, Rc<PrivateKey>), String> {
+        let active = self
+            .active(now)
+            .ok_or("No signing key of this provider is in its time.")?;
+        let key = active.key(carried).map_err(|sentence| {
+            format!("The signing key {} cannot be used. {sentence}", active.id)
+        })?;
+        Ok((active, key))
+    }
+
     /// How many seconds are left until no key signs any more; none where one signs for ever, 0 where that is past.
     pub fn seconds_left(&self, now: i64) -> Option<u64> {
         let mut last = i64::MIN;
@@ -211,6 +256,17 @@ pub enum Signing {
     },
     /// By OpenBao, which never gives the key away.
     Transit(Transit),
+}
+
+impl Signing {
+    /// Whether a signature could be made at this second (Unix time), as this call brings the keys. The error is a sentence for
+    /// the platform team.
+    pub fn is_ready(&self, now: i64, carried: &Carried<'_>) -> Result<(), String> {
+        match self {
+            Signing::Keys { ring, .. } => ring.usable(now, carried).map(drop),
+            Signing::Transit(transit) => transit.token.resolve_for_header(carried).map(drop),
+        }
+    }
 }
 
 /// The signer failed. There is nothing in it that could carry a secret.
@@ -264,8 +320,12 @@ pub fn host_arguments(key: &PrivateKey, text: &[u8]) -> Zeroizing<Vec<u8>> {
 
 /// The signature in the host's `SignResult`: `result` (1, bool), `signature` (2), `error` (3).
 ///
-/// A signature is as long as the key's modulus; anything else is a failure, whatever the host says.
-pub fn host_signature(key: &PrivateKey, message: &[u8]) -> Result<Vec<u8>, SignerFailed> {
+/// Only a signature that the key's public half verifies leaves; anything else is a failure, whatever the host says.
+pub fn host_signature(
+    key: &PrivateKey,
+    text: &[u8],
+    message: &[u8],
+) -> Result<Vec<u8>, SignerFailed> {
     let (mut good, mut signature) = (false, None);
     let mut rest = message;
     while !rest.is_empty() {
@@ -278,8 +338,9 @@ pub fn host_signature(key: &PrivateKey, message: &[u8]) -> Result<Vec<u8>, Signe
             _ => return Err(SignerFailed),
         }
     }
+    let digest = Sha256::digest(text).into();
     signature
-        .filter(|signature| good && signature.len() == key.key.size())
+        .filter(|signature| good && key.key.public().verify(&digest, signature))
         .map(<[u8]>::to_vec)
         .ok_or(SignerFailed)
 }
@@ -329,6 +390,65 @@ pub struct Transit {
     pub token: SecretSource,
     /// The namespace, if there is one.
     pub namespace: Option<String>,
+    /// Its public halves, where the configuration has them: every signature is verified by one of them.
+    pub public_keys: Vec<Rc<PublicKey>>,
+}
+
+/// A signature of OpenBao's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransitSignature {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The version of the key that made it.
+    pub version: String,
+}
+
+/// What OpenBao has told of its public keys.
+#[derive(Debug, Clone, Default)]
+pub enum Told {
+    /// Nothing yet.
+    #[default]
+    NotAsked,
+    /// These.
+    Keys(TransitKeys),
+    /// It was asked, and does not tell.
+    Unavailable,
+}
+
+/// Whether a signature of OpenBao's is what it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// A public half verifies it.
+    Yes,
+    /// None does.
+    No,
+    /// No public half is known.
+    NotKnown,
+}
+
+/// The public halves of a transit key, as OpenBao has told them.
+#[derive(Debug, Clone, Default)]
+pub struct TransitKeys(pub Vec<(String, Rc<PublicKey>)>);
+
+impl TransitKeys {
+    /// Reads the answer of `GET /v1/:mount/keys/:name`: `{"data": {"keys": {"1": {"public_key": PEM}}}}`.
+    pub fn read(status: u16, body: &[u8]) -> Option<Self> {
+        if status != 200 {
+            return None;
+        }
+        let json = Json::parse(body).ok()?;
+        let versions = json.root().get("data")?.get("keys")?.members()?.ok()?;
+        let keys = versions.into_iter().filter_map(|(version, key)| {
+            let key = PublicKey::read(&key.get("public_key")?.text()?)?;
+            Some((version.into_owned(), Rc::new(key)))
+        });
+        Some(TransitKeys(keys.collect()))
+    }
+
+    /// Whether the key of this version is known.
+    pub fn has(&self, version: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == version)
+    }
 }
 
 /// How long OpenBao may take, in milliseconds.
@@ -337,15 +457,27 @@ pub const TRANSIT_TIMEOUT_MS: u32 = 5_000;
 impl Transit {
     /// The headers of a request to sign (`POST /v1/:mount/sign/:name/:hash_algorithm`).
     pub fn request_headers(&self, token: &Secret) -> Headers<'static> {
+        let path = format!("/v1/{}/sign/{}/sha2-256", self.mount, self.key);
+        let mut headers = self.headers("POST", path, token);
+        headers.fixed("content-type", "application/json");
+        headers
+    }
+
+    /// The headers of a request for the key's public halves (`GET /v1/:mount/keys/:name`).
+    pub fn keys_headers(&self, token: &Secret) -> Headers<'static> {
+        self.headers(
+            "GET",
+            format!("/v1/{}/keys/{}", self.mount, self.key),
+            token,
+        )
+    }
+
+    fn headers(&self, method: &'static str, path: String, token: &Secret) -> Headers<'static> {
         let mut headers = Headers::default();
-        headers.fixed(":method", "POST");
+        headers.fixed(":method", method);
         headers.fixed(":scheme", "https");
         headers.text(":authority", self.cluster.clone());
-        headers.text(
-            ":path",
-            format!("/v1/{}/sign/{}/sha2-256", self.mount, self.key),
-        );
-        headers.fixed("content-type", "application/json");
+        headers.text(":path", path);
         headers.fixed("accept", "application/json");
         headers.fixed("accept-encoding", "identity");
         headers.fixed("user-agent", crate::USER_AGENT);
@@ -371,9 +503,8 @@ impl Transit {
         })
     }
 
-    /// The signature (standard base64) and the key's id for logs, `NAME:vVERSION`, from OpenBao's answer:
-    /// `{"data": {"signature": "vault:v1:BASE64"}}`.
-    pub fn read_reply(&self, status: u16, body: &[u8]) -> Option<(String, String)> {
+    /// The signature in OpenBao's answer: `{"data": {"signature": "vault:v1:BASE64"}}`.
+    pub fn read_reply(&self, status: u16, body: &[u8]) -> Option<TransitSignature> {
         if status != 200 {
             return None;
         }
@@ -384,6 +515,39 @@ impl Transit {
         let sound = !version.is_empty()
             && version.bytes().all(|b| b.is_ascii_digit())
             && bytes.len().saturating_mul(8) >= LEAST_BITS;
-        sound.then(|| (base64.to_owned(), format!("{}:v{version}", self.key)))
+        sound.then(|| TransitSignature {
+            bytes,
+            version: version.to_owned(),
+        })
+    }
+
+    /// The key's id for logs: `NAME:vVERSION`.
+    pub fn key_id(&self, signature: &TransitSignature) -> String {
+        format!("{}:v{}", self.key, signature.version)
+    }
+
+    /// Verifies a signature by the configured public halves; where there are none, by those that OpenBao has told.
+    pub fn verify(&self, text: &str, signature: &TransitSignature, told: &TransitKeys) -> Verified {
+        let told = told
+            .0
+            .iter()
+            .filter(|(version, _)| *version == signature.version)
+            .map(|(_, key)| key);
+        let keys: Vec<_> = if self.public_keys.is_empty() {
+            told.collect()
+        } else {
+            self.public_keys.iter().collect()
+        };
+        if keys.is_empty() {
+            return Verified::NotKnown;
+        }
+        let verified = keys
+            .iter()
+            .any(|key| key.verify(text.as_bytes(), &signature.bytes));
+        if verified {
+            Verified::Yes
+        } else {
+            Verified::No
+        }
     }
 }

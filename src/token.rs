@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::clock::Now;
 use crate::config::{Auth, ProviderEntry, TokenEndpoint};
 use crate::exchange::{basic, basic_pair};
 use crate::headers::Headers;
@@ -24,7 +25,7 @@ pub fn record_key(provider: &ProviderEntry) -> String {
         }
         digest.update(&endpoint.client_id);
     }
-    format!("refund.token.{}.{:x}", provider.name, digest.finalize())
+    format!("refund.token.2.{}.{:x}", provider.name, digest.finalize())
 }
 
 /// How long a token endpoint may take, in milliseconds.
@@ -36,7 +37,7 @@ const MAX_LIFE_MS: i64 = 3_600_000;
 /// How long before its end a token is renewed, so that none dies on its way to the provider.
 const EARLY_MS: i64 = 60_000;
 
-/// A token and the moment until which it is used (Unix time in milliseconds).
+/// A token and the moment until which it is used, by the steady clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     /// The token.
@@ -50,7 +51,7 @@ pub struct Token {
 pub enum FailureKind {
     /// The endpoint does not accept the credentials: 4xx but 429.
     Refused,
-    /// The endpoint wants fewer calls: 429.
+    /// The endpoint is rate limiting: 429.
     RateLimited,
     /// 5xx, nonsense, or no answer.
     Unreachable,
@@ -99,6 +100,7 @@ impl Failure {
         Word {
             code: self.code.clone(),
             message: self.message.clone(),
+            errors: Vec::new(),
         }
     }
 }
@@ -177,26 +179,26 @@ impl Record {
     }
 
     /// What a call does that needs a token now. After [`Turn::Fetch`] the record has changed: only who stores it fetches.
-    pub fn ask(&mut self, now_ms: i64, fresh_id: u64) -> Turn {
-        if let Some(token) = self.fresh(now_ms) {
+    pub fn ask(&mut self, now: Now, fresh_id: u64) -> Turn {
+        if let Some(token) = self.fresh(now) {
             return Turn::Use(token);
         }
-        if self.is_fetching(now_ms) {
+        if self.is_fetching(now) {
             return Turn::Wait;
         }
         self.fetch = Some(Lease {
             id: fresh_id,
-            until_ms: now_ms.saturating_add(LEASE_MS),
+            until_ms: now.steady_ms.saturating_add(LEASE_MS),
         });
         self.failure = None;
         Turn::Fetch(fresh_id)
     }
 
     /// What a waiting call finds.
-    pub fn look(&self, now_ms: i64) -> Look {
-        match (self.fresh(now_ms), &self.failure) {
+    pub fn look(&self, now: Now) -> Look {
+        match (self.fresh(now), &self.failure) {
             (Some(token), _) => Look::Ready(token),
-            (None, _) if self.is_fetching(now_ms) => Look::Wait,
+            (None, _) if self.is_fetching(now) => Look::Wait,
             // A lease clears the failure before it, so this one is of the fetch that was waited for, or of a later one.
             (None, Some(failure)) if self.fetch.is_none() => Look::Failed(failure.clone()),
             (None, _) => Look::Ask,
@@ -235,15 +237,16 @@ impl Record {
         ours
     }
 
-    fn fresh(&self, now_ms: i64) -> Option<Secret> {
+    fn fresh(&self, now: Now) -> Option<Secret> {
         self.token
             .as_ref()
-            .filter(|token| now_ms < token.use_until_ms)
+            .filter(|token| now.steady_ms < token.use_until_ms)
             .map(|token| token.value.clone())
     }
 
-    fn is_fetching(&self, now_ms: i64) -> bool {
-        self.fetch.is_some_and(|lease| now_ms < lease.until_ms)
+    fn is_fetching(&self, now: Now) -> bool {
+        self.fetch
+            .is_some_and(|lease| now.steady_ms < lease.until_ms)
     }
 }
 
@@ -285,7 +288,7 @@ pub fn read_reply(
     status: u16,
     retry_after: Option<String>,
     body: &[u8],
-    now_ms: i64,
+    now: Now,
 ) -> Result<Token, Failure> {
     let json = Json::parse(body).ok();
     let object = json
@@ -308,7 +311,7 @@ pub fn read_reply(
     }
     let token = object.and_then(|body| body.get("access_token")?.text());
     let kind = object.and_then(|body| body.get("token_type")?.text());
-    let life_ms = object.and_then(|body| life_ms(&scalar(body.get("expires_in"))?, now_ms));
+    let life_ms = object.and_then(|body| life_ms(&scalar(body.get("expires_in"))?, now.unix_ms));
     match (token, life_ms) {
         // A token goes into a header: RFC 6750's b64token has visible ASCII alone.
         (Some(token), Some(life_ms))
@@ -318,7 +321,7 @@ pub fn read_reply(
         {
             Ok(Token {
                 value: Secret::new(token.into_owned()),
-                use_until_ms: now_ms.saturating_add(use_for_ms(life_ms)),
+                use_until_ms: now.steady_ms.saturating_add(use_for_ms(life_ms)),
             })
         }
         _ => Err(failure(FailureKind::Unreachable)),
@@ -355,7 +358,10 @@ fn use_for_ms(life_ms: i64) -> i64 {
 mod tests {
     use super::*;
 
-    const NOW: i64 = 1_800_000_000_000;
+    const NOW: Now = Now {
+        unix_ms: 1_800_000_000_000,
+        steady_ms: 5_000,
+    };
 
     fn token(value: &str, use_until_ms: i64) -> Token {
         Token {
@@ -377,9 +383,9 @@ mod tests {
         assert_eq!(record.ask(NOW, 2), Turn::Wait);
         assert_eq!(record.look(NOW), Look::Wait);
         let mut record = Record::decode(record.encode().as_bytes());
-        assert!(record.settle(1, &Ok(token("t", NOW + 10))));
+        assert!(record.settle(1, &Ok(token("t", NOW.steady_ms + 10))));
         assert_eq!(record.look(NOW), Look::Ready(Secret::new("t".into())));
-        assert_eq!(record.ask(NOW + 10, 3), Turn::Fetch(3));
+        assert_eq!(record.ask(NOW.plus(10), 3), Turn::Fetch(3));
     }
 
     #[test]
@@ -396,17 +402,17 @@ mod tests {
     fn a_fetch_whose_worker_died_blocks_nobody_for_ever() {
         let mut record = Record::default();
         record.ask(NOW, 1);
-        assert_eq!(record.look(NOW + LEASE_MS), Look::Ask);
-        assert_eq!(record.ask(NOW + LEASE_MS, 2), Turn::Fetch(2));
+        assert_eq!(record.look(NOW.plus(LEASE_MS)), Look::Ask);
+        assert_eq!(record.ask(NOW.plus(LEASE_MS), 2), Turn::Fetch(2));
         // The one given up comes back after all: its failure is not the failure of the fetch that is under way.
         assert!(!record.settle(1, &Err(Failure::unreachable())));
-        assert_eq!(record.look(NOW + LEASE_MS), Look::Wait);
+        assert_eq!(record.look(NOW.plus(LEASE_MS)), Look::Wait);
     }
 
     #[test]
     fn a_refused_token_is_dropped_and_a_newer_one_kept() {
         let mut record = Record::default();
-        record.settle(1, &Ok(token("new", NOW + 10)));
+        record.settle(1, &Ok(token("new", NOW.steady_ms + 10)));
         assert!(!record.refused(&Secret::new("old".into())));
         assert_eq!(record.look(NOW), Look::Ready(Secret::new("new".into())));
         assert!(record.refused(&Secret::new("new".into())));
@@ -415,15 +421,16 @@ mod tests {
 
     #[test]
     fn a_token_is_used_for_its_life_less_a_minute_or_for_half_of_it() {
-        let used = |expires_in: &str| reply(expires_in).map(|token| token.use_until_ms - NOW);
+        let used =
+            |expires_in: &str| reply(expires_in).map(|token| token.use_until_ms - NOW.steady_ms);
         assert_eq!(used("300"), Ok(240_000));
         assert_eq!(used("60"), Ok(30_000));
         assert_eq!(used("30"), Ok(15_000));
         assert_eq!(used("1"), Ok(500));
         assert_eq!(used("86400"), Ok(3_540_000));
         assert_eq!(used("\"300\""), Ok(240_000));
-        assert_eq!(used(&(NOW / 1000 + 300).to_string()), Ok(240_000));
-        assert_eq!(used(&(NOW + 300_000).to_string()), Ok(240_000));
+        assert_eq!(used(&(NOW.unix_ms / 1000 + 300).to_string()), Ok(240_000));
+        assert_eq!(used(&(NOW.unix_ms + 300_000).to_string()), Ok(240_000));
     }
 
     #[test]
@@ -461,7 +468,7 @@ mod tests {
     #[test]
     fn no_debug_print_shows_a_token() {
         let mut record = Record::default();
-        record.settle(1, &Ok(token("canary", NOW)));
+        record.settle(1, &Ok(token("canary", NOW.steady_ms)));
         assert!(!format!("{record:?}").contains("canary"));
     }
 }

@@ -19,7 +19,8 @@ use std::rc::Rc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::fixtures::{FIXTURES, Fixture, checked, header, sent};
-use common::{FailingSigner, NOW_MS, StubSigner, call_headers, golden_file, open, send, send_with};
+use common::{FailingSigner, NOW, StubSigner, call_headers, golden_file, open, send, send_with};
+use refund_filter::clock::Now;
 use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Dispatch, Opening};
 use refund_filter::headers::Headers;
@@ -60,6 +61,7 @@ fn example() -> Value {
             "bog": {
                 "kind": "bog",
                 "base_url": "https://api.bog.ge/payments/v1",
+                "currencies": ["GEL"],
                 "token": {
                     "cluster": "bog-token",
                     "url": "https://oauth2.bog.ge/auth/realms/bog/protocol/openid-connect/token",
@@ -182,10 +184,10 @@ fn the_path_can_be_chosen() {
     );
     let mut headers = Headers::default();
     headers.text(":path", "/v1/refunds".into());
-    assert!(matches!(open(&config, &headers, NOW_MS), Opening::NotOurs));
+    assert!(matches!(open(&config, &headers, NOW), Opening::NotOurs));
     let mut headers = Headers::default();
     headers.text(":path", "/refunds?x".into());
-    assert!(!matches!(open(&config, &headers, NOW_MS), Opening::NotOurs));
+    assert!(!matches!(open(&config, &headers, NOW), Opening::NotOurs));
     for path in [
         json!(""),
         json!("v1"),
@@ -395,27 +397,85 @@ fn what_is_sound_is_taken() {
 }
 
 #[test]
-fn a_provider_is_asked_at_its_own_cluster_and_first_only_where_that_is_configured() {
-    for (more, cluster, first) in [
-        (json!({}), "bbmsl", false),
-        (json!({"query_first": false}), "bbmsl", false),
-        (
-            json!({"cluster": "another", "query_first": true}),
-            "another",
-            true,
-        ),
-    ] {
-        let mut provider = provider("bbmsl");
-        for (name, value) in more.as_object().unwrap() {
-            provider[name] = value.clone();
+fn a_provider_is_looked_at_by_its_own_cluster_and_first_only_where_that_is_configured() {
+    for fixture in FIXTURES {
+        let name = fixture.name();
+        for (more, cluster, first, settle_ms) in [
+            (json!({}), name, false, 300_000),
+            (json!({"query_first": false}), name, false, 300_000),
+            (
+                json!({"cluster": "another", "query_first": true, "settle_seconds": 7}),
+                "another",
+                true,
+                7_000,
+            ),
+        ] {
+            let mut provider = provider(name);
+            for (name, value) in more.as_object().unwrap() {
+                provider[name] = value.clone();
+            }
+            let config = read(&json!({"providers": {name: provider}})).unwrap();
+            let entry = config.provider(name).unwrap();
+            assert_eq!(
+                (&*entry.cluster, entry.query_first, entry.settle_ms),
+                (cluster, first, settle_ms),
+                "{more}"
+            );
         }
-        let config = read(&json!({"providers": {"bbmsl": provider}})).unwrap();
-        let entry = config.provider("bbmsl").unwrap();
-        assert_eq!(
-            (&*entry.cluster, entry.query_first),
-            (cluster, first),
-            "{more}"
-        );
+    }
+}
+
+#[test]
+fn what_a_provider_may_have_is_checked() {
+    for fixture in FIXTURES {
+        let name = fixture.name();
+        for (member, value, faults) in [
+            ("minor_units", json!({"LBP": 0, "JPY": 4}), &[][..]),
+            ("minor_units", json!({}), &[]),
+            ("minor_units", json!({"LBP": 5}), &["/minor_units/LBP"]),
+            ("minor_units", json!({"LBP": -1}), &["/minor_units/LBP"]),
+            ("minor_units", json!({"LBP": "0"}), &["/minor_units/LBP"]),
+            ("minor_units", json!({"LBP": 0.5}), &["/minor_units/LBP"]),
+            ("minor_units", json!({"lbp": 0}), &["/minor_units/lbp"]),
+            ("minor_units", json!(["LBP"]), &["/minor_units"]),
+            ("settle_seconds", json!(1), &[]),
+            ("settle_seconds", json!(86_400), &[]),
+            ("settle_seconds", json!(0), &["/settle_seconds"]),
+            ("settle_seconds", json!(86_401), &["/settle_seconds"]),
+            ("settle_seconds", json!("300"), &["/settle_seconds"]),
+            ("query_first", json!("true"), &["/query_first"]),
+            ("query_first", json!(1), &["/query_first"]),
+            ("cluster", json!(""), &["/cluster"]),
+            ("currencies", json!([]), &["/currencies"]),
+        ] {
+            let provider = with(name, &format!("/{member}"), Some(value.clone()));
+            assert_eq!(faults_of(&provider), faults, "{name} {value}");
+        }
+    }
+}
+
+#[test]
+fn openbaos_public_keys_are_read_from_a_list_or_by_their_versions() {
+    let pem = golden_file("bbmsl/public_key.pem");
+    let transit = |public_keys: Value| {
+        let transit = json!({"cluster": "openbao", "mount": "transit", "key": "k", "token": {"inline": "token"},
+            "public_keys": public_keys});
+        with("bbmsl", "/signing", Some(json!({"transit": transit})))
+    };
+    for sound in [json!([pem]), json!([pem, pem]), json!({"1": pem, "2": pem})] {
+        let nothing: [&str; 0] = [];
+        assert_eq!(faults_of(&transit(sound)), nothing);
+    }
+    let private = golden_file("bbmsl/private_key.pem");
+    for (value, faults) in [
+        (json!([]), &["/signing/transit/public_keys"][..]),
+        (json!({}), &["/signing/transit/public_keys"]),
+        (json!(pem), &["/signing/transit/public_keys"]),
+        (json!([pem, "x"]), &["/signing/transit/public_keys/1"]),
+        (json!([private]), &["/signing/transit/public_keys/0"]),
+        (json!({"1": 1}), &["/signing/transit/public_keys/1"]),
+    ] {
+        assert_eq!(faults_of(&transit(value)), faults);
     }
 }
 
@@ -444,8 +504,6 @@ fn an_unknown_member_is_refused_at_every_level() {
             ("token", "bog"),
             ("signing", "bbmsl"),
             ("declined_codes", "bbmsl"),
-            ("cluster", "bbmsl"),
-            ("query_first", "bbmsl"),
             ("default_reason", "begateway"),
         ] {
             if owner != name {
@@ -526,6 +584,7 @@ fn all_faults_are_told_at_once() {
             "/providers/bbmsl/signing/keys/0/private_key",
             "/providers/bbmsl/signing/keys/1/id",
             "/providers/bbmsl/signing/keys/1/not_after",
+            "/providers/bog/currencies",
             "/providers/bog/token/client_secret/inline",
             "/providers/bog/token/cluster",
             "/providers/bog/token/url",
@@ -546,7 +605,7 @@ fn every_form_of_a_private_key_gives_one_signature() {
             "k-1",
             fixture("bbmsl").call().to_string().as_bytes(),
             "",
-            NOW_MS,
+            NOW,
         )
         .unwrap()
         .body
@@ -674,7 +733,7 @@ fn a_key_whose_numbers_do_not_belong_together_is_refused() {
             // dP, dQ and qInv are not taken from the file but made anew: then the signature is the key's.
             Ok(config) => {
                 let body = fixture("bbmsl").call().to_string();
-                let dispatch = send(&Rc::new(config), "k-1", body.as_bytes(), "", NOW_MS).unwrap();
+                let dispatch = send(&Rc::new(config), "k-1", body.as_bytes(), "", NOW).unwrap();
                 assert!(
                     is_signed_by(&dispatch, golden_file("bbmsl/public_key.pem")),
                     "octet {at}"
@@ -723,11 +782,11 @@ fn ring(keys: &[(&str, Option<&str>, Option<&str>)]) -> Rc<Config> {
 
 /// The id of the key that signs at a time, through the whole exchange; none where nothing is sent.
 fn signs(config: &Rc<Config>, at: &str, more_ms: i64) -> Option<String> {
-    let at = OffsetDateTime::parse(at, &Rfc3339)
-        .unwrap()
-        .unix_timestamp()
-        * 1000
-        + more_ms;
+    let at = OffsetDateTime::parse(at, &Rfc3339).unwrap();
+    let at = Now {
+        unix_ms: at.unix_timestamp() * 1000 + more_ms,
+        ..NOW
+    };
     let body = fixture("bbmsl").call().to_string();
     match send_with(
         config,
@@ -850,8 +909,8 @@ fn the_signature_is_of_the_key_that_is_named() {
         ("second", Some("2026-11-01T00:00:00Z"), None),
     ]);
     let body = fixture("bbmsl").call().to_string();
-    for (at_ms, id) in [(NOW_MS - 30 * 86_400_000, "one"), (NOW_MS, "second")] {
-        let dispatch = send(&config, "k-1", body.as_bytes(), "", at_ms).unwrap();
+    for (at, id) in [(NOW.plus(-30 * 86_400_000), "one"), (NOW, "second")] {
+        let dispatch = send(&config, "k-1", body.as_bytes(), "", at).unwrap();
         assert_eq!(dispatch.key_id.as_deref(), Some(id));
         assert_eq!(
             is_signed_by(&dispatch, golden_file("bbmsl/public_key.pem")),
@@ -870,7 +929,7 @@ fn a_signer_that_fails_sends_nothing() {
         &call_headers("k-1"),
         body.as_bytes(),
         "",
-        NOW_MS,
+        NOW,
         &mut FailingSigner,
     )
     .map(|_| ())

@@ -19,21 +19,15 @@ use std::time::{Duration, Instant};
 use common::fixtures::{
     FIXTURES, Fixture, TOKEN, checked, head, header, pointers, sent, sent_bytes,
 };
-use common::{NOW_MS, StubSigner, call_headers, look_up, open, send_with};
+use common::properties::cases;
+use common::{NOW, StubSigner, call_headers, look_up, open, send_with};
 use proptest::prelude::*;
 use proptest::sample::select;
+use refund_filter::clock::Now;
 use refund_filter::config::Config;
 use refund_filter::exchange::{MAX_BODY, Opening, ReplyHead};
 use refund_filter::headers::Headers;
 use serde_json::{Map, Value, json};
-
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
 
 fn fixture(name: &str) -> &'static Fixture {
     FIXTURES
@@ -540,7 +534,7 @@ fn sixty_four_kib_go_in_and_one_byte_more_does_not() {
         ] {
             let mut headers = call_headers("k-1");
             headers.text("content-length", length.into());
-            match open(config, &headers, NOW_MS) {
+            match open(config, &headers, NOW) {
                 Opening::Read(_) => assert!(read, "{length}"),
                 Opening::Answer(answer) => {
                     assert!(!read, "{length}");
@@ -645,8 +639,8 @@ fn a_huge_or_bent_reply_to_a_look_up_is_told_in_little_and_proves_nothing() {
             if body == sound {
                 continue;
             }
-            let out = look_up(config, &query, TOKEN, NOW_MS).unwrap();
-            let answer = out.reply(&head(200, &[]), body.as_bytes(), NOW_MS);
+            let out = look_up(config, &query, TOKEN, NOW).unwrap();
+            let answer = out.reply(&head(200, &[]), body.as_bytes(), NOW);
             let told: Value = serde_json::from_str(&answer.body).unwrap();
             assert_eq!(
                 told["outcome"],
@@ -741,7 +735,7 @@ fn headers_that_stand_twice_or_lie_are_refused() {
         for (name, value) in extra {
             headers.push(name.as_bytes(), value.to_vec());
         }
-        match open(&config, &headers, NOW_MS) {
+        match open(&config, &headers, NOW) {
             Opening::Read(_) => "read".to_owned(),
             Opening::Answer(answer) => checked(&answer)["code"].as_str().unwrap().to_owned(),
             Opening::NotOurs => "not ours".to_owned(),
@@ -926,7 +920,7 @@ proptest! {
         for (name, value) in &values {
             headers.push(name.as_bytes(), value.clone());
         }
-        if let Opening::Answer(answer) = open(&FIXTURES[0].config_once(), &headers, NOW_MS) {
+        if let Opening::Answer(answer) = open(&FIXTURES[0].config_once(), &headers, NOW) {
             checked(&answer);
         }
     }
@@ -974,7 +968,9 @@ fn a_header_map_that_announces_four_billion_pairs_allocates_none_of_them() {
 fn times_at_the_ends_of_time_do_not_panic() {
     each(|fixture, config| {
         let body = fixture.call().to_string();
-        for now in [i64::MIN, -1, 0, i64::MAX, NOW_MS] {
+        let ends = [i64::MIN, -1, 0, i64::MAX, NOW.unix_ms];
+        for (unix_ms, steady_ms) in ends.iter().flat_map(|one| ends.map(|other| (*one, other))) {
+            let now = Now { unix_ms, steady_ms };
             let sent = send_with(
                 config,
                 &call_headers("k-1"),

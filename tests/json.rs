@@ -9,6 +9,9 @@
     reason = "a test that panics has failed, which is what it is for"
 )]
 
+#[path = "common/properties.rs"]
+mod properties;
+
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use refund_filter::json::{Json, Kind, Node};
@@ -69,7 +72,7 @@ fn spaced(text: &str) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(properties::cases(4_000))]
 
     #[test]
     fn every_value_is_found_as_serde_json_finds_it(value in value()) {

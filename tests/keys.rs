@@ -14,17 +14,10 @@
 mod common;
 
 use common::oracles::{derived_key as derived, quoted};
+use common::properties::cases;
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::idempotency::{IdempotencyKey, KeyFault};
-
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
 
 fn read(value: &[u8]) -> Result<IdempotencyKey, KeyFault> {
     IdempotencyKey::from_header([value].into_iter())
@@ -46,11 +39,12 @@ proptest! {
 
     #[test]
     fn a_visible_key_is_read_as_it_is_bare_or_quoted(key in "[!-~]{1,255}") {
+        let identity = shape::identity(&key);
         let in_quotes = read(quoted(&key).as_bytes()).unwrap();
-        prop_assert_eq!(in_quotes.as_str(), &key);
+        prop_assert_eq!(in_quotes.identity(), &identity);
         if !key.starts_with('"') {
             let bare = read(key.as_bytes()).unwrap();
-            prop_assert_eq!(bare.as_str(), &key);
+            prop_assert_eq!(bare.identity(), &identity);
         }
     }
 
@@ -63,10 +57,16 @@ proptest! {
     ) {
         match read(&value) {
             Ok(key) => {
-                let key = key.as_str();
+                let key = key.identity();
                 prop_assert!((1..=255).contains(&key.len()));
                 prop_assert!(key.bytes().all(|b| (0x21..=0x7e).contains(&b)));
-                prop_assert!(value == key.as_bytes() || value == quoted(key).as_bytes());
+                let same = |text: &str| value.eq_ignore_ascii_case(text.as_bytes());
+                let exact = |text: &str| value == text.as_bytes();
+                if shape::parse(key).is_some() {
+                    prop_assert!(same(key) || same(&quoted(key)));
+                } else {
+                    prop_assert!(exact(key) || exact(&quoted(key)));
+                }
             }
             Err(fault) => {
                 prop_assert_eq!(fault, KeyFault::Invalid);
@@ -122,7 +122,27 @@ proptest! {
     fn a_v7_goes_out_where_the_provider_takes_it(v7 in uuid(7)) {
         let key = read(v7.to_uppercase().as_bytes()).unwrap();
         prop_assert_eq!(key.for_provider("moyasar", true).text(), v7.clone());
-        prop_assert_eq!(key.for_provider("bog", false).text(), derived("bog", &v7.to_uppercase()));
+        // The identity's, not the text's: else a UUID in capitals would be two refunds at the provider.
+        prop_assert_eq!(key.for_provider("bog", false).text(), derived("bog", &v7));
+    }
+
+    #[test]
+    fn a_uuid_of_any_version_is_one_key_in_every_spelling(
+        version in 0u8..16, parts in uuid(4), variant in select(vec!['0', '4', '8', '9', 'a', 'b', 'c', 'f']),
+        capitals in proptest::collection::vec(any::<bool>(), 36), quote in any::<bool>(), v7_too in any::<bool>(),
+    ) {
+        let mut lower = parts;
+        lower.replace_range(14..15, &format!("{version:x}"));
+        lower.replace_range(19..20, &variant.to_string());
+        let spelt = |c: char, capital: bool| if capital { c.to_ascii_uppercase() } else { c };
+        let mixed: String = lower.chars().zip(capitals).map(|(c, capital)| spelt(c, capital)).collect();
+        let one = read(lower.as_bytes()).unwrap();
+        let other = if quote { quoted(&mixed) } else { mixed };
+        let other = read(other.as_bytes()).unwrap();
+        prop_assert_eq!(one.digest(), other.digest());
+        for provider in ["bog", "moyasar", "begateway", "bbmsl"] {
+            prop_assert_eq!(one.for_provider(provider, v7_too), other.for_provider(provider, v7_too));
+        }
     }
 
     #[test]
@@ -152,6 +172,14 @@ mod shape {
             });
         shape.then_some(())
     }
+
+    /// The contract: a UUID of any version is the same in upper and lower case, every other key is compared byte for byte.
+    pub fn identity(key: &str) -> String {
+        match parse(key) {
+            Some(()) => key.to_lowercase(),
+            None => key.to_owned(),
+        }
+    }
 }
 
 #[test]
@@ -167,19 +195,19 @@ fn what_stands_twice_or_not_at_all_is_no_key() {
 
 #[test]
 fn length_is_counted_without_the_quotes() {
-    assert_eq!(read(&[b'k'; 255]).unwrap().as_str().len(), 255);
+    assert_eq!(read(&[b'k'; 255]).unwrap().identity().len(), 255);
     assert_eq!(read(&[b'k'; 256]), Err(KeyFault::Invalid));
     assert_eq!(
         read(quoted(&"k".repeat(255)).as_bytes())
             .unwrap()
-            .as_str()
+            .identity()
             .len(),
         255
     );
     assert_eq!(
         read(quoted(&"\\".repeat(255)).as_bytes())
             .unwrap()
-            .as_str()
+            .identity()
             .len(),
         255
     );

@@ -19,10 +19,10 @@ use std::fmt::Debug;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::fixtures::{FIXTURES, Fixture, TOKEN, checked, head, header, sent};
-use common::{NOW_MS, SharedData, StubSigner, call_headers, finish, golden_file, look_up, open};
+use common::gateway::Gateway;
+use common::{NOW, StubSigner, call_headers, finish, golden_file, look_up, open};
 use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Opening, Prepared, Waiting};
-use refund_filter::guard::{Guard, GuardSettings};
 use refund_filter::problem::Fault;
 use refund_filter::secret::Secret;
 use refund_filter::token::{self, Failure, FailureKind, Record, Token};
@@ -54,13 +54,13 @@ fn clean_debug(what: &str, value: &impl Debug) {
 }
 
 fn waiting(fixture: &Fixture) -> Option<Box<Waiting>> {
-    let Opening::Read(reading) = open(&fixture.config(), &call_headers("k-1"), NOW_MS) else {
+    let Opening::Read(reading) = open(&fixture.config(), &call_headers("k-1"), NOW) else {
         panic!("not read")
     };
     match finish(
         reading,
         fixture.call().to_string().as_bytes(),
-        NOW_MS,
+        NOW,
         &mut StubSigner,
         &|_| None,
     ) {
@@ -96,7 +96,7 @@ fn debug_shows_no_secret_at_any_step() {
         let config = fixture.config();
         clean_debug(name, &config);
         clean_debug(name, config.provider(name).unwrap());
-        let opening = open(&config, &call_headers("k-1"), NOW_MS);
+        let opening = open(&config, &call_headers("k-1"), NOW);
         clean_debug(name, &opening);
         let Opening::Read(reading) = opening else {
             panic!("not read")
@@ -104,7 +104,7 @@ fn debug_shows_no_secret_at_any_step() {
         let prepared = finish(
             reading,
             fixture.call().to_string().as_bytes(),
-            NOW_MS,
+            NOW,
             &mut StubSigner,
             &|_| None,
         );
@@ -127,16 +127,16 @@ fn debug_shows_no_secret_at_any_step() {
 fn debug_of_a_token_shows_none() {
     let token = Token {
         value: Secret::new(TOKEN.into()),
-        use_until_ms: NOW_MS,
+        use_until_ms: NOW.steady_ms,
     };
     let mut record = Record::default();
-    record.ask(NOW_MS, 1);
+    record.ask(NOW, 1);
     clean_debug("record", &record);
     record.settle(1, &Ok(token.clone()));
     clean_debug("token", &token);
     clean_debug("record", &record);
-    clean_debug("turn", &record.ask(NOW_MS - 1, 2));
-    clean_debug("look", &record.look(NOW_MS - 1));
+    clean_debug("turn", &record.ask(NOW.plus(-1), 2));
+    clean_debug("look", &record.look(NOW.plus(-1)));
     let waiting = waiting(&FIXTURES[0]).unwrap();
     clean_debug("waiting", &waiting);
     let Auth::Token(endpoint) = &waiting.entry().auth else {
@@ -259,8 +259,8 @@ fn a_credential_that_comes_back_in_a_look_up_is_not_passed_on_nor_kept() {
                     "bog" => format!("{query}&id={}", fixture.id),
                     _ => query,
                 };
-                let out = look_up(&config, &query, TOKEN, NOW_MS).unwrap();
-                let answer = out.reply(&head(status, &[]), body.as_bytes(), NOW_MS);
+                let out = look_up(&config, &query, TOKEN, NOW).unwrap();
+                let answer = out.reply(&head(status, &[]), body.as_bytes(), NOW);
                 assert!(!answer.body.contains(&echo), "{}", answer.body);
                 let kept = answer.concludes.map(|conclusion| conclusion.answer.1);
                 assert!(!kept.unwrap_or_default().contains(&echo), "{body}");
@@ -412,7 +412,7 @@ fn what_a_token_endpoint_sends_back_is_not_passed_on() {
 #[test]
 fn the_token_endpoints_own_words_are_told_where_they_hold_no_secret() {
     let body = br#"{"error":"unauthorized_client","error_description":"Invalid client"}"#;
-    let failure = token::read_reply(401, None, body, NOW_MS).unwrap_err();
+    let failure = token::read_reply(401, None, body, NOW).unwrap_err();
     let answer = waiting(&FIXTURES[0]).unwrap().without_token(&failure);
     let body = checked(&answer);
     assert_eq!(body["code"], "provider-auth-failed");
@@ -650,37 +650,13 @@ fn text_that_is_no_json_is_refused_without_a_word_of_it() {
 #[test]
 fn the_guard_stores_no_secret() {
     for fixture in FIXTURES {
-        let memory = SharedData::default();
-        let settings = GuardSettings::default();
-        let guard = Guard {
-            memory: &memory,
-            settings,
-        };
+        let gateway = Gateway::of(fixture.name());
         let key = "callers-own-key";
-        let Opening::Read(reading) = open(&fixture.config(), &call_headers(key), NOW_MS) else {
-            panic!("not read")
-        };
-        let body = fixture.call().to_string();
-        let accepted = reading.accept(body.as_bytes(), &|_| None).unwrap();
-        let claim = guard.ask(accepted.asks(), 1, NOW_MS);
-        let sent = match accepted.proceed(claim, NOW_MS, &mut StubSigner, &|_| None) {
-            Prepared::Dispatch(dispatch) => dispatch.sent,
-            Prepared::Wait(waiting) => waiting.with_token(Secret::new(TOKEN.into())).sent,
-            other => panic!("{other:?}"),
-        };
         // A provider that sends back what it was shown, and a card number.
         let said = format!("{} 4111111111111111", fixture.secrets.join(" "));
         let reply = fixture.refusal_reply(&said, &said);
-        let answer = sent.reply(&head(500, &[]), reply.as_bytes(), 1);
-        let settlement = answer.settles.as_ref().unwrap();
-        assert!(guard.settle(
-            &settlement.ticket,
-            settlement.end,
-            answer.status,
-            &answer.body,
-            NOW_MS
-        ));
-        let stored = memory.0.borrow();
+        gateway.refund_as(key, &fixture.call(), 500, Some(&reply));
+        let stored = gateway.memory.data.0.borrow();
         assert!(
             stored
                 .values()

@@ -18,7 +18,8 @@ use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{FailingSigner, NOW_MS, StubSigner, call_headers, golden_file, open};
+use common::properties::cases;
+use common::{FailingSigner, NOW, StubSigner, call_headers, golden_file, open};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -26,12 +27,13 @@ use refund_filter::config::Config;
 use refund_filter::exchange::{Opening, Prepared};
 use refund_filter::secret::{Carried, Secret, SecretSource};
 use refund_filter::signing::{
-    KeyRing, PrivateKey, RingKey, Signer, SignerChoice, SignerFailed, Transit, VmSigner,
-    host_arguments, host_signature,
+    KeyRing, PrivateKey, RingKey, Signer, SignerChoice, SignerFailed, Told, Transit, TransitKeys,
+    VmSigner, host_arguments, host_signature,
 };
 use serde_json::{Value, json};
 
 const SECOND: &str = include_str!("common/keys/second.pem");
+const SECOND_PUBLIC: &str = include_str!("common/keys/second.public.pem");
 
 /// `printf TEXT | openssl dgst -sha256 -sign tests/golden/bbmsl/private_key.pem | base64 -w0`
 const BY_OPENSSL: [(&str, &str); 4] = [
@@ -59,14 +61,6 @@ const FORMS: [&str; 3] = [
     "private_key.pkcs1.pem",
     "private_key.der.b64",
 ];
-
-fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
 
 fn golden(form: &str) -> &'static str {
     golden_file(&format!("bbmsl/{form}"))
@@ -177,7 +171,9 @@ fn white_space_around_a_key_does_not_reach_the_host() {
 #[test]
 fn the_hosts_signature_is_taken_only_from_a_whole_and_good_result() {
     let key = key(golden("private_key.pem"));
-    let signature: Vec<u8> = (0..=255).collect();
+    let text = b"text";
+    let sign = |text: &[u8]| VmSigner(StdRng::seed_from_u64(1)).sign(SignerChoice::Vm, &key, text);
+    let signature: Vec<u8> = sign(text).unwrap();
     let good = result(true, &signature);
     let swapped = [field(2, &signature), vec![0x08, 1]].concat();
     let with_more = [
@@ -188,7 +184,7 @@ fn the_hosts_signature_is_taken_only_from_a_whole_and_good_result() {
     ]
     .concat();
     for message in [&good, &swapped, &with_more] {
-        assert_eq!(host_signature(&key, message), Ok(signature.clone()));
+        assert_eq!(host_signature(&key, text, message), Ok(signature.clone()));
     }
     let refused = [
         ("nothing", Vec::new()),
@@ -196,6 +192,28 @@ fn the_hosts_signature_is_taken_only_from_a_whole_and_good_result() {
         ("good without a signature", vec![0x08, 1]),
         ("a signature without a word", field(2, &signature)),
         ("an empty signature", result(true, b"")),
+        (
+            "a signature of another text",
+            result(true, &sign(b"other").unwrap()),
+        ),
+        (
+            "a signature of another key",
+            result(true, &{
+                let mut wrong = signature.clone();
+                wrong[255] ^= 1;
+                wrong
+            }),
+        ),
+        ("the number nought", result(true, &[0; 256])),
+        (
+            "the number one",
+            result(true, &{
+                let mut one = [0; 256];
+                one[255] = 1;
+                one
+            }),
+        ),
+        ("more than the modulus", result(true, &[0xff; 256])),
         ("one byte short", result(true, &signature[1..])),
         (
             "one byte long",
@@ -227,13 +245,17 @@ fn the_hosts_signature_is_taken_only_from_a_whole_and_good_result() {
         ("zeros", vec![0; 300]),
     ];
     for (case, message) in refused {
-        assert_eq!(host_signature(&key, &message), Err(SignerFailed), "{case}");
+        assert_eq!(
+            host_signature(&key, text, &message),
+            Err(SignerFailed),
+            "{case}"
+        );
     }
     // Cut anywhere.
     for message in [&good, &swapped] {
         for end in 0..message.len() {
             assert_eq!(
-                host_signature(&key, &message[..end]),
+                host_signature(&key, text, &message[..end]),
                 Err(SignerFailed),
                 "{end}"
             );
@@ -241,7 +263,7 @@ fn the_hosts_signature_is_taken_only_from_a_whole_and_good_result() {
     }
     for end in 0..with_more.len() {
         // A message of protobuf may end between two fields: then it is whole, and good from the signature on.
-        if let Ok(found) = host_signature(&key, &with_more[..end]) {
+        if let Ok(found) = host_signature(&key, text, &with_more[..end]) {
             assert_eq!(found, signature, "{end}");
         }
     }
@@ -251,22 +273,20 @@ proptest! {
     #![proptest_config(cases(256))]
 
     #[test]
-    fn whatever_the_host_says_a_signature_has_the_length_of_the_key(
+    fn whatever_the_host_says_it_is_no_signature_of_the_text(
         messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..600), 16),
     ) {
         thread_local!(static KEY: PrivateKey = key(golden("private_key.pem")));
         KEY.with(|key| {
             for message in &messages {
-                if let Ok(signature) = host_signature(key, message) {
-                    prop_assert_eq!(signature.len(), 256);
-                }
+                prop_assert_eq!(host_signature(key, b"text", message), Err(SignerFailed));
             }
             Ok(())
         })?;
     }
 
     #[test]
-    fn a_good_result_with_bytes_changed_gives_a_signature_of_that_length_or_none(
+    fn a_result_whose_signature_is_none_is_refused_whatever_its_bytes(
         changes in prop::collection::vec((0usize..270, any::<u8>()), 1..6),
         cut in 0usize..400,
         length in prop::sample::select(vec![0usize, 1, 127, 128, 255, 256, 257, 384]),
@@ -280,9 +300,7 @@ proptest! {
         }
         message.truncate(cut);
         KEY.with(|key| {
-            if let Ok(signature) = host_signature(key, &message) {
-                prop_assert_eq!(signature.len(), 256);
-            }
+            prop_assert_eq!(host_signature(key, b"text", &message), Err(SignerFailed));
             Ok(())
         })?;
     }
@@ -571,7 +589,16 @@ fn transit(namespace: Option<&str>) -> Transit {
         key: "bbmsl".to_owned(),
         token: SecretSource::FilterState("refund.openbao_token".to_owned()),
         namespace: namespace.map(str::to_owned),
+        public_keys: Vec::new(),
     }
+}
+
+/// A signature in OpenBao's answer, as base64, and the key's id for logs.
+fn read(status: u16, body: &[u8]) -> Option<(String, String)> {
+    let transit = transit(None);
+    let signature = transit.read_reply(status, body)?;
+    let id = transit.key_id(&signature);
+    Some((STANDARD.encode(signature.bytes), id))
 }
 
 #[test]
@@ -637,7 +664,7 @@ fn openbaos_signature_and_key_version_are_read() {
         let base64 = STANDARD.encode(vec![0x5a; bits / 8]);
         for version in ["1", "2", "10", "4294967296"] {
             let reply = signed(&format!("vault:v{version}:{base64}"));
-            let (signature, id) = transit(None).read_reply(200, reply.as_bytes()).unwrap();
+            let (signature, id) = read(200, reply.as_bytes()).unwrap();
             assert_eq!(
                 (signature, id),
                 (base64.clone(), format!("bbmsl:v{version}"))
@@ -654,7 +681,7 @@ fn openbaos_signature_and_key_version_are_read() {
         )
         .unwrap();
     let reply = signed(&format!("vault:v1:{}", STANDARD.encode(real)));
-    let (signature, _) = transit(None).read_reply(200, reply.as_bytes()).unwrap();
+    let (signature, _) = read(200, reply.as_bytes()).unwrap();
     assert_eq!(signature, expected);
 }
 
@@ -665,11 +692,7 @@ fn anything_else_of_openbao_is_no_signature() {
     for status in [
         0, 100, 199, 201, 202, 204, 301, 400, 403, 404, 412, 429, 472, 473, 500, 503,
     ] {
-        assert_eq!(
-            transit(None).read_reply(status, good.as_bytes()),
-            None,
-            "{status}"
-        );
+        assert_eq!(read(status, good.as_bytes()), None, "{status}");
     }
     let one_short = STANDARD.encode([0x5a; 255]);
     let url_safe = format!("vault:v1:{}", base64.replace('p', "_").replace('a', "-"));
@@ -721,28 +744,20 @@ fn anything_else_of_openbao_is_no_signature() {
         ),
         ("more after it", format!("{good}{good}")),
     ] {
-        assert_eq!(
-            transit(None).read_reply(200, body.as_bytes()),
-            None,
-            "{case}: {body}"
-        );
+        assert_eq!(read(200, body.as_bytes()), None, "{case}: {body}");
     }
     // Cut anywhere, and with bytes that are no text.
     for end in 0..good.len() {
-        assert_eq!(
-            transit(None).read_reply(200, &good.as_bytes()[..end]),
-            None,
-            "{end}"
-        );
+        assert_eq!(read(200, &good.as_bytes()[..end]), None, "{end}");
     }
-    assert_eq!(transit(None).read_reply(200, b"\xff\xfe"), None);
+    assert_eq!(read(200, b"\xff\xfe"), None);
 }
 
 #[test]
 fn a_key_version_that_is_empty_is_no_signature() {
     let base64 = STANDARD.encode([0x5a; 256]);
     let reply = signed(&format!("vault:v:{base64}"));
-    assert_eq!(transit(None).read_reply(200, reply.as_bytes()), None);
+    assert_eq!(read(200, reply.as_bytes()), None);
 }
 
 proptest! {
@@ -759,7 +774,7 @@ proptest! {
                 .prop_map(|(prefix, bytes)| signed(&format!("{prefix}{}", STANDARD.encode(bytes))).into_bytes()),
         ],
     ) {
-        if let Some((signature, id)) = transit(None).read_reply(status, &body) {
+        if let Some((signature, id)) = read(status, &body) {
             prop_assert_eq!(status, 200);
             prop_assert!(STANDARD.decode(&signature).unwrap().len() >= 256);
             prop_assert!(id.strip_prefix("bbmsl:v").unwrap().bytes().all(|b| b.is_ascii_digit()), "{}", id);
@@ -780,10 +795,10 @@ const CALL: &str =
     r#"{"provider":"bbmsl","payment":{"id":"4922"},"amount":{"value":"10.00","currency":"USD"}}"#;
 
 fn finish(signing: &Value, signer: &mut dyn Signer, state: Option<&str>) -> Prepared {
-    let Opening::Read(reading) = open(&config(signing), &call_headers("k-1"), NOW_MS) else {
+    let Opening::Read(reading) = open(&config(signing), &call_headers("k-1"), NOW) else {
         panic!("not read")
     };
-    common::finish(reading, CALL.as_bytes(), NOW_MS, signer, &|_| {
+    common::finish(reading, CALL.as_bytes(), NOW, signer, &|_| {
         state.map(|text| text.as_bytes().to_vec())
     })
 }
@@ -841,12 +856,141 @@ fn the_signed_text_goes_to_bbmsl_with_openssls_signature() {
     assert_eq!(headers.first("x-request-id"), None);
     assert_eq!(body, Transit::request_body(text));
     let reply = signed(&format!("vault:v7:{signature}"));
-    let Prepared::Dispatch(dispatch) = unsigned.reply(200, reply.as_bytes()) else {
+    let told = told(&[("7", golden("public_key.pem"))]);
+    let Prepared::Dispatch(dispatch) = unsigned.reply(200, reply.as_bytes(), &told) else {
         panic!("not sent")
     };
     assert_eq!(dispatch.key_id.as_deref(), Some("k:v7"));
     let body: Value = serde_json::from_str(&dispatch.body).unwrap();
     assert_eq!(body, expected);
+}
+
+/// OpenBao's answer about its public keys.
+fn keys_answer(keys: &[(&str, &str)]) -> String {
+    let keys: serde_json::Map<String, Value> = keys
+        .iter()
+        .map(|(version, pem)| {
+            let key = json!({"creation_time": "2026-11-01T00:00:00Z", "name": "rsa-2048", "public_key": pem});
+            ((*version).to_owned(), key)
+        })
+        .collect();
+    json!({"data": {"type": "rsa-2048", "latest_version": 1, "keys": keys}}).to_string()
+}
+
+fn told(keys: &[(&str, &str)]) -> Told {
+    Told::Keys(TransitKeys::read(200, keys_answer(keys).as_bytes()).unwrap())
+}
+
+#[test]
+fn a_signature_of_openbaos_is_verified_before_it_is_sent() {
+    let (_, good) = BY_OPENSSL[2];
+    let wrong = STANDARD.encode([0x5a; 256]);
+    let by_openbao = |public_keys: Option<Value>| {
+        let mut transit = json!({
+            "cluster": "openbao", "mount": "transit", "key": "k", "token": {"filter_state": "refund.token"},
+        });
+        if let Some(keys) = public_keys {
+            transit["public_keys"] = keys;
+        }
+        json!({"transit": transit})
+    };
+    let reply = |signing: &Value, version: &str, signature: &str, told: &Told| {
+        let Prepared::Sign(unsigned) = finish(signing, &mut FailingSigner, Some("canary-token"))
+        else {
+            panic!("not to be signed")
+        };
+        let reply = signed(&format!("vault:v{version}:{signature}"));
+        unsigned.reply(200, reply.as_bytes(), told)
+    };
+    let pem = golden("public_key.pem");
+    // With the public keys of the configuration, whatever OpenBao has told.
+    for told in [
+        Told::NotAsked,
+        Told::Unavailable,
+        told(&[("7", SECOND_PUBLIC)]),
+    ] {
+        for keys in [json!([pem]), json!([SECOND_PUBLIC, pem]), json!({"7": pem})] {
+            let signing = by_openbao(Some(keys));
+            assert!(matches!(
+                reply(&signing, "7", good, &told),
+                Prepared::Dispatch(_)
+            ));
+            assert_unsigned(
+                "wrong",
+                reply(&signing, "7", &wrong, &told),
+                "does not verify",
+            );
+        }
+        let signing = by_openbao(Some(json!([SECOND_PUBLIC])));
+        assert_unsigned(
+            "another's",
+            reply(&signing, "7", good, &told),
+            "does not verify",
+        );
+    }
+    // With those that OpenBao has told.
+    let signing = by_openbao(None);
+    let known = told(&[("6", SECOND_PUBLIC), ("7", pem)]);
+    assert!(matches!(
+        reply(&signing, "7", good, &known),
+        Prepared::Dispatch(_)
+    ));
+    assert_unsigned(
+        "wrong",
+        reply(&signing, "7", &wrong, &known),
+        "does not verify",
+    );
+    assert_unsigned(
+        "of another version",
+        reply(&signing, "6", good, &known),
+        "does not verify",
+    );
+    // It has not told, or its key has been rotated since: it is asked.
+    for told in [Told::NotAsked, known.clone()] {
+        let asked = |signature: &str| match reply(&signing, "8", signature, &told) {
+            Prepared::Verify(unverified) => unverified,
+            other => panic!("{other:?}"),
+        };
+        let unverified = asked(good);
+        let (cluster, headers) = unverified.request().unwrap();
+        assert_eq!(cluster, "openbao");
+        assert_eq!(headers.first(":method"), Some(&b"GET"[..]));
+        assert_eq!(headers.first(":path"), Some(&b"/v1/transit/keys/k"[..]));
+        assert_eq!(headers.first("x-vault-token"), Some(&b"canary-token"[..]));
+        let now = self::told(&[("8", pem)]);
+        assert!(matches!(asked(good).reply(&now), Prepared::Dispatch(_)));
+        assert_unsigned("wrong", asked(&wrong).reply(&now), "does not verify");
+        // It does not tell: the signature goes out as it is, and a log line says so.
+        assert!(matches!(
+            asked(good).reply(&Told::Unavailable),
+            Prepared::Dispatch(_)
+        ));
+    }
+    assert!(matches!(
+        reply(&signing, "8", good, &Told::Unavailable),
+        Prepared::Dispatch(_)
+    ));
+}
+
+#[test]
+fn what_openbao_tells_of_its_keys_is_read_as_far_as_it_is_right() {
+    let pem = golden("public_key.pem");
+    let sound = keys_answer(&[("1", pem), ("2", SECOND_PUBLIC), ("3", "no key")]);
+    let keys = TransitKeys::read(200, sound.as_bytes()).unwrap();
+    assert!(keys.has("1") && keys.has("2") && !keys.has("3"));
+    for (status, body) in [
+        (403, sound.as_str()),
+        (404, "{}"),
+        (200, ""),
+        (200, "{}"),
+        (200, r#"{"data": {}}"#),
+        (200, r#"{"data": {"keys": []}}"#),
+    ] {
+        assert!(
+            TransitKeys::read(status, body.as_bytes()).is_none(),
+            "{body}"
+        );
+    }
 }
 
 #[test]
@@ -875,7 +1019,7 @@ fn no_signature_no_refund() {
         finish(&plain, &mut StubSigner, Some("canary")),
         "The signing key a cannot be used",
     );
-    // NOW_MS is 2026-11-22T08:00:00Z.
+    // NOW is 2026-11-22T08:00:00Z.
     for (case, time) in [
         ("not yet", json!({"not_before": "2026-11-22T08:00:01Z"})),
         ("no longer", json!({"not_after": "2026-11-22T08:00:00Z"})),
@@ -910,7 +1054,7 @@ fn no_signature_no_refund() {
         };
         assert_unsigned(
             "OpenBao said no",
-            unsigned.reply(status, body.as_bytes()),
+            unsigned.reply(status, body.as_bytes(), &Told::NotAsked),
             "OpenBao",
         );
     }

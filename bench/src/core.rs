@@ -1,11 +1,12 @@
 //! The filter's core, as the peers use it in the filter's place: all that they know of its API stands here.
 
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use refund_filter::clock::Now;
 use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, Opening, Prepared, ReplyHead, Sent, open};
 use refund_filter::guard::Claim;
@@ -23,6 +24,7 @@ pub const BBMSL_KEY: &str = "BBMSL_KEY";
 pub struct Core {
     config: Rc<Config>,
     key: RsaKeyPair,
+    began: Instant,
 }
 
 /// A provider's request, and what is left to be done once it is answered.
@@ -70,22 +72,32 @@ impl Core {
         Ok(Core {
             config: Rc::new(config),
             key,
+            began: Instant::now(),
         })
+    }
+
+    fn now(&self) -> Now {
+        let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Now {
+            unix_ms: since.map_or(0, milliseconds),
+            steady_ms: milliseconds(self.began.elapsed()),
+        }
     }
 
     /// From the whole call to the provider's request, or to an answer that needs none. No guard: a service would need a
     /// database for it.
     pub fn request(&self, headers: &Headers<'_>, body: &[u8]) -> Result<Going, Answer> {
-        let now_ms = now_ms();
+        let now = self.now();
         let earlier = |_: &_| None;
-        let reading = match open(&self.config, headers, now_ms, &earlier) {
+        let reading = match open(&self.config, headers, now, &earlier) {
             Opening::Read(reading) => reading,
             Opening::Answer(answer) => return Err(answer),
             Opening::NotOurs => return Err(refund_filter::exchange::unreadable_call()),
         };
         let accepted = reading.accept(body, &earlier)?;
         let mut signer = RingSigner(&self.key);
-        match accepted.proceed(Claim::None, now_ms, &mut signer, &|_| None) {
+        match accepted.proceed(Claim::Unguarded, now, &mut signer, &|_| None) {
             Prepared::Dispatch(dispatch) => Ok(Going {
                 headers: dispatch.headers,
                 body: dispatch.body,
@@ -96,6 +108,7 @@ impl Core {
                 Err(waiting.without_token(&refund_filter::token::Failure::unreachable()))
             }
             Prepared::Sign(unsigned) => Err(unsigned.failed()),
+            Prepared::Verify(_) => Err(refund_filter::exchange::unreadable_call()),
             Prepared::Ask(asking) => Err(asking.failed()),
         }
     }
@@ -104,11 +117,4 @@ impl Core {
     pub fn reply(sent: Sent, headers: &Headers<'_>, body: &[u8]) -> Answer {
         sent.reply(&ReplyHead::of(headers), body, 1)
     }
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-    })
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use refund_filter_fuzz::harness::fixtures::{FIXTURES, sent};
-use refund_filter_fuzz::harness::put_keys;
+use refund_filter_fuzz::harness::{config, put_keys};
 use refund_filter_fuzz::look_up;
 use refund_filter_fuzz::reply::{FULL, PROVIDER, STATUSES};
 use serde_json::{Value, json};
@@ -94,18 +94,16 @@ fn look_up_seeds(name: &str, which: usize, query: &str, reply: &Value) {
         .iter()
         .position(|known| Some(u64::from(*known)) == reply["status"].as_u64())
         .unwrap_or_default();
-    for (first, more) in [("", 0), ("-first", look_up::FIRST)] {
-        if first.is_empty() || fixture.name() == "bbmsl" {
-            let head = [
-                (which << look_up::PROVIDER) as u8 | how | more,
-                status as u8,
-            ];
-            write(
-                "look_up",
-                &format!("{name}{first}"),
-                &[&head, body.as_bytes()].concat(),
-            );
-        }
+    for (name, more) in [
+        (name.to_owned(), 0),
+        (format!("{name}-first"), look_up::FIRST),
+        (format!("{name}-remembered"), look_up::REMEMBERED),
+    ] {
+        let head = [
+            (which << look_up::PROVIDER) as u8 | how | more,
+            status as u8,
+        ];
+        write("look_up", &name, &[&head, body.as_bytes()].concat());
     }
 }
 
@@ -134,10 +132,12 @@ fn fixtures() {
             if full && !fixture.takes_full {
                 continue;
             }
+            let mut provider = fixture.provider_config();
             if full {
                 call["amount"] = json!("full");
+                provider["currencies"] = json!([fixture.currency]);
             }
-            let Ok(dispatch) = sent(&fixture.config_once(), "k-1", &call) else {
+            let Ok(dispatch) = sent(&config(name, &provider), "k-1", &call) else {
                 panic!("the fixture's call is not sent");
             };
             let (success, _) = fixture.success_reply(&call, &dispatch);
@@ -174,8 +174,7 @@ fn fixtures() {
 }
 
 fn by_hand() {
-    let head =
-        ":method: POST\n:path: /v1/refunds?x=y\ncontent-type: application/json; charset=utf-8\n";
+    let head = ":method: POST\n:path: /v1/refunds\ncontent-type: application/json; charset=utf-8\n";
     let tracing = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ntracestate: a=b\nb3: 0\n\
                    x-b3-traceid: 1\nx-forwarded-proto: https\ncookie: a=b\nauthorization: Bearer x\n";
     let moyasar = r#"{"provider":"by-header","payment":{"id":"a/b c"},"amount":{"value":"1","currency":"SAR"}}"#;
@@ -202,6 +201,16 @@ fn by_hand() {
         ),
     ] {
         write("call", name, body.as_bytes());
+    }
+    let sound = FIXTURES[0].call();
+    for (name, path, more) in [
+        ("preview", "/v1/refunds/preview", ""),
+        ("with-a-query", "/v1/refunds?dry_run=true", ""),
+        ("old-header", "/v1/refunds", "refund_dry-run: true\n"),
+    ] {
+        let head = head.replace("/v1/refunds\n", &format!("{path}\n"));
+        let call = format!("{head}idempotency-key: k-1\n{more}\n{sound}");
+        write("call", name, call.as_bytes());
     }
     let other = ":method: GET\n:path: /other\ncontent-type: text/plain\ncontent-encoding: gzip\ncontent-length: 65537\n\n{}";
     write("call", "other", other.as_bytes());

@@ -1,4 +1,4 @@
-//! What happens to three calls under one key and to look-ups of it, in an order that the fuzzer chooses, longer than the model goes and with every
+//! What happens to a few calls and look-ups, in an order that the fuzzer chooses, longer than the model goes and with every
 //! status that there is. The world itself asserts what may not be.
 
 use std::cell::RefCell;
@@ -9,27 +9,58 @@ use refund_filter::config::Config;
 
 use crate::harness::config;
 use crate::harness::fixtures::{FIXTURES, Fixture};
-use crate::harness::world::{Event, Scene, World};
+use crate::harness::world::{
+    Event, FULL, LOOKED_UP, ONE_KEY, RESTARTED, Scene, TAKEN_BACK, TWO_KEYS, TWO_SPELLINGS, World,
+};
+
+/// What can befall a gateway, with all that the model leaves out to come to an end.
+const SCENES: [Scene; 7] = [
+    ONE_KEY,
+    Scene {
+        look_ups: &[(0, 0), (0, 0)],
+        detailed: true,
+        ..LOOKED_UP
+    },
+    Scene {
+        look_ups: &[(0, 0), (0, 1)],
+        detailed: true,
+        ..TWO_SPELLINGS
+    },
+    Scene {
+        look_ups: &[(0, 0), (1, 0)],
+        detailed: true,
+        ..TWO_KEYS
+    },
+    Scene {
+        detailed: true,
+        ..TAKEN_BACK
+    },
+    Scene {
+        look_ups: &[(0, 0), (1, 0)],
+        detailed: true,
+        ..FULL
+    },
+    Scene {
+        look_ups: &[(0, 0), (0, 0)],
+        detailed: true,
+        ..RESTARTED
+    },
+];
 
 thread_local! {
     static CONFIGS: RefCell<BTreeMap<&'static str, [Rc<Config>; 2]>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// A provider, then an event a pair of bytes: which of those that can happen, and a status where it has one.
+/// A scene and a provider, then an event a pair of bytes: which of those that can happen, and a status where it has one.
 pub fn check(data: &[u8]) {
     let Some((which, events)) = data.split_first() else {
         return;
     };
-    let fixture = &FIXTURES[usize::from(*which) % FIXTURES.len()];
+    let which = usize::from(*which);
+    let fixture = &FIXTURES[which % FIXTURES.len()];
     let configs = configs(fixture);
-    // A quarter with calls alone; the others with two look-ups, at a provider that has done what it is asked about.
-    let looked_up = *which >= 64;
-    let scene = Scene {
-        calls: if looked_up { 2 } else { 3 },
-        look_ups: if looked_up { 2 } else { 0 },
-        punctual: looked_up,
-    };
-    let mut world = World::new(fixture, &configs, true).with(scene);
+    let scene = SCENES[which / FIXTURES.len() % SCENES.len()];
+    let mut world = World::new(fixture, &configs, scene);
     for pair in events.chunks_exact(2).take(64) {
         let possible = world.events();
         if possible.is_empty() {

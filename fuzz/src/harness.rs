@@ -3,11 +3,15 @@
 
 use std::rc::Rc;
 
+use refund_filter::clock::Now;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, Asking, Dispatch, Opening, Prepared, ReplyHead, open};
-use refund_filter::guard::Claim;
+use refund_filter::exchange::{
+    Answer, Asking, Dispatch, LocalReply, Opening, Prepared, ReplyHead, open,
+};
+use refund_filter::guard::{Claim, GuardSettings};
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
+use refund_filter::signing::Told;
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "the core's suites use more of it")]
@@ -22,12 +26,12 @@ use crate::oracles;
 
 #[path = "../../tests/common/shared_data.rs"]
 mod shared_data;
-use shared_data::SharedData;
+use shared_data::Remembered;
 
 #[path = "../../tests/common/calls.rs"]
 mod calls;
 use calls::StubSigner;
-pub use calls::{NOW_MS, call_headers, look_up_headers};
+pub use calls::{NOW, call_headers, look_up_headers};
 
 /// A sound private key.
 pub const PRIVATE_KEY: &str = include_str!("../../tests/golden/bbmsl/private_key.pem");
@@ -44,16 +48,31 @@ pub enum Step {
     Asks(Box<Asking>),
 }
 
-/// Takes a call as far as it goes. A token and OpenBao's signature are given where they are asked for.
+/// Takes a call as far as it goes. A token and OpenBao's signature are given where they are asked for. Nothing is remembered.
 pub fn step(config: &Rc<Config>, headers: &Headers<'_>, body: &[u8], token: &str) -> Step {
-    let reading = match open(config, headers, NOW_MS, &|_| None) {
+    step_with(config, headers, body, token, None)
+}
+
+/// The same, by a gateway that remembers this.
+fn step_with(
+    config: &Rc<Config>,
+    headers: &Headers<'_>,
+    body: &[u8],
+    token: &str,
+    memory: Option<&Remembered>,
+) -> Step {
+    let reading = match open(config, headers, NOW, &|_| None) {
         Opening::NotOurs => return Step::NotOurs,
         Opening::Answer(answer) => return Step::Answered(answer),
         Opening::Read(reading) => reading,
     };
     match reading.accept(body, &|_| None) {
         Ok(accepted) => {
-            let step = accepted.proceed(Claim::None, NOW_MS, &mut StubSigner, &|_| None);
+            let claim = match memory {
+                Some(memory) => memory.guard().ask(accepted.asks(), 1, NOW),
+                None => Claim::Unguarded,
+            };
+            let step = accepted.proceed(claim, NOW, &mut StubSigner, &|_| None);
             prepared(step, token)
         }
         Err(answer) => Step::Answered(answer),
@@ -66,8 +85,9 @@ fn prepared(prepared: Prepared, token: &str) -> Step {
         Prepared::Dispatch(dispatch) => Step::Sent(dispatch),
         Prepared::Ask(asking) => Step::Asks(asking),
         Prepared::Wait(waiting) => {
-            Step::Sent(Box::new(waiting.with_token(Secret::new(token.to_owned()))))
+            self::prepared(waiting.with_token(Secret::new(token.to_owned())), token)
         }
+        Prepared::Verify(_) => panic!("what verifies is not asked for twice"),
         Prepared::Sign(unsigned) => {
             let (_, headers, body) = unsigned
                 .request()
@@ -76,14 +96,59 @@ fn prepared(prepared: Prepared, token: &str) -> Step {
             crate::json::read(body.as_bytes()).expect("JSON for OpenBao");
             let signature = format!("vault:v1:{}", "QUJD".repeat(86));
             let reply = json!({"data": {"signature": signature}}).to_string();
-            self::prepared(unsigned.reply(200, reply.as_bytes()), token)
+            // What the signature is has the suites of the core.
+            let told = Told::Unavailable;
+            self::prepared(unsigned.reply(200, reply.as_bytes(), &told), token)
         }
+    }
+}
+
+/// A look-up by a gateway that has been up for long enough to know, with what it remembers.
+pub struct Asked {
+    pub step: Step,
+    memory: Remembered,
+}
+
+impl Asked {
+    /// Looks up the refund under the key `k-1`. `sent`: the refund call that went out under it an hour before, and has not been
+    /// answered.
+    pub fn new(config: &Rc<Config>, headers: &Headers<'_>, sent: Option<&[u8]>) -> Self {
+        let long_ago = NOW.plus(-3_600_000);
+        let memory = Remembered::since(long_ago, GuardSettings::default());
+        if let Some(body) = sent {
+            let Opening::Read(reading) = open(config, &call_headers("k-1"), long_ago, &|_| None)
+            else {
+                panic!("a sound call");
+            };
+            let accepted = reading.accept(body, &|_| None).expect("a sound call");
+            let claim = memory.guard().ask(accepted.asks(), 1, long_ago);
+            let step = accepted.proceed(claim, long_ago, &mut StubSigner, &|_| None);
+            let Step::Sent(dispatch) = prepared(step, fixtures::TOKEN) else {
+                panic!("a sound call");
+            };
+            let mut answer = dispatch.sent.local_reply(LocalReply {
+                status: 504,
+                details: "response_timeout",
+                connected: true,
+                attempts: 1,
+            });
+            answer.settle(&memory.guard(), None, long_ago);
+        }
+        let step = step_with(config, headers, b"", fixtures::TOKEN, Some(&memory));
+        Asked { step, memory }
+    }
+
+    /// The answer, once what was found is told to the guard.
+    pub fn answer(self, reply: impl FnOnce(Step) -> Answer) -> Answer {
+        let mut answer = reply(self.step);
+        answer.settle(&self.memory.guard(), Some(2), NOW);
+        answer
     }
 }
 
 /// What such a call's reply is made of.
 pub fn asked(asking: Asking, head: &ReplyHead, body: &[u8]) -> Step {
-    let step = asking.reply(head, body, NOW_MS, &mut StubSigner, &|_| None);
+    let step = asking.reply(head, body, NOW, &mut StubSigner, &|_| None, None);
     prepared(step, fixtures::TOKEN)
 }
 
@@ -125,7 +190,7 @@ fn send_with(
     headers: &Headers<'_>,
     body: &[u8],
     token: &str,
-    _now_ms: i64,
+    _now: Now,
     _signer: &mut StubSigner,
 ) -> Result<Box<Dispatch>, Answer> {
     match step(config, headers, body, token) {

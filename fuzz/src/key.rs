@@ -9,7 +9,8 @@ use crate::oracles::{derived_key, quoted};
 
 const PROVIDERS: [&str; 5] = ["bog", "moyasar", "begateway", "bbmsl", "B-o_g"];
 
-/// The one key that stands in these values, by the contract: 1 to 255 visible ASCII characters, bare or quoted.
+/// The identity of the one key that stands in these values, by the contract: 1 to 255 visible ASCII characters, bare or quoted,
+/// and in small letters where it has the form of a UUID.
 pub fn read(values: &[&[u8]]) -> Result<String, KeyFault> {
     let [value] = values else {
         return Err(match values {
@@ -32,20 +33,31 @@ pub fn read(values: &[&[u8]]) -> Result<String, KeyFault> {
     key.filter(|key| {
         (1..=255).contains(&key.len()) && key.bytes().all(|b| (0x21..0x7f).contains(&b))
     })
+    .map(|key| match has_the_form_of_a_uuid(&key) {
+        true => key.to_ascii_lowercase(),
+        false => key,
+    })
     .ok_or(KeyFault::Invalid)
 }
 
-/// What the provider of this name gets for a key.
-pub fn for_provider(provider: &str, key: &str, takes_v7: bool) -> String {
-    let shape = key.len() == 36
+/// 8-4-4-4-12 hexadecimal digits, of whatever version.
+fn has_the_form_of_a_uuid(key: &str) -> bool {
+    key.len() == 36
         && key.char_indices().all(|(at, c)| match at {
             8 | 13 | 18 | 23 => c == '-',
-            14 => c == '4' || c == '7' && takes_v7,
-            19 => "89abAB".contains(c),
             _ => c.is_ascii_hexdigit(),
-        });
+        })
+}
+
+/// What the provider of this name gets for a key of this identity.
+pub fn for_provider(provider: &str, key: &str, takes_v7: bool) -> String {
+    let version = key.chars().nth(14);
+    let variant = key.chars().nth(19).is_some_and(|c| "89ab".contains(c));
+    let shape = has_the_form_of_a_uuid(key)
+        && variant
+        && (version == Some('4') || version == Some('7') && takes_v7);
     if shape {
-        key.to_ascii_lowercase()
+        key.to_owned()
     } else {
         derived_key(provider, key)
     }
@@ -64,17 +76,24 @@ pub fn check(data: &[u8]) {
     let is = IdempotencyKey::from_header(values.iter().copied());
     assert_eq!(
         is.as_ref()
-            .map(|key| key.as_str().to_owned())
+            .map(|key| key.identity().to_owned())
             .map_err(|fault| *fault),
         read(&values)
     );
     let Ok(key) = is else { return };
-    let text = key.as_str();
+    let text = key.identity();
 
     // Bare and quoted are one key.
     let in_quotes = quoted(text);
     let again = IdempotencyKey::from_header([in_quotes.as_bytes()].into_iter());
     assert_eq!(again.as_ref(), Ok(&key));
+    // As are a UUID's spellings, and no two others.
+    let capitals = quoted(&text.to_ascii_uppercase());
+    let capitals = IdempotencyKey::from_header([capitals.as_bytes()].into_iter());
+    let is_one = text == text.to_ascii_uppercase() || has_the_form_of_a_uuid(text);
+    let capitals = capitals.expect("the same length and letters");
+    assert_eq!(capitals == key, is_one);
+    assert_eq!(capitals.digest() == key.digest(), is_one);
 
     let sent = key.for_provider(provider, takes_v7).text();
     assert_eq!(sent, for_provider(provider, text, takes_v7));
@@ -89,7 +108,7 @@ pub fn check(data: &[u8]) {
     assert!(form && sent.len() == 36, "{sent}");
 
     // What is no UUID of the caller's is another one at every provider.
-    if sent != text.to_ascii_lowercase() {
+    if sent != text {
         for other in PROVIDERS.into_iter().filter(|other| *other != provider) {
             assert_ne!(sent, key.for_provider(other, takes_v7).text());
         }

@@ -89,6 +89,9 @@ fn there_and_back(minor: u64, currency: Currency, digits: usize, own: u8) {
     }
 }
 
+/// Of these nobody outside beGateway knows by how many decimals it counts them (facts, beGateway).
+pub const DISPUTED: [&str; 8] = ["IRR", "KPW", "LAK", "LBP", "MMK", "MOP", "UGX", "UYW"];
+
 /// A provider gets exactly this amount, or a sentence says why it cannot.
 fn goes_out(
     minor: u64,
@@ -102,9 +105,11 @@ fn goes_out(
         .find(|(code, _)| *code == currency.code())
         .map_or(digits, |(_, digits)| *digits);
     let text = text_of(minor, digits);
-    match fixture
-        .kind
-        .capabilities()
+    let config = fixture.config_once();
+    let entry = config.provider(fixture.name()).expect("the fixture");
+    match entry
+        .dialect
+        .counting()
         .wire_amount(Money { minor, currency })
     {
         Ok(number) => {
@@ -124,6 +129,7 @@ fn goes_out(
                 // Number(9,2).
                 "bbmsl" => whole.len() <= 7 && decimals.trim_end_matches('0').len() <= 2,
                 "moyasar" => minor <= 100_000_000,
+                "begateway" if DISPUTED.contains(&currency.code()) => false,
                 _ => written(units(&text, own)).is_some(),
             };
             assert!(!fits, "{text} {currency:?} for {}", fixture.name());

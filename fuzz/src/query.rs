@@ -48,7 +48,7 @@ pub fn check(data: &[u8]) {
             assert_eq!(said["code"], "invalid-request", "{said}");
             assert_eq!(
                 (&said["outcome"], &said["retry"]),
-                (&json!("unknown"), &json!("look_up"))
+                (&json!("unknown"), &json!("corrected"))
             );
             assert!(answer.body.len() < 16 * 1024);
             let errors = said["errors"].as_array().expect("errors");
@@ -181,7 +181,9 @@ fn is_sound(read: &BTreeMap<String, String>) -> bool {
             read.get("payment_id").is_none_or(numeric)
                 && (there("payment_id") || there("payment_reference"))
         }
-        _ => there("payment_id") && (there("id") || there("key") || there("reference")),
+        // It is sent references.
+        "begateway" => there("payment_id") && (there("id") || there("key") || there("reference")),
+        _ => there("payment_id") && (there("id") || there("key")),
     };
     read.keys().all(|name| NAMES.contains(&&**name))
         && length("payment_id", 128)
@@ -190,6 +192,7 @@ fn is_sound(read: &BTreeMap<String, String>) -> bool {
         && length("reference", 64)
         && no_dots("payment_id")
         && no_dots("id")
+        && no_dots("reference")
         && read
             .get("key")
             .is_none_or(|text| key::read(&[text.as_bytes()]).is_ok())

@@ -3,11 +3,12 @@
 //! The first byte says what the rest is: an answer of the endpoint (two bytes of status, then the body), a stored record,
 //! or what happens to a record, two bytes an event.
 
+use refund_filter::clock::Now;
 use refund_filter::config::{Auth, TokenEndpoint};
 use refund_filter::secret::Secret;
 use refund_filter::token::{self, Failure, FailureKind, Look, Record, Token, Turn};
 
-use crate::harness::NOW_MS;
+use crate::harness::NOW;
 use crate::harness::fixtures::FIXTURES;
 use crate::json::{self, Json};
 
@@ -40,7 +41,7 @@ fn reply(status: u16, body: &[u8]) {
     let json = json::read(body);
     // What nests deeper than the oracle reads is not judged here.
     if json == Err(json::Unread::TooDeep) {
-        let _ = token::read_reply(status, None, body, NOW_MS);
+        let _ = token::read_reply(status, None, body, NOW);
         return;
     }
     let object = json
@@ -50,7 +51,7 @@ fn reply(status: u16, body: &[u8]) {
         let found = object.as_ref()?.get(name)?.scalar()?;
         (!found.is_empty()).then(|| found.to_owned())
     };
-    match token::read_reply(status, retry_after.clone(), body, NOW_MS) {
+    match token::read_reply(status, retry_after.clone(), body, NOW) {
         Ok(token) => {
             assert!((200..300).contains(&status), "{status}");
             let text = token.value.expose();
@@ -64,7 +65,7 @@ fn reply(status: u16, body: &[u8]) {
                     .is_none_or(|kind| kind.eq_ignore_ascii_case("bearer"))),
                 "{kind:?}"
             );
-            let used = token.use_until_ms - NOW_MS;
+            let used = token.use_until_ms - NOW.steady_ms;
             assert!((1..=HOUR_MS).contains(&used), "{used}");
             lives(&object, used);
         }
@@ -94,7 +95,7 @@ fn lives(object: &Json, used: i64) {
     let Ok(life) = life.parse::<f64>() else {
         return;
     };
-    let now = NOW_MS as f64;
+    let now = NOW.unix_ms as f64;
     let life_ms = match life {
         _ if life < 1e9 => life * 1e3,
         _ if life < 1e12 => life * 1e3 - now,
@@ -132,7 +133,8 @@ fn stored(bytes: &[u8]) {
     if std::str::from_utf8(bytes).is_ok() && json::read(bytes) == Err(json::Unread::NotJson) {
         assert_eq!(record, Record::default());
     }
-    for now in [i64::MIN, -1, 0, NOW_MS, i64::MAX] {
+    for steady_ms in [i64::MIN, -1, 0, NOW.steady_ms, i64::MAX] {
+        let now = Now { steady_ms, ..NOW };
         let mut record = Record::decode(bytes);
         let look = record.look(now);
         match record.ask(now, 7) {
@@ -158,7 +160,7 @@ struct Known {
 fn events(bytes: &[u8]) {
     let mut record = Record::default();
     let mut known = Known::default();
-    let mut now = NOW_MS;
+    let mut now = NOW;
     let mut last_lease = 0;
     for event in bytes.chunks_exact(2).take(64) {
         let [what, how] = [event[0], event[1]];
@@ -175,7 +177,7 @@ fn events(bytes: &[u8]) {
                     HOUR_MS,
                     10 * HOUR_MS,
                 ];
-                now += step[usize::from(how) % step.len()];
+                now = now.plus(step[usize::from(how) % step.len()]);
             }
             1 => {
                 let turn = record.ask(now, last_lease + 1);
@@ -185,7 +187,7 @@ fn events(bytes: &[u8]) {
                     None => {
                         last_lease += 1;
                         assert_eq!(turn, Turn::Fetch(last_lease));
-                        known.fetch = Some((last_lease, now + LEASE_MS));
+                        known.fetch = Some((last_lease, now.steady_ms + LEASE_MS));
                         known.failed = false;
                         // One fetches, and the others wait.
                         assert_eq!(record.ask(now, last_lease + 1), Turn::Wait);
@@ -199,7 +201,8 @@ fn events(bytes: &[u8]) {
                 let result = if what % 6 == 2 {
                     Ok(Token {
                         value: Secret::new(name.clone()),
-                        use_until_ms: now + [0, 1, 500, 240_000][usize::from(how >> 2) % 4],
+                        use_until_ms: now.steady_ms
+                            + [0, 1, 500, 240_000][usize::from(how >> 2) % 4],
                     })
                 } else {
                     Err(Failure::unreachable())
@@ -245,12 +248,12 @@ fn events(bytes: &[u8]) {
 }
 
 impl Known {
-    fn usable(&self, now: i64) -> Option<String> {
+    fn usable(&self, now: Now) -> Option<String> {
         let (token, until) = self.token.as_ref()?;
-        (now < *until).then(|| token.clone())
+        (now.steady_ms < *until).then(|| token.clone())
     }
 
-    fn is_fetching(&self, now: i64) -> bool {
-        self.fetch.is_some_and(|(_, until)| now < until)
+    fn is_fetching(&self, now: Now) -> bool {
+        self.fetch.is_some_and(|(_, until)| now.steady_ms < until)
     }
 }

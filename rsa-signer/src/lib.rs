@@ -46,12 +46,67 @@ pub enum KeyFault {
     Numbers,
 }
 
-/// A private key, checked, with all that can be computed from it beforehand.
-pub struct Key {
+/// A public key.
+pub struct PublicKey {
     modulus: Modulus,
     exponent: u64,
     /// The modulus's bytes.
     size: usize,
+}
+
+impl PublicKey {
+    /// A key with this modulus and public exponent (big-endian).
+    pub fn new(modulus: &[u8], public_exponent: &[u8]) -> Result<Self, KeyFault> {
+        let bits = limbs::bit_length(modulus);
+        if bits < LEAST_BITS {
+            return Err(KeyFault::Short);
+        }
+        if bits > MOST_BITS {
+            return Err(KeyFault::Long);
+        }
+        let key = || {
+            Some(PublicKey {
+                modulus: Modulus::new(modulus, limbs::length_for(bits)?)?,
+                exponent: exponent(public_exponent)?,
+                size: bits.div_ceil(8),
+            })
+        };
+        key().ok_or(KeyFault::Numbers)
+    }
+
+    /// The bytes of the modulus, and so of a signature.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Whether this is the key's signature over a text of this SHA-256 (RFC 8017, 8.2.2).
+    pub fn verify(&self, digest: &[u8; 32], signature: &[u8]) -> bool {
+        let length = self.modulus.limbs().len();
+        let numbers = || {
+            let signature = (signature.len() == self.size)
+                .then(|| limbs::from_bytes(signature, length))
+                .flatten()
+                .filter(|signature| limbs::is_below(signature, self.modulus.limbs()))?;
+            let padded = limbs::from_bytes(&padded(digest, self.size)?, length)?;
+            Some((signature, padded))
+        };
+        numbers().is_some_and(|(signature, padded)| self.opens(signature, &padded))
+    }
+
+    /// Whether a signature, raised to the public exponent, is this number.
+    fn opens(&self, mut signature: Number, padded: &Number) -> bool {
+        let mut columns = limbs::columns(self.modulus.limbs().len());
+        self.modulus.enter(&mut signature, &mut columns);
+        self.modulus
+            .power_public(&mut signature, self.exponent, &mut columns);
+        self.modulus.leave(&mut signature, &mut columns);
+        signature == *padded
+    }
+}
+
+/// A private key, checked, with all that can be computed from it beforehand.
+pub struct Key {
+    public: PublicKey,
     p: Prime,
     q: Prime,
     /// 1/q modulo p.
@@ -137,9 +192,11 @@ impl Key {
         }
 
         Some(Key {
-            modulus: Modulus::new(n, limbs::length_for(bits)?)?,
-            exponent,
-            size: bits.div_ceil(8),
+            public: PublicKey {
+                modulus: Modulus::new(n, limbs::length_for(bits)?)?,
+                exponent,
+                size: bits.div_ceil(8),
+            },
             p,
             q,
             coefficient,
@@ -147,53 +204,57 @@ impl Key {
         })
     }
 
-    /// The bytes of the modulus, and so of a signature.
-    pub fn size(&self) -> usize {
-        self.size
+    /// The public half.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
     }
 
     /// The signature over a text of this SHA-256; none where there is no randomness, or where the computation went wrong.
     ///
     /// It is the same for the same text: the randomness goes into the blinding alone.
     pub fn sign(&self, digest: &[u8; 32], random: &mut dyn RngCore) -> Option<Vec<u8>> {
-        let mut columns = limbs::columns(self.modulus.limbs().len());
+        let mut columns = limbs::columns(self.public.modulus.limbs().len());
         // Taken out: a blinding under which anything went wrong is not used again.
         let blinding = self.blinding.take().filter(|blinding| blinding.left > 0);
         let mut blinding = match blinding {
             Some(blinding) => blinding,
             None => self.blind(random, &mut columns)?,
         };
-        let padded = limbs::from_bytes(&padded(digest, self.size)?, self.modulus.limbs().len())?;
+        let padded = limbs::from_bytes(
+            &padded(digest, self.public.size)?,
+            self.public.modulus.limbs().len(),
+        )?;
 
         let mut signature = padded.clone();
-        self.modulus
+        self.public
+            .modulus
             .multiply(&mut signature, &blinding.factor, &mut columns);
         let mut signature = self.raise(&signature, Exponent::Signing);
-        self.modulus
+        self.public
+            .modulus
             .multiply(&mut signature, &blinding.inverse, &mut columns);
-        limbs::subtract_once(&mut signature, self.modulus.limbs());
+        limbs::subtract_once(&mut signature, self.public.modulus.limbs());
 
-        let mut opened = signature.clone();
-        self.modulus.enter(&mut opened, &mut columns);
-        self.modulus
-            .power_public(&mut opened, self.exponent, &mut columns);
-        self.modulus.leave(&mut opened, &mut columns);
-        if opened != padded {
+        if !self.public.opens(signature.clone(), &padded) {
             return None;
         }
 
         // (r^2)^e and 1/r^2: another pair for the price of two products (Kocher 1996, section 10).
-        self.modulus.square(&mut blinding.factor, &mut columns);
-        self.modulus.square(&mut blinding.inverse, &mut columns);
+        self.public
+            .modulus
+            .square(&mut blinding.factor, &mut columns);
+        self.public
+            .modulus
+            .square(&mut blinding.inverse, &mut columns);
         blinding.left = blinding.left.saturating_sub(1);
         self.blinding.replace(Some(blinding));
-        Some(limbs::to_bytes(&signature, self.size).to_vec())
+        Some(limbs::to_bytes(&signature, self.public.size).to_vec())
     }
 
     /// A pair of factors from fresh randomness.
     fn blind(&self, random: &mut dyn RngCore, columns: &mut Columns) -> Option<Blinding> {
         // 81 bits more than R has, so that what is left of them modulo n favours no number; R * 2^81 is below R * n, too.
-        let length = self.modulus.limbs().len();
+        let length = self.public.modulus.limbs().len();
         columns.fill(0);
         for column in columns.iter_mut().take(length.checked_add(3)?) {
             let mut bytes = Zeroizing::new([0; 4]);
@@ -201,14 +262,15 @@ impl Key {
             *column = u64::from(u32::from_le_bytes(*bytes) >> (32 - limbs::WIDTH));
         }
         let mut factor = limbs::zero(length);
-        self.modulus.reduce(columns, &mut factor);
+        self.public.modulus.reduce(columns, &mut factor);
 
         let mut inverse = factor.clone();
-        self.modulus.leave(&mut inverse, columns);
+        self.public.modulus.leave(&mut inverse, columns);
         let mut inverse = self.raise(&inverse, Exponent::Inverting);
-        self.modulus.enter(&mut inverse, columns);
-        self.modulus
-            .power_public(&mut factor, self.exponent, columns);
+        self.public.modulus.enter(&mut inverse, columns);
+        self.public
+            .modulus
+            .power_public(&mut factor, self.public.exponent, columns);
         Some(Blinding {
             factor,
             inverse,
@@ -235,7 +297,7 @@ impl Key {
         for (column, limb) in columns.iter_mut().zip(by_q.iter()) {
             *column = column.wrapping_add(u64::from(*limb));
         }
-        let mut whole = limbs::zero(self.modulus.limbs().len());
+        let mut whole = limbs::zero(self.public.modulus.limbs().len());
         limbs::carry(&columns, &mut whole);
         whole
     }
@@ -340,7 +402,7 @@ mod tests {
             |key| key.coefficient[7] ^= 1,
             |key| key.p.inverting[100] ^= 1,
             |key| key.q.inverting[100] ^= 1,
-            |key| key.exponent ^= 2,
+            |key| key.public.exponent ^= 2,
             |key| key.blinding.get_mut().as_mut().unwrap().factor[9] ^= 1,
             |key| key.blinding.get_mut().as_mut().unwrap().inverse[9] ^= 4,
             |key| {
@@ -350,7 +412,10 @@ mod tests {
         ];
         for (nth, fault) in faults.into_iter().enumerate() {
             let mut key = key();
-            let blinding = key.blind(&mut random, &mut limbs::columns(key.modulus.limbs().len()));
+            let blinding = key.blind(
+                &mut random,
+                &mut limbs::columns(key.public.modulus.limbs().len()),
+            );
             // The exponents that invert come into play with a new blinding only.
             key.blinding = RefCell::new(blinding.filter(|_| !(3..=5).contains(&nth)));
             fault(&mut key);

@@ -17,7 +17,7 @@ use rsa::pkcs8::DecodePrivateKey as _;
 use rsa::sha2::{Digest as _, Sha256};
 use rsa::traits::{PrivateKeyParts as _, PublicKeyParts as _};
 use rsa::{BigUint, Pkcs1v15Sign, RsaPrivateKey, RsaPublicKey};
-use rsa_signer::{Key, KeyFault};
+use rsa_signer::{Key, KeyFault, PublicKey};
 
 /// A key, and the SHA-256 of `printf abc | openssl dgst -sha256 -sign KEY`.
 const KEYS: [(&str, &str); 6] = [
@@ -131,7 +131,7 @@ fn every_key_signs_as_openssl_does() {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         assert_eq!(sum, expected);
-        assert_eq!(signature.len(), key.size());
+        assert_eq!(signature.len(), key.public().size());
     }
 }
 
@@ -151,6 +151,56 @@ fn every_key_signs_as_the_crate_rsa_does() {
                 assert_eq!(key.sign(&digest, &mut random).unwrap(), expected);
             }
         }
+    }
+}
+
+#[test]
+fn a_public_key_knows_its_signatures_and_no_others() {
+    let mut random = StdRng::seed_from_u64(5);
+    for (pem, _) in KEYS {
+        let rsa = by_rsa(pem);
+        let [n, e] = [rsa.n(), rsa.e()].map(BigUint::to_bytes_be);
+        let public = PublicKey::new(&n, &e).unwrap();
+        assert_eq!(public.size(), rsa.size());
+        for _ in 0..cases(4) {
+            let mut digest = [0; 32];
+            random.fill(&mut digest);
+            let signature = rsa.sign(Pkcs1v15Sign::new::<Sha256>(), &digest).unwrap();
+            assert!(public.verify(&digest, &signature));
+
+            let mut bent = signature.clone();
+            let at = random.gen_range(0..8 * bent.len());
+            bent[at / 8] ^= 1 << (at % 8);
+            let mut other = digest;
+            other[random.gen_range(0..32)] ^= 1;
+            // The same number, and that number and the modulus.
+            let sum = (BigUint::from_bytes_be(&signature) + rsa.n()).to_bytes_be();
+            let longer = [&[0], &signature[..]].concat();
+            for (digest, signature) in [
+                (&digest, &bent[..]),
+                (&other, &signature),
+                (&digest, &sum),
+                (&digest, &longer),
+                (&digest, &signature[1..]),
+                (&digest, &[]),
+                (&digest, &n),
+            ] {
+                assert!(!public.verify(digest, signature));
+            }
+        }
+    }
+    // What is no key: an even modulus, an even exponent, none.
+    let rsa = by_rsa(KEYS[0].0);
+    let [n, e] = [rsa.n(), rsa.e()].map(BigUint::to_bytes_be);
+    let even = (rsa.n() - 1u8).to_bytes_be();
+    for (n, e, fault) in [
+        (&even[..], &e[..], KeyFault::Numbers),
+        (&n, &[2], KeyFault::Numbers),
+        (&n, &[], KeyFault::Numbers),
+        (&n[128..], &e, KeyFault::Short),
+        (&[1; 600], &e, KeyFault::Long),
+    ] {
+        assert_eq!(PublicKey::new(n, e).err(), Some(fault));
     }
 }
 

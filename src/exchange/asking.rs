@@ -1,14 +1,18 @@
-//! What is asked of a provider by a call of the gateway's own: an order that must be signed for, in a look-up or before a refund.
+//! What is asked of a provider by a call of the gateway's own: an order that must be signed for, in a look-up, or a payment that
+//! is looked at before it is refunded.
 
 use std::rc::Rc;
 
 use super::{
-    Answer, Call, Headers, LocalReply, Prepared, ReplyHead, Sent, Task, nothing_left, of_refusal,
-    unreachable_provider,
+    Answer, Call, Headers, LocalReply, Prepared, ReplyHead, Sent, Task, gateway_error,
+    nothing_left, of_refusal, payment_has_refund, unreachable_provider,
 };
+use crate::clock::Now;
 use crate::config::ProviderEntry;
+use crate::guard::{Claim, End, Guard};
 use crate::problem::{Code, Problem, Retry};
-use crate::provider::{Absence, Finding, Wanted, Word};
+use crate::provider::{Doubt, Look, Names, Refunds, Shown, Word};
+use crate::refund::{Amount, Refund};
 use crate::secret::Carried;
 use crate::signing::Signer;
 
@@ -16,13 +20,13 @@ use crate::signing::Signer;
 /// guard's lease.
 pub const ASK_TIMEOUT_MS: u32 = 10_000;
 
-/// A call that waits for a provider's word on an order. Nothing was sent that could move money.
+/// A call that waits for a provider's word on a payment. Nothing was sent that could move money.
 #[derive(Debug)]
 pub struct Asking {
     call: Call,
     headers: Headers<'static>,
     body: String,
-    key_id: String,
+    key_id: Option<String>,
 }
 
 /// The problem that an answer of Envoy's own to such a call is, by how its body begins and what it says; none where it is the
@@ -46,7 +50,12 @@ fn envoys_own(status: u16, body: &[u8]) -> Option<Code> {
 }
 
 impl Asking {
-    pub(super) fn new(call: Call, headers: Headers<'static>, body: String, key_id: String) -> Self {
+    pub(super) fn new(
+        call: Call,
+        headers: Headers<'static>,
+        body: String,
+        key_id: Option<String>,
+    ) -> Self {
         Asking {
             call,
             headers,
@@ -55,9 +64,9 @@ impl Asking {
         }
     }
 
-    /// The signing key's id, for logs.
-    pub fn key_id(&self) -> &str {
-        &self.key_id
+    /// The signing key's id, for logs, where the question is signed.
+    pub fn key_id(&self) -> Option<&str> {
+        self.key_id.as_deref()
     }
 
     /// The configured provider.
@@ -75,31 +84,52 @@ impl Asking {
         self,
         head: &ReplyHead,
         body: &[u8],
-        now_ms: i64,
+        now: Now,
         signer: &mut dyn Signer,
         filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
+        guard: Option<&Guard<'_>>,
     ) -> Prepared {
         if let Some(code) = envoys_own(head.status, body) {
             return Prepared::Answer(self.unanswered(code));
         }
-        let call = self.call;
-        let finding = match &call.task {
+        let mut call = self.call;
+        let looked_at = match &call.task {
             Task::LookUp(..) => return Prepared::Answer(Sent { call }.reply(head, body, 1)),
             Task::Refund(refund, _) => {
-                let wanted = Wanted::of_payment(&refund.payment);
-                call.entry.dialect.found(&wanted, &head.with(body))
+                let look = call.entry.dialect.seen(&refund.payment, &head.with(body));
+                call.may_go_on(refund, head, look)
             }
         };
-        let Some((mut problem, word)) = held_back(head, finding) else {
-            let secrets = Rc::clone(&call.secrets);
-            let carried = Carried {
-                headers: &secrets,
-                filter_state,
-            };
-            return call.refund(now_ms, signer, &carried);
-        };
-        problem.provider = Some(call.provider_word(head.status, word));
-        Prepared::Answer(call.caller.problem(problem))
+        match looked_at {
+            Ok(shown) => {
+                call.names = shown.names;
+                if let Some(problem) = call.claim_shown_names(guard, now) {
+                    return Prepared::Answer(call.caller.not_sent(problem));
+                }
+                let secrets = Rc::clone(&call.secrets);
+                let carried = Carried {
+                    headers: &secrets,
+                    filter_state,
+                };
+                call.refund(now, signer, &carried)
+            }
+            Err(held_back) => {
+                let (mut problem, word) = *held_back;
+                problem.provider = Some(call.provider_word(head.status, word));
+                // What is told to be spent must be: a late repeat of this call must not refund beside its successor. Another
+                // key's refund spends nothing.
+                let is_spent = problem.retry == Retry::No
+                    && problem.code != Code::PaymentHasRefund
+                    && call.caller.standing.is_none();
+                let end = if is_spent { End::Refused } else { End::NotSent };
+                let mut answer = call.caller.problem(problem, end);
+                if let Some(settlement) = answer.settles.as_deref_mut() {
+                    settlement.sent = false;
+                }
+                answer.refused_token = call.refused_token(head);
+                Prepared::Answer(answer)
+            }
+        }
     }
 
     /// The answer where the call could not be made.
@@ -114,66 +144,119 @@ impl Asking {
 
     /// The answer in place of Envoy's own while the provider is asked. Nothing was sent that could move money.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.call.caller.problem(nothing_left(reply))
+        self.call.caller.not_sent(nothing_left(reply))
     }
 
     fn unanswered(self, code: Code) -> Answer {
         let call = self.call;
-        let problem = match (&call.task, code) {
-            (Task::LookUp(..), Code::ProviderTimeout) => {
-                call.after_sending(code, "The provider did not answer in time")
-            }
-            (Task::LookUp(..), Code::ProviderError) => {
-                call.after_sending(code, "The connection to the provider broke")
-            }
-            // Before a refund it comes to the same: nothing was sent that could move money.
-            _ => unreachable_provider(),
+        let happened = match code {
+            Code::ProviderTimeout => "The provider did not answer in time",
+            Code::ProviderError => "The connection to the provider broke",
+            _ => return call.caller.not_sent(unreachable_provider()),
         };
-        call.caller.problem(problem)
+        match call.task {
+            Task::LookUp(..) => {
+                let problem = call.after_sending(code, happened);
+                call.caller.problem(problem, End::NotSent)
+            }
+            Task::Refund(..) => call.caller.not_sent(look_failed(code, happened)),
+        }
     }
 }
 
-/// Why a refund is not sent, with the provider's words: its order is not one that can be refunded, or does not show that it is.
-/// None where it is.
-fn held_back(head: &ReplyHead, finding: Finding) -> Option<(Problem, Word)> {
-    let unknown =
-        |sentence: String| Problem::unknown(Code::ProviderRejected, Retry::LookUp, sentence);
-    Some(match finding {
-            Finding::Absent(Absence::Proven, _) => return None,
-            Finding::Found { receipt, .. } => (
-                unknown(
-                    "Nothing was sent: the provider's order has been refunded before, and that may have been this refund."
-                        .to_owned(),
-                ),
-                receipt.word,
-            ),
-            Finding::Absent(Absence::NotRefundable(state), word) => (
-                Problem::not_refunded(
-                    Code::ProviderRejected,
-                    Retry::No,
-                    format!("Nothing was sent: the provider's order is {state}, so that it cannot be refunded."),
-                ),
+/// The problem where the look at a payment failed. Nothing was sent that could move money.
+fn look_failed(code: Code, happened: &str) -> Problem {
+    Problem::not_refunded(
+        code,
+        Retry::SameKey,
+        format!("Nothing was sent: the payment is looked at first. {happened}."),
+    )
+}
+
+impl Call {
+    /// Takes the payment under the names that the look has shown, too; else says why not.
+    fn claim_shown_names(&mut self, guard: Option<&Guard<'_>>, now: Now) -> Option<Problem> {
+        let names = self.payment_names(&Names::default());
+        let (Some(guard), Some(ticket)) = (guard, &mut self.caller.ticket) else {
+            return None;
+        };
+        match guard.claim_more(ticket, &names, now) {
+            Ok(()) => None,
+            Err(Claim::PaymentTaken { is_open }) => Some(payment_has_refund(is_open)),
+            Err(_) => Some(gateway_error(
+                503,
+                "Nothing was sent: the gateway cannot remember this payment. The platform team must look at its guard.",
+            )),
+        }
+    }
+
+    /// Whether a refund may be sent, by what its payment shows; else why not, with the provider's words.
+    fn may_go_on(
+        &self,
+        refund: &Refund,
+        head: &ReplyHead,
+        look: Look,
+    ) -> Result<Shown, Box<(Problem, Word)>> {
+        let not_refundable = |what: &str| {
+            Problem::not_refunded(
+                Code::PaymentNotRefundable,
+                Retry::No,
+                format!("Nothing was sent: the payment was looked at first. {what}"),
+            )
+        };
+        let shown = match look {
+            // What it is looked at for: without it, it is not what the provider documents.
+            Look::Refundable(Shown {
+                currency: None,
                 word,
-            ),
-            Finding::Absent(Absence::Unproven(sentence), word) => {
-                (unknown(format!("Nothing was sent. {sentence}")), word)
+                ..
+            }) => return self.may_go_on(refund, head, Look::Unknown(Doubt::Unreadable, word)),
+            Look::Refundable(shown) => shown,
+            Look::NotRefundable(state, word) => {
+                return Err(Box::new((not_refundable(&format!("It is {state}.")), word)));
             }
-            Finding::Refused(refusal, word) => {
+            Look::Refused(refusal, word) => {
                 let (code, retry, sentence) = of_refusal(refusal);
-                let sentence = format!("Nothing was sent: the order was asked for first. {sentence}");
-                let mut problem = Problem::not_refunded(code, retry, sentence);
+                let mut problem = Problem::not_refunded(
+                    code,
+                    retry,
+                    format!("Nothing was sent: the payment is looked at first. {sentence}"),
+                );
                 if retry == Retry::SameKey {
                     problem.retry_after.clone_from(&head.retry_after);
                 }
-                (problem, word)
+                return Err(Box::new((problem, word)));
             }
-            Finding::Unknown(_, word) => (
-                Problem::not_refunded(
-                    Code::ProviderUnreachable,
-                    Retry::SameKey,
-                    "Nothing was sent: the provider gave no usable answer about the order, which is asked for first.",
-                ),
-                word,
+            Look::Unknown(doubt, word) => {
+                let of_reply = self.of_doubt(head, doubt);
+                let mut problem =
+                    look_failed(of_reply.code, "The provider gave no usable answer about it");
+                problem.retry_after = of_reply.retry_after;
+                return Err(Box::new((problem, word)));
+            }
+        };
+        let is_one = self.entry.dialect.capabilities().refunds == Refunds::One;
+        let sentence = match (refund.amount, shown.currency, shown.left) {
+            _ if is_one && shown.refunded => {
+                return Err(Box::new((payment_has_refund(false), shown.word)));
+            }
+            (Amount::Exactly(asked), Some(currency), _) if currency != asked.currency => {
+                format!("Its currency is {}.", currency.code())
+            }
+            (_, Some(currency), _) if !self.entry.takes_currency(currency) => format!(
+                "Its currency is {}, which is not configured for this provider.",
+                currency.code()
             ),
-        })
+            (Amount::Exactly(asked), _, Some(left)) if left.minor < asked.minor => {
+                format!(
+                    "No more than {} {} is left of it.",
+                    left.value(),
+                    left.currency.code()
+                )
+            }
+            (Amount::Full, _, Some(left)) if left.minor == 0 => "Nothing is left of it.".to_owned(),
+            _ => return Ok(shown),
+        };
+        Err(Box::new((not_refundable(&sentence), shown.word)))
+    }
 }

@@ -1,10 +1,14 @@
 //! What a look-up has found: its answer, and what it means for the refund's key.
 
-use super::{Answer, Call, ReplyHead, Task, of_refusal};
-use crate::guard::{Digest, End, Guard, Recalled, StoredAnswer};
+use super::{Answer, Call, ReplyHead, Task, answer, of_refusal};
+use crate::clock::Now;
+use crate::config::ProviderEntry;
+use crate::guard::{
+    Concluded, Digest, End, Guard, Past, Recalled, Recollection, Settled, StoredAnswer,
+};
 use crate::json::Json;
 use crate::problem::{Code, Moved, Problem, Retry};
-use crate::provider::{Absence, Doubt, Finding, Receipt, Refunds, Refusal, Wanted, scalar};
+use crate::provider::{Absence, Doubt, Finding, Receipt, Refunds, Refusal, ShownBy, Wanted, Word};
 use crate::refund::{Refund, Status, about_amount, about_payment};
 
 /// What a look-up means for the key that it named.
@@ -12,158 +16,390 @@ use crate::refund::{Refund, Status, about_amount, about_payment};
 pub struct Conclusion {
     /// The caller's key.
     pub key: Digest,
-    /// What the guard remembered of it when the provider was asked.
-    pub recalled: Option<Box<Recalled>>,
+    /// What the guard remembered when the provider was asked.
+    pub past: Recollection,
     /// How the refund has ended.
     pub end: End,
     /// What the next refund call with this key is answered: status and body.
     pub answer: (u16, String),
-    /// What was said, where the provider proved that there is no such refund.
-    problem: Option<Problem>,
+    /// The provider's id of the refund.
+    pub id: Option<String>,
+    /// What the provider calls the payment, where nothing but its payment tells whose the refund is: it holds only if no other
+    /// key was ever sent for that payment. (A refusal is in doubt unless one was.)
+    pub alone: Option<Vec<Digest>>,
+    /// What is true instead where it does not hold; none where it is true all the same, by the refund's own identity.
+    pub otherwise: Option<Problem>,
 }
 
 impl Conclusion {
-    /// Tells it to the guard. Says whether it still holds: not where the key has been sent with since.
-    pub(super) fn told(&self, guard: &Guard<'_>, lease: Option<u64>, now_ms: i64) -> bool {
-        match (&self.recalled, lease) {
-            (Some(recalled), Some(lease)) => {
-                let (status, body) = &self.answer;
-                guard.conclude(recalled, lease, self.end, (*status, body), now_ms)
-            }
-            (Some(_), None) => false,
-            (None, _) => guard.standing(&self.key, now_ms).is_none(),
+    /// Tells it to the guard.
+    pub(super) fn tell(&self, guard: &Guard<'_>, lease: Option<u64>, now: Now) -> Concluded {
+        let alone = self.alone.as_deref();
+        let is_anothers = alone.is_some_and(|names| match self.end {
+            End::Unknown => guard.has_another(&self.key, names),
+            _ => !guard.is_alone(&self.key, names),
+        });
+        if is_anothers {
+            return Concluded::Overtaken;
+        }
+        let (Some(lease), (status, body)) = (lease, &self.answer) else {
+            return Concluded::Overtaken;
+        };
+        let settled = Settled {
+            end: self.end,
+            answer: (*status, body),
+            id: self.id.as_deref(),
+            sent: false,
+            refused: self.end == End::Unknown,
+            names: alone.unwrap_or_default(),
+        };
+        guard.conclude(&self.key, &self.past, lease, &settled, now)
+    }
+}
+
+impl Recollection {
+    /// What the gateway knows of a refund is asked for as well.
+    pub(super) fn add_to(&self, wanted: &mut Wanted, entry: &ProviderEntry) {
+        let Some(known) = self.known.as_ref() else {
+            return;
+        };
+        if !known.is_about(entry, wanted) {
+            return;
+        }
+        wanted.referenced |= known.referenced;
+        let by_id = entry.dialect.capabilities().refunds == Refunds::Many { show_key: false };
+        if by_id && wanted.id.is_none() {
+            wanted.id = known.id();
         }
     }
 }
 
-impl Answer {
-    /// Says no more than is known where the key has been sent with since the provider was asked, or is just being sent with: that
-    /// send may be the refund. Says whether that changed anything.
-    pub(super) fn overtake(&mut self) -> bool {
-        let Some(Conclusion {
-            problem: Some(problem),
-            ..
-        }) = self.concludes.as_deref_mut()
-        else {
-            return false;
-        };
-        problem.outcome = Moved::Unknown;
-        problem.of_look_up();
-        problem.detail =
-            "The provider shows no such refund, but another call with its key may be on its way."
-                .to_owned();
-        self.body = problem.body();
-        true
+impl Recalled {
+    /// The refund's id at its provider, where an answer gave one.
+    fn id(&self) -> Option<String> {
+        self.answer.as_ref()?.id.clone()
     }
-}
 
-/// Whether what was found is the refund under the key that was named.
-#[derive(Debug, PartialEq, Eq)]
-enum Ours {
-    /// It is.
-    Yes,
-    /// That cannot be told.
-    NotKnown,
-    /// It has another amount.
-    Other,
+    /// Whether it is about this payment: by every name that is known on both sides, and at least by one.
+    fn is_about(&self, entry: &ProviderEntry, wanted: &Wanted) -> bool {
+        let asked = about_payment(entry, &wanted.payment.id, &wanted.payment.reference);
+        let pairs = [
+            (asked.id, self.about.id),
+            (asked.reference, self.about.reference),
+        ];
+        let mut known = pairs
+            .into_iter()
+            .filter(|(one, other)| *one != [0; 8] && *other != [0; 8])
+            .map(|(one, other)| one == other);
+        known.next() == Some(true) && known.all(|same| same)
+    }
 }
 
 impl Call {
     /// The answer to a look-up.
     pub(super) fn looked_up(self, head: &ReplyHead, finding: Finding) -> Answer {
-        let mut proven = false;
-        let (mut problem, word) = match finding {
+        let refused_token = self.refused_token(head);
+        let mut answer = match finding {
             Finding::Found {
                 status,
                 receipt,
-                by_key,
-            } => match self.is_ours(&receipt, by_key) {
-                Ours::Other => (self.of_doubt(head, Doubt::Mismatch), receipt.word),
-                ours => return self.found(head, status, receipt, ours),
-            },
-            // What was not done to this payment may have been done to another, which the key is remembered for.
-            Finding::Absent(Absence::Proven, word) if self.is_of_another() => (
-                Problem::unknown(
-                    Code::RefundNotFound,
-                    Retry::LookUp,
-                    "The provider shows no such refund, but a call with this key went out for another payment, or for this one \
-                     by another name.",
-                ),
-                word,
-            ),
-            Finding::Absent(Absence::Proven, word) => {
-                proven = true;
-                (
-                    Problem::not_refunded(
-                        Code::RefundNotFound,
-                        Retry::SameKey,
-                        "The provider's answer proves that there is no such refund.",
-                    ),
-                    word,
-                )
-            }
-            Finding::Absent(Absence::Unproven(sentence), word) => (
-                Problem::unknown(Code::RefundNotFound, Retry::LookUp, sentence),
-                word,
-            ),
-            Finding::Absent(Absence::NotRefundable(state), word) => (
-                Problem::unknown(
-                    Code::RefundNotFound,
-                    Retry::LookUp,
-                    format!("The provider's order is {state} and shows no refund."),
-                ),
-                word,
-            ),
+                shown_by,
+            } => self.found(head, status, receipt, shown_by),
+            Finding::Absent(absence, word) => self.absent(head, absence, word),
             Finding::Refused(refusal, word) => {
-                let (code, retry, sentence) = of_refusal(refusal);
-                let mut problem = Problem::not_refunded(code, retry, sentence);
+                let (code, _, sentence) = of_refusal(refusal);
+                // Asking again brings the same, but for what can be put right meanwhile; while a send may still arrive, the
+                // provider may yet come to know it.
+                let retry = match refusal {
+                    Refusal::Credentials | Refusal::RateLimited => Retry::LookUp,
+                    _ if self.unsettled().is_none() => Retry::No,
+                    _ => Retry::LookUp,
+                };
+                let mut problem = Problem::unknown(code, retry, sentence);
                 if matches!(refusal, Refusal::Credentials | Refusal::RateLimited) {
                     problem.retry_after.clone_from(&head.retry_after);
                 }
-                (problem, word)
+                self.told(head, problem, word)
             }
-            Finding::Unknown(doubt, word) => (self.of_doubt(head, doubt), word),
+            Finding::Unknown(doubt, word) => {
+                let problem = self.of_doubt(head, doubt);
+                self.told(head, problem, word)
+            }
         };
-        problem.provider = Some(self.provider_word(head.status, word));
-        let mut answer = self.caller.problem(problem.clone());
-        answer.refused_token = self.refused_token(head);
-        if proven {
-            answer.concludes = self.conclusion(End::NeverWas, (0, String::new()), Some(problem));
-        }
+        answer.refused_token = refused_token;
         answer
     }
 
-    fn found(&self, head: &ReplyHead, status: Status, receipt: Receipt, ours: Ours) -> Answer {
-        let word = receipt.word.clone();
+    /// A problem with the provider's words.
+    fn told(&self, head: &ReplyHead, problem: Problem, word: Word) -> Answer {
+        self.caller
+            .problem(self.with_words(head, problem, word), End::NotSent)
+    }
+
+    fn with_words(&self, head: &ReplyHead, mut problem: Problem, word: Word) -> Problem {
+        problem.provider = Some(self.provider_word(head.status, word));
+        problem
+    }
+
+    /// What is remembered of the key that the look-up names.
+    fn known(&self) -> Option<&Recalled> {
+        self.past.as_ref()?.known.as_ref()
+    }
+
+    fn wanted(&self) -> Option<&Wanted> {
+        match &self.task {
+            Task::LookUp(wanted, _) => Some(wanted),
+            Task::Refund(..) => None,
+        }
+    }
+
+    /// Whether the key is remembered for this payment.
+    fn is_about_it(&self) -> bool {
+        match (self.known(), self.wanted()) {
+            (Some(known), Some(wanted)) => known.is_about(&self.entry, wanted),
+            _ => false,
+        }
+    }
+
+    /// In how many seconds a send can no longer arrive, where one still can: without a key nobody knows.
+    fn unsettled(&self) -> Option<String> {
+        let settle_ms = self.entry.settle_ms;
+        let left_ms = match &self.past {
+            Some(past) if past.known.as_ref().is_some_and(|known| known.in_flight) => 1_000,
+            Some(past) => past.unsettled_ms(settle_ms)?,
+            None => settle_ms,
+        };
+        let seconds = left_ms.saturating_add(999).div_euclid(1_000);
+        Some(seconds.to_string())
+    }
+
+    fn found(
+        &self,
+        head: &ReplyHead,
+        status: Status,
+        receipt: Receipt,
+        shown_by: ShownBy,
+    ) -> Answer {
+        let known = self.known().filter(|_| self.is_about_it());
+        let amount = receipt.amount.map(about_amount);
+        let is_other = known.is_some_and(|known| {
+            known.about.amount != [0; 8]
+                && amount.is_some_and(|amount| amount != known.about.amount)
+        });
+        let names = || {
+            let mut names = self.payment_names(&receipt.payment);
+            if let Some(wanted) = self.wanted() {
+                names.extend(crate::refund::payment_digests(
+                    &self.entry,
+                    &wanted.payment.id,
+                    &wanted.payment.reference,
+                ));
+            }
+            names
+        };
+        let same_id = known.is_some_and(|known| known.id().is_some() && known.id() == receipt.id);
+        // Whether it is the refund under the key, by what only that one has.
+        let by_identity = match shown_by {
+            ShownBy::Key => true,
+            ShownBy::Id | ShownBy::Nothing => same_id,
+            ShownBy::Payment | ShownBy::Reference => false,
+        };
+        let ambiguous = |sentence: &str| {
+            let problem = Problem::unknown(Code::RefundAmbiguous, Retry::No, sentence);
+            self.with_words(head, problem, receipt.word.clone())
+        };
+        match shown_by {
+            ShownBy::Reference => {
+                let problem = ambiguous(
+                    "The payment has a refund under this reference, which another caller could have given to another refund. \
+                     Look it up by its key or its id.",
+                );
+                return self.caller.problem(problem, End::NotSent);
+            }
+            ShownBy::Nothing if !same_id => {
+                let problem = Problem::unknown(
+                    Code::RefundNotFound,
+                    Retry::LookUp,
+                    "A refund of this payment is under way, and the provider does not say which.",
+                );
+                return self.told(head, problem, receipt.word);
+            }
+            ShownBy::Payment if known.is_some_and(|known| known.in_flight) => {
+                let mut problem = Problem::unknown(
+                    Code::RefundInProgress,
+                    Retry::LookUp,
+                    "The payment has a refund, and a refund call with this key is in flight.",
+                );
+                problem.retry_after = self.unsettled();
+                return self.told(head, problem, receipt.word);
+            }
+            ShownBy::Payment if !known.is_some_and(Recalled::may_be_the_refund) => {
+                let problem = ambiguous(
+                    "The payment has a refund, and the provider does not show under which key. The gateway does not remember \
+                     that this key alone was sent for the payment, or a send under it was refused.",
+                );
+                let mut answer = self.caller.problem(problem.clone(), End::NotSent);
+                let is_sent = |known: &Recalled| known.sent_ms.is_some();
+                if known.is_some_and(|known| known.past == Past::Refused && is_sent(known)) {
+                    // Where no other key explains the refund, the provider may have taken its refusal back.
+                    let refused = Problem::unknown(
+                        Code::ProviderRejected,
+                        Retry::LookUp,
+                        "The provider refused, and its payment shows a refund since that may be this one.",
+                    );
+                    let body = self.with_words(head, refused, receipt.word.clone()).body();
+                    let told = (Code::ProviderRejected.status(), body);
+                    let (names, otherwise) = (Some(names()), Some(problem));
+                    answer.concludes = self.conclusion(End::Unknown, told, None, names, otherwise);
+                }
+                return answer;
+            }
+            // An id beside a key that the gateway knows by another one.
+            ShownBy::Id if known.is_some_and(|known| known.id().is_some()) && !same_id => {
+                return self.told(head, self.of_doubt(head, Doubt::Mismatch), receipt.word);
+            }
+            _ => {}
+        }
+        if is_other {
+            return self.told(head, self.of_doubt(head, Doubt::Mismatch), receipt.word);
+        }
+        let by_payment = shown_by == ShownBy::Payment;
+        let alone = by_payment.then(names);
+        let otherwise = by_payment.then(|| {
+            ambiguous(
+                "The payment has a refund, and the provider does not show under which key. Another key was sent for this \
+                 payment, too.",
+            )
+        });
+        let settles = known.is_some() && (by_identity || by_payment);
+        let (word, id) = (receipt.word.clone(), self.clean_id(&receipt));
         let mut body = self.refund_body(status, receipt);
-        if ours == Ours::Yes {
+        if settles {
             self.complete(&mut body);
         }
-        let mut answer = self
+        let mut found = self
             .caller
-            .answer(200, status.as_str(), body.clone(), End::Unknown);
-        if ours == Ours::Yes {
-            answer.concludes = match status {
-                Status::Succeeded => self.conclusion(End::Refunded, (200, body), None),
-                Status::Pending => None,
+            .own(answer(200, status.as_str(), body.clone()), End::NotSent);
+        if settles {
+            let (end, answer) = match status {
+                Status::Pending => return found,
+                Status::Succeeded => (End::Refunded, (200, body)),
                 Status::Failed => {
                     let (code, retry, sentence) = of_refusal(Refusal::Declined);
-                    let mut declined = Problem::not_refunded(code, retry, sentence);
-                    declined.provider = Some(self.provider_word(head.status, word));
-                    let told = (code.status(), declined.body());
-                    self.conclusion(End::Refused, told, None)
+                    let declined = Problem::not_refunded(code, retry, sentence);
+                    let declined = self.with_words(head, declined, word);
+                    (End::Refused, (code.status(), declined.body()))
                 }
             };
+            found.concludes = self.conclusion(end, answer, id, alone, otherwise);
         }
+        found
+    }
+
+    fn absent(&self, head: &ReplyHead, absence: Absence, word: Word) -> Answer {
+        let unknown = |retry: Retry, sentence: String| {
+            Problem::unknown(Code::RefundNotFound, retry, sentence)
+        };
+        let mut problem = match absence {
+            Absence::Unproven(sentence) => unknown(Retry::LookUp, sentence.to_owned()),
+            Absence::NotRefundable(state) => unknown(
+                Retry::LookUp,
+                format!("The provider's order is {state} and shows no refund."),
+            ),
+            Absence::Ambiguous(sentence) => {
+                Problem::unknown(Code::RefundAmbiguous, Retry::No, sentence)
+            }
+            Absence::Proven => return self.proven_absent(head, word),
+        };
+        if problem.retry == Retry::LookUp {
+            problem.retry_after = self.unsettled();
+        }
+        self.told(head, problem, word)
+    }
+
+    /// The provider's answer proves that there was no refund when it gave it. Whether there can be none says the time since the
+    /// last send.
+    fn proven_absent(&self, head: &ReplyHead, word: Word) -> Answer {
+        let unproven = |sentence: &str| {
+            let mut problem = Problem::unknown(Code::RefundNotFound, Retry::LookUp, sentence);
+            problem.retry_after = self.unsettled();
+            self.with_words(head, problem, word.clone())
+        };
+        let known = self.known();
+        let has_key = matches!(self.task, Task::LookUp(_, Some(_)));
+        let sentence = if self.past.is_none() && has_key {
+            Some(
+                "The provider shows no such refund. The gateway remembers no keys, so it cannot tell whether a send is still on \
+                 its way.",
+            )
+        } else if self.past.is_none() {
+            Some(
+                "The provider shows no such refund. Look it up by its key: only then can the gateway tell whether a send is still \
+                 on its way.",
+            )
+        } else if known.is_some_and(|known| known.in_flight) {
+            Some("The provider shows no such refund, and a refund call with this key is in flight.")
+        // What was not done to this payment may have been done to another, which the key is remembered for.
+        } else if known.is_some() && !self.is_about_it() {
+            Some(
+                "The provider shows no such refund, but a call with this key went out for another payment, or for this one by \
+                 another name, or at another merchant.",
+            )
+        } else if known.is_some_and(|known| matches!(known.past, Past::Refunded | Past::Pending)) {
+            Some(
+                "The provider shows no such refund, and has said before that it took one under this key.",
+            )
+        } else if self.unsettled().is_some() {
+            Some(match known {
+                Some(_) => {
+                    "The provider shows no such refund, but the last send with this key may still arrive."
+                }
+                None => {
+                    "The provider shows no such refund. The gateway does not remember this key, and has not been up for long \
+                     enough to know that no send is on its way."
+                }
+            })
+        } else {
+            None
+        };
+        if let Some(sentence) = sentence {
+            let problem = unproven(sentence);
+            let mut answer = self.caller.problem(problem.clone(), End::NotSent);
+            let is_taken_back = self.is_about_it()
+                && known.is_some_and(|known| known.past == Past::Refunded && !known.in_flight)
+                && self.unsettled().is_none();
+            if is_taken_back {
+                let doubt = Problem::unknown(
+                    Code::ProviderError,
+                    self.retry_when_unknown(),
+                    "The provider has said that it refunded, and shows no refund any more.",
+                );
+                let told = (
+                    Code::ProviderError.status(),
+                    self.with_words(head, doubt, word).body(),
+                );
+                answer.concludes = self.conclusion(End::Unknown, told, None, None, Some(problem));
+            }
+            return answer;
+        }
+        let problem = Problem::not_refunded(
+            Code::RefundNotFound,
+            Retry::SameKey,
+            "The provider's answer proves that there is no such refund, and none can still arrive.",
+        );
+        let mut answer = self.told(head, problem, word.clone());
+        let mut otherwise = unproven(
+            "The provider shows no such refund, but another call with its key may be on its way.",
+        );
+        otherwise.of_look_up();
+        answer.concludes =
+            self.conclusion(End::Absent, (0, String::new()), None, None, Some(otherwise));
         answer
     }
 
     /// Adds what the refund's own answer had and neither the provider nor the caller has said now.
     fn complete(&self, body: &mut String) {
-        let known = self
-            .recalled
-            .as_ref()
-            .and_then(|known| known.answer.as_ref());
+        let known = self.known().and_then(|known| known.answer.as_ref());
         let Some(known) = known.filter(|answer| answer.status < 300) else {
             return;
         };
@@ -180,64 +416,38 @@ impl Call {
         &self,
         end: End,
         answer: (u16, String),
-        problem: Option<Problem>,
+        id: Option<String>,
+        alone: Option<Vec<Digest>>,
+        otherwise: Option<Problem>,
     ) -> Option<Box<Conclusion>> {
-        let Task::LookUp(_, Some(key)) = &self.task else {
+        let (Task::LookUp(_, Some(key)), Some(past)) = (&self.task, &self.past) else {
             return None;
         };
         Some(Box::new(Conclusion {
             key: *key,
-            recalled: self.recalled.clone(),
+            past: Recollection::clone(past),
             end,
             answer,
-            problem,
+            id,
+            alone,
+            otherwise: otherwise.map(|mut problem| {
+                if problem.outcome == Moved::Unknown {
+                    problem.of_look_up();
+                }
+                problem
+            }),
         }))
-    }
-
-    /// Whether the guard remembers the key for another payment, or for this one by another name.
-    fn is_of_another(&self) -> bool {
-        match (&self.task, &self.recalled) {
-            (Task::LookUp(wanted, _), Some(known)) => !known.is_about(&self.entry.name, wanted),
-            _ => false,
-        }
-    }
-
-    /// Compares what was found with what the guard remembers of the key.
-    fn is_ours(&self, receipt: &Receipt, by_key: bool) -> Ours {
-        let (Task::LookUp(wanted, _), Some(known)) = (&self.task, &self.recalled) else {
-            return Ours::NotKnown;
-        };
-        let one = self.entry.dialect.capabilities().refunds == Refunds::One;
-        let same_id = receipt.id.is_some() && known.id() == receipt.id;
-        if !known.is_about(&self.entry.name, wanted) || !(by_key || one || same_id) {
-            return Ours::NotKnown;
-        }
-        match receipt.amount.map(about_amount) {
-            Some(amount) if known.about.amount != [0; 8] && known.about.amount != amount => {
-                Ours::Other
-            }
-            _ => Ours::Yes,
-        }
     }
 }
 
 impl Recalled {
-    /// The refund's id at its provider, where an answer gave one.
-    pub(super) fn id(&self) -> Option<String> {
-        let answer = self.answer.as_ref().filter(|answer| answer.status < 300)?;
-        scalar(Json::parse(answer.body.as_bytes()).ok()?.root().get("id"))
-    }
-
-    /// Whether it is about this payment.
-    pub(super) fn is_about(&self, provider: &str, wanted: &Wanted) -> bool {
-        let names = [
-            ("id", &wanted.payment.id),
-            ("reference", &wanted.payment.reference),
-        ];
-        names.into_iter().any(|(kind, name)| {
-            name.as_ref()
-                .is_some_and(|name| about_payment(provider, kind, name) == self.about.payment)
-        })
+    /// Whether a refund of its payment, which shows no key, may be its own: something was sent under it, and the provider has
+    /// refused none of that.
+    fn may_be_the_refund(&self) -> bool {
+        match self.past {
+            Past::Pending | Past::Unknown | Past::Absent | Past::Refunded => !self.refused,
+            Past::Free | Past::Refused => false,
+        }
     }
 }
 

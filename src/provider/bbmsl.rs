@@ -2,31 +2,39 @@
 //!
 //! No credentials but an RSA signature over the exact text of the inner request; major units; no idempotency key: an order
 //! is refunded once, and what is not known must be asked for, never repeated. A query shows the order and none of its
-//! transactions, so what is missing of its amount is the refund.
+//! transactions, so what is missing of its amount is a refund, and nothing tells whose.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Absence, Attempt, Capabilities, Doubt, Echo, Finding, Idempotency, Outcome, Payload,
-    PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Refusal,
-    Units, Wanted, Word, by_status, differs, echoed_amount, identifier, is_verdict, scalar,
+    Absence, Attempt, Capabilities, Counting, Doubt, Echo, Finding, Idempotency, Look, Names,
+    Outcome, Payload, PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt,
+    Refunds, Refusal, Shown, ShownBy, Units, Wanted, Word, by_status, differs, echoed_amount,
+    field_errors, identifier, message_of, refusal, scalar,
 };
 use crate::json::{Kind, Node};
 use crate::money::{Currency, Money};
 use crate::refund::{Payment, Refund, Status};
 
-/// `amount`: Number(9,2), mandatory. `orderId`: Number. `merchantReference`: String(64). One of the two is mandatory.
+/// `orderId`: Number. `merchantReference`: String(64). One of the two is mandatory.
 pub(super) static CAPABILITIES: Capabilities = Capabilities {
     payment: PaymentRule::NumericIdOrReference,
     full_refund: false,
-    units: Units::Major {
-        decimals: Some(2),
-        whole_digits: Some(7),
-    },
+    units: UNITS,
     reason: Reason::NotSent,
     idempotency: Idempotency::None,
     refunds: Refunds::One,
+    takes_reference: false,
+    shows_currency: true,
+    // `SUCCESS` is its word for a paid order, too: see `read`.
+    taken: &[],
+};
+
+/// `amount`: Number(9,2), mandatory.
+const UNITS: Units = Units::Major {
+    decimals: Some(2),
+    whole_digits: Some(7),
 };
 
 /// The only published `responseCode`.
@@ -36,9 +44,10 @@ const ACCEPTED: &str = "0000";
 #[derive(Debug)]
 pub struct Bbmsl {
     /// `merchantId` as JSON: the page's table has a string, its example a number, so it goes out as it is configured.
-    pub merchant_id: Box<RawValue>,
+    merchant_id: Box<RawValue>,
     /// The `responseCode`s that the platform team knows to be a plain refusal.
-    pub declined_codes: Vec<String>,
+    declined_codes: Vec<String>,
+    counting: Counting,
 }
 
 #[derive(Serialize)]
@@ -64,6 +73,10 @@ impl Provider for Bbmsl {
         &CAPABILITIES
     }
 
+    fn counting(&self) -> &Counting {
+        &self.counting
+    }
+
     fn request(&self, refund: &Refund, _attempt: &Attempt<'_>) -> ProviderRequest {
         self.signed(
             "/hosted-checkout/refund",
@@ -78,77 +91,139 @@ impl Provider for Bbmsl {
         _attempt: &Attempt<'_>,
         reply: &ProviderReply<'_>,
     ) -> Outcome {
-        // A code on a refusing status says more than the status, even one that cannot be read.
-        let code_decides =
-            reply.is_success() || is_verdict(reply.status) && reply.mentions("responseCode");
-        let Some(body) = reply.object() else {
-            return if code_decides {
-                Outcome::Unknown(Doubt::Unreadable, Word::default())
-            } else {
-                by_status(reply.status, Word::default())
-            };
-        };
-        let word = Word {
-            code: scalar(body.get("responseCode")),
-            message: scalar(body.get("message")),
-        };
-        if !code_decides {
-            return by_status(reply.status, word);
-        }
-        let order = body.get("order");
-        if order.is_some_and(|order| !order.is_plain_object()) {
-            return Outcome::Unknown(Doubt::Unreadable, word);
-        }
-        if order.is_some_and(|order| is_another(&refund.payment, order)) {
-            return Outcome::Unknown(Doubt::Mismatch, word);
-        }
-        match word.code.as_deref() {
-            Some(ACCEPTED) if reply.is_success() => of_transaction(refund, body, word),
-            Some(ACCEPTED) | None => Outcome::Unknown(Doubt::Unreadable, word),
-            Some(code) if self.declined_codes.iter().any(|known| known == code) => {
-                match of_transaction(refund, body, Word::default()) {
-                    // A refusal beside a refund that was made contradicts itself.
-                    Outcome::Refunded(_) => Outcome::Unknown(Doubt::Unreadable, word),
-                    _ => Outcome::Refused(Refusal::Declined, word),
-                }
+        let body = reply.object();
+        let word = word(body);
+        match refusal(reply.status) {
+            _ if reply.is_success() => {}
+            // Which status a refusal has was never published, so none says more than its words do; a call that was not let in
+            // at all is another matter.
+            Some(Refusal::Credentials | Refusal::RateLimited) if !speaks_of_a_refund(reply) => {
+                return by_status(reply.status, word);
             }
+            None if reply.status != 409 || !reply.mentions("responseCode") => {
+                return by_status(reply.status, word);
+            }
+            _ => {}
+        }
+        let read = match body {
+            Some(body) => self.read(refund, body, &word),
+            None => Err(Doubt::Unreadable),
+        };
+        match read {
+            Ok(Read::Refunded(receipt)) if reply.is_success() => Outcome::Refunded(receipt),
+            // A refusal around a refund that was made contradicts itself.
+            Ok(Read::Refunded(_)) => Outcome::Unknown(Doubt::Unreadable, word),
+            Ok(Read::Declined) => Outcome::Refused(Refusal::Declined, word),
             // The other codes are not published. One of them says that the order was refunded before, by us perhaps.
-            Some(_) => Outcome::Unknown(Doubt::MaybeThere, word),
+            Ok(Read::Refused) => Outcome::Unknown(Doubt::MaybeThere, word),
+            Err(Doubt::Unreadable) if !reply.is_success() && !reply.mentions("responseCode") => {
+                Outcome::Unknown(Doubt::MaybeThere, word)
+            }
+            Err(doubt) => Outcome::Unknown(doubt, word),
         }
     }
 
     fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
-        self.signed("/hosted-checkout/query", &wanted.payment, None)
+        self.look(&wanted.payment)
     }
 
     fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
-        let body = reply.object();
-        let said = |name| scalar(body.and_then(|body| body.get(name)));
-        let word = Word {
-            code: said("responseCode"),
-            message: said("message"),
+        let order = match self.order(&wanted.payment, reply) {
+            Ok(order) => order,
+            Err(Unusable::Refused(refusal, word)) => return Finding::Refused(refusal, word),
+            Err(Unusable::Unknown(doubt, word)) => return Finding::Unknown(doubt, word),
         };
-        if !reply.is_success() {
-            return Finding::by_status(reply.status, word);
-        }
-        let order = body.and_then(|body| body.get("order"));
-        match (word.code.as_deref(), order) {
-            (Some(ACCEPTED), Some(order)) if order.is_plain_object() => {
-                if is_another(&wanted.payment, order) {
-                    Finding::Unknown(Doubt::Mismatch, word)
-                } else if is_named(&wanted.payment, order) {
-                    of_order(order, word)
-                } else {
-                    Finding::unreadable(word)
-                }
+        let none = order.missing() == Some(0);
+        let word = order.word.clone();
+        let absence = match (&*order.status, order.missing()) {
+            ("REFUNDED", Some(minor)) if minor > 0 => {
+                return Finding::Found {
+                    status: Status::Succeeded,
+                    receipt: Receipt {
+                        amount: Some(Money { minor, ..order.all }),
+                        payment: order.names,
+                        word,
+                        ..Receipt::default()
+                    },
+                    shown_by: ShownBy::Payment,
+                };
             }
-            (Some(ACCEPTED) | None, _) => Finding::unreadable(word),
-            (Some(_), _) => Finding::Refused(Refusal::Rejected, word),
+            ("SUCCESS" | "SETTLED", _) if none => Absence::Proven,
+            ("OPEN", _) if none => Absence::NotRefundable("OPEN"),
+            ("VOIDED", _) if none => Absence::NotRefundable("VOIDED"),
+            ("CLOSED", _) if none => Absence::NotRefundable("CLOSED"),
+            ("OPEN" | "SUCCESS" | "VOIDED" | "REFUNDED" | "CLOSED" | "SETTLED", _) => {
+                Absence::Unproven(
+                    "The order's status and amounts do not tell whether it was refunded.",
+                )
+            }
+            _ => return Finding::unreadable(word),
+        };
+        Finding::Absent(absence, word)
+    }
+
+    fn look(&self, payment: &Payment) -> ProviderRequest {
+        self.signed("/hosted-checkout/query", payment, None)
+    }
+
+    fn seen(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Look {
+        let order = match self.order(payment, reply) {
+            Ok(order) => order,
+            Err(Unusable::Refused(refusal, word)) => return Look::Refused(refusal, word),
+            Err(Unusable::Unknown(doubt, word)) => return Look::Unknown(doubt, word),
+        };
+        match (&*order.status, order.missing()) {
+            ("REFUNDED", Some(0)) | (_, None) => Look::Unknown(Doubt::Unreadable, order.word),
+            ("SUCCESS" | "SETTLED" | "OPEN" | "VOIDED" | "CLOSED" | "REFUNDED", Some(missing))
+                if missing > 0 =>
+            {
+                Look::Refundable(Shown {
+                    currency: Some(order.all.currency),
+                    left: Some(order.left),
+                    refunded: true,
+                    names: order.names,
+                    word: order.word,
+                })
+            }
+            ("SUCCESS" | "SETTLED", _) => Look::Refundable(Shown {
+                currency: Some(order.all.currency),
+                left: Some(order.left),
+                refunded: false,
+                names: order.names,
+                word: order.word,
+            }),
+            ("OPEN" | "VOIDED" | "CLOSED", _) => Look::NotRefundable(order.status, order.word),
+            _ => Look::Unknown(Doubt::Unreadable, order.word),
         }
     }
 }
 
+/// What the reply to a refund says.
+enum Read {
+    Refunded(Receipt),
+    /// No, by a word that is known to mean no more than that.
+    Declined,
+    /// No, by another word.
+    Refused,
+}
+
 impl Bbmsl {
+    /// The dialect of one merchant. `minor_units`: of the configuration.
+    pub fn new(
+        merchant_id: Box<RawValue>,
+        declined_codes: Vec<String>,
+        minor_units: Vec<(Currency, u8)>,
+    ) -> Self {
+        Bbmsl {
+            merchant_id,
+            declined_codes,
+            counting: Counting {
+                units: UNITS,
+                configured: minor_units,
+            },
+        }
+    }
+
     /// A request about an order, to be signed.
     fn signed(&self, path: &str, payment: &Payment, amount: Option<&RawValue>) -> ProviderRequest {
         let inner = Inner {
@@ -166,6 +241,189 @@ impl Bbmsl {
             },
         }
     }
+
+    /// The reply to a refund. `transaction.status` alone decides (`order.status` is `REFUNDED` even after a refund in part), beside
+    /// the order's own name.
+    fn read(&self, refund: &Refund, body: Node<'_>, word: &Word) -> Result<Read, Doubt> {
+        let order = body.get("order");
+        if order.is_some_and(|order| !order.is_plain_object()) {
+            return Err(Doubt::Unreadable);
+        }
+        if order.is_some_and(|order| is_another(&refund.payment, order)) {
+            return Err(Doubt::Mismatch);
+        }
+        let transaction = match order.filter(|order| is_named(&refund.payment, *order)) {
+            Some(order) => self.transaction(refund, body, order, word),
+            None => Err(Doubt::Unreadable),
+        };
+        match word.code.as_deref() {
+            Some(ACCEPTED) => transaction,
+            None => Err(Doubt::Unreadable),
+            Some(_) if says_success(body) || matches!(transaction, Err(Doubt::Mismatch)) => {
+                Err(Doubt::Unreadable)
+            }
+            Some(code) if self.declined_codes.iter().any(|known| known == code) => {
+                Ok(Read::Declined)
+            }
+            Some(_) => Ok(Read::Refused),
+        }
+    }
+
+    fn transaction(
+        &self,
+        refund: &Refund,
+        body: Node<'_>,
+        order: Node<'_>,
+        word: &Word,
+    ) -> Result<Read, Doubt> {
+        let transaction = body
+            .get("transaction")
+            .filter(|transaction| transaction.is_plain_object())
+            .ok_or(Doubt::Unreadable)?;
+        let kind = transaction.get("type").map(|kind| kind.text());
+        if kind.is_some_and(|kind| kind.as_deref() != Some("REFUND")) {
+            return Err(Doubt::Unreadable);
+        }
+        let currency = transaction
+            .get("currency")
+            .or_else(|| order.get("currency"));
+        let amount = match echoed_amount(
+            &self.counting,
+            refund.asked(),
+            transaction.get("amount"),
+            currency,
+        ) {
+            Echo::Same(amount) => amount,
+            Echo::Other => return Err(Doubt::Mismatch),
+            Echo::Unreadable => return Err(Doubt::Unreadable),
+        };
+        let id = identifier(transaction.get("id"));
+        match transaction.get("status").and_then(Node::text).as_deref() {
+            Some("SUCCESS") if id.is_some() => Ok(Read::Refunded(Receipt {
+                id,
+                amount,
+                created_at: None,
+                payment: names(order),
+                word: word.clone(),
+            })),
+            // A refund was made of the order all the same, by us perhaps.
+            Some("DECLINED") if is_refunded(order) => Ok(Read::Refused),
+            Some("DECLINED") => Ok(Read::Declined),
+            _ => Err(Doubt::Unreadable),
+        }
+    }
+
+    /// The order in the reply to a query.
+    fn order(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Result<Paid, Unusable> {
+        let body = reply.object();
+        let word = word(body);
+        if !reply.is_success() {
+            return Err(match refusal(reply.status) {
+                Some(refusal) => Unusable::Refused(refusal, word),
+                None => Unusable::Unknown(Doubt::Failed, word),
+            });
+        }
+        let order = body.and_then(|body| body.get("order"));
+        match (word.code.as_deref(), order) {
+            (Some(ACCEPTED), Some(order)) if order.is_plain_object() => {
+                if is_another(payment, order) {
+                    return Err(Unusable::Unknown(Doubt::Mismatch, word));
+                }
+                let paid = is_named(payment, order).then(|| Paid::read(order, &word));
+                paid.flatten()
+                    .ok_or(Unusable::Unknown(Doubt::Unreadable, word))
+            }
+            (Some(ACCEPTED) | None, _) => Err(Unusable::Unknown(Doubt::Unreadable, word)),
+            (Some(_), _) => Err(Unusable::Refused(Refusal::Rejected, word)),
+        }
+    }
+}
+
+/// An order, as a query shows it.
+struct Paid {
+    all: Money,
+    left: Money,
+    status: String,
+    names: Names,
+    word: Word,
+}
+
+/// Why there is no order in a reply.
+enum Unusable {
+    Refused(Refusal, Word),
+    Unknown(Doubt, Word),
+}
+
+impl Paid {
+    fn read(order: Node<'_>, word: &Word) -> Option<Self> {
+        let currency = order.get("currency")?.text()?;
+        let currency = Currency::from_code(&currency)?;
+        Some(Paid {
+            all: money(order, "amount", currency)?,
+            left: money(order, "netAmount", currency)?,
+            status: order.get("status")?.text()?.into_owned(),
+            names: names(order),
+            word: word.clone(),
+        })
+    }
+
+    /// What was refunded, in minor units; none where more is left than there was.
+    fn missing(&self) -> Option<u64> {
+        self.all.minor.checked_sub(self.left.minor)
+    }
+}
+
+fn money(order: Node<'_>, name: &str, currency: Currency) -> Option<Money> {
+    let node = order.get(name)?;
+    let number = node.number().filter(|_| node.kind() == Kind::Number)?;
+    Money::from_major(number, currency)
+}
+
+/// Whether less is left of an order than there was.
+fn is_refunded(order: Node<'_>) -> bool {
+    let number = |name| scalar(order.get(name));
+    // The currency makes no difference to that.
+    let minor = |name| Money::from_major(&number(name)?, Currency::from_code("CLF")?);
+    matches!((minor("amount"), minor("netAmount")), (Some(all), Some(left)) if left.minor < all.minor)
+}
+
+/// Whether a transaction in it has succeeded, be it readable or not.
+fn says_success(body: Node<'_>) -> bool {
+    let status = body.get("transaction").and_then(|node| node.get("status"));
+    status.and_then(Node::text).as_deref() == Some("SUCCESS")
+}
+
+/// Whether a reply says anything of a refund, rather than of calling.
+fn speaks_of_a_refund(reply: &ProviderReply<'_>) -> bool {
+    [
+        "responseCode",
+        "order",
+        "transaction",
+        "refund",
+        "already",
+        "duplicate",
+        "processed",
+    ]
+    .iter()
+    .any(|word| reply.mentions(word))
+}
+
+fn word(body: Option<Node<'_>>) -> Word {
+    let get = |name| body.and_then(|body| body.get(name));
+    let (message, fields) = message_of(get("message"));
+    Word {
+        code: scalar(get("responseCode")),
+        message,
+        errors: field_errors([get("errors"), fields]),
+    }
+}
+
+/// What an order calls itself.
+fn names(order: Node<'_>) -> Names {
+    Names {
+        id: scalar(order.get("id")),
+        reference: scalar(order.get("merchantReference")),
+    }
 }
 
 /// Whether an order echoes a name that it was asked for by.
@@ -177,86 +435,4 @@ fn is_named(payment: &Payment, order: Node<'_>) -> bool {
 fn is_another(payment: &Payment, order: Node<'_>) -> bool {
     differs(order.get("id"), payment.id.as_deref())
         || differs(order.get("merchantReference"), payment.reference.as_deref())
-}
-
-/// An order that was asked for. Nothing missing of an order that can be refunded proves that it was not.
-fn of_order(order: Node<'_>, word: Word) -> Finding {
-    let currency = order
-        .get("currency")
-        .and_then(Node::text)
-        .and_then(|code| Currency::from_code(&code));
-    let amount = |name| {
-        let number = order
-            .get(name)
-            .filter(|node| node.kind() == Kind::Number)?
-            .number()?;
-        Money::from_major(number, currency?)
-    };
-    let status = order.get("status").and_then(Node::text);
-    let (Some(all), Some(left), Some(status)) = (amount("amount"), amount("netAmount"), status)
-    else {
-        return Finding::unreadable(word);
-    };
-    let missing = all.minor.checked_sub(left.minor);
-    let none = missing == Some(0);
-    match (&*status, missing) {
-        ("REFUNDED", Some(minor)) if minor > 0 => Finding::Found {
-            status: Status::Succeeded,
-            receipt: Receipt {
-                amount: Some(Money { minor, ..all }),
-                word,
-                ..Receipt::default()
-            },
-            by_key: false,
-        },
-        ("SUCCESS" | "SETTLED", _) if none => Finding::Absent(Absence::Proven, word),
-        ("OPEN", _) if none => Finding::Absent(Absence::NotRefundable("OPEN"), word),
-        ("VOIDED", _) if none => Finding::Absent(Absence::NotRefundable("VOIDED"), word),
-        ("CLOSED", _) if none => Finding::Absent(Absence::NotRefundable("CLOSED"), word),
-        ("OPEN" | "SUCCESS" | "VOIDED" | "REFUNDED" | "CLOSED" | "SETTLED", _) => Finding::Absent(
-            Absence::Unproven(
-                "The order's status and amounts do not tell whether it was refunded.",
-            ),
-            word,
-        ),
-        _ => Finding::unreadable(word),
-    }
-}
-
-/// An accepted call: `transaction.status` alone decides. (`order.status` is `REFUNDED` even after a refund in part.)
-fn of_transaction(refund: &Refund, body: Node<'_>, word: Word) -> Outcome {
-    let Some(transaction) = body
-        .get("transaction")
-        .filter(|transaction| transaction.is_plain_object())
-    else {
-        return Outcome::Unknown(Doubt::Unreadable, word);
-    };
-    let kind = transaction.get("type").map(|kind| kind.text());
-    if kind.is_some_and(|kind| kind.as_deref() != Some("REFUND")) {
-        return Outcome::Unknown(Doubt::Unreadable, word);
-    }
-    let currency = transaction
-        .get("currency")
-        .or_else(|| body.get("order")?.get("currency"));
-    let amount = match echoed_amount(
-        &CAPABILITIES,
-        refund.asked(),
-        transaction.get("amount"),
-        currency,
-    ) {
-        Echo::Same(amount) => amount,
-        Echo::Other => return Outcome::Unknown(Doubt::Mismatch, word),
-        Echo::Unreadable => return Outcome::Unknown(Doubt::Unreadable, word),
-    };
-    let id = identifier(transaction.get("id"));
-    match transaction.get("status").and_then(Node::text).as_deref() {
-        Some("SUCCESS") if id.is_some() => Outcome::Refunded(Receipt {
-            id,
-            amount,
-            created_at: None,
-            word,
-        }),
-        Some("DECLINED") => Outcome::Refused(Refusal::Declined, word),
-        _ => Outcome::Unknown(Doubt::Unreadable, word),
-    }
 }

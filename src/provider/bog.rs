@@ -7,28 +7,35 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Absence, Attempt, Capabilities, Doubt, Finding, Idempotency, Outcome, Payload, PaymentRule,
-    Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Units, Wanted, Word,
-    by_status, differs, identifier, is_verdict, path_segment, plain_text, scalar,
+    Absence, Attempt, Capabilities, Counting, Doubt, Finding, Idempotency, Look, Names, Outcome,
+    Payload, PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds,
+    Shown, ShownBy, Units, Wanted, Word, by_status, differs, field_errors, identifier, is_refusal,
+    message_of, path_segment, plain_text, scalar,
 };
 use crate::json::Node;
 use crate::money::{Currency, Money};
-use crate::refund::{Refund, Status};
+use crate::refund::{Payment, Refund, Status};
 
-/// `Idempotency-Key`, "UUID v4". The page's parameter table has the amount as a number, without limits.
+/// `Idempotency-Key`, "UUID v4".
 pub(super) static CAPABILITIES: Capabilities = Capabilities {
     payment: PaymentRule::Id,
     full_refund: true,
-    units: Units::Major {
-        decimals: None,
-        whole_digits: None,
-    },
+    units: UNITS,
     reason: Reason::NotSent,
     idempotency: Idempotency::Uuid {
         v7: false,
         kept: None,
     },
     refunds: Refunds::Many { show_key: false },
+    takes_reference: false,
+    shows_currency: false,
+    taken: &["request_received"],
+};
+
+/// The page's parameter table has the amount as a number, without limits.
+const UNITS: Units = Units::Major {
+    decimals: None,
+    whole_digits: None,
 };
 
 /// The only documented `key` of an answer.
@@ -39,6 +46,7 @@ const ALREADY_REFUNDED: &str = "already_refunded";
 /// Where the answer with the id was lost.
 const NO_ID: &str = "This provider tells refunds apart by their id alone, and none was given. The same refund call with the same \
                      key returns the first answer, and with it the id.";
+const NOT_SHOWN: &str = "The order does not show this refund, or not yet.";
 
 /// The order's status between a refund that was accepted and its action. It lags behind, so that an order that does not say
 /// it proves nothing.
@@ -46,7 +54,21 @@ const REFUND_REQUESTED: &str = "refund_requested";
 
 /// The dialect.
 #[derive(Debug)]
-pub struct Bog;
+pub struct Bog {
+    counting: Counting,
+}
+
+impl Bog {
+    /// The dialect. `minor_units`: of the configuration.
+    pub fn new(minor_units: Vec<(Currency, u8)>) -> Self {
+        Bog {
+            counting: Counting {
+                units: UNITS,
+                configured: minor_units,
+            },
+        }
+    }
+}
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -58,6 +80,10 @@ struct Body<'a> {
 impl Provider for Bog {
     fn capabilities(&self) -> &'static Capabilities {
         &CAPABILITIES
+    }
+
+    fn counting(&self) -> &Counting {
+        &self.counting
     }
 
     fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest {
@@ -80,35 +106,47 @@ impl Provider for Bog {
         let word = word(reply);
         // No table of errors is published, so this word counts wherever it stands.
         let already = reply.mentions(ALREADY_REFUNDED);
-        if already && (reply.is_success() || is_verdict(reply.status)) || reply.status == 409 {
+        if already && (reply.is_success() || is_refusal(reply.status)) || reply.status == 409 {
             return Outcome::Unknown(Doubt::MaybeThere, word);
+        }
+        if !reply.is_success() {
+            return by_status(reply.status, word);
         }
         let body = reply.object();
         // Only here: the word that is shown can come from a member for errors.
         let key = body.and_then(|body| body.get("key")?.text());
-        if !reply.is_success() {
-            return match key.as_deref() {
-                // A refusal around the word of success contradicts itself, whatever stands beside it.
-                Some(RECEIVED) if is_verdict(reply.status) => {
-                    Outcome::Unknown(Doubt::Unreadable, word)
-                }
-                _ => by_status(reply.status, word),
-            };
+        if key.as_deref() != Some(RECEIVED) {
+            return Outcome::Unknown(Doubt::Unreadable, word);
         }
-        let action_id = body.and_then(|body| identifier(body.get("action_id")));
-        match (key.as_deref(), action_id) {
-            (Some(RECEIVED), Some(action_id)) => Outcome::Pending(Receipt {
-                id: Some(action_id),
-                amount: None,
-                created_at: None,
-                word,
-            }),
-            _ => Outcome::Unknown(Doubt::Unreadable, word),
+        // The page does not promise an id. Without one the refund is accepted all the same, and cannot be told from others.
+        let action_id = body.and_then(|body| body.get("action_id"));
+        let id = identifier(action_id);
+        if action_id.is_some() && id.is_none() {
+            return Outcome::Unknown(Doubt::Unreadable, word);
         }
+        Outcome::Pending(Receipt {
+            id,
+            word,
+            ..Receipt::default()
+        })
     }
 
     fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
-        let order_id = wanted.payment.id.as_deref().unwrap_or_default();
+        self.look(&wanted.payment)
+    }
+
+    fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
+        if !reply.is_success() {
+            return Finding::by_status(reply.status, word(reply));
+        }
+        match reply.object().and_then(Order::read) {
+            Some(order) => order.found(wanted),
+            None => Finding::unreadable(word(reply)),
+        }
+    }
+
+    fn look(&self, payment: &Payment) -> ProviderRequest {
+        let order_id = payment.id.as_deref().unwrap_or_default();
         ProviderRequest {
             path: format!("/receipt/{}", path_segment(order_id)),
             headers: Vec::new(),
@@ -116,65 +154,149 @@ impl Provider for Bog {
         }
     }
 
-    fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
+    fn seen(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Look {
         if !reply.is_success() {
-            return Finding::by_status(reply.status, word(reply));
+            return Look::by_status(reply.status, word(reply));
         }
-        match reply.object() {
-            Some(order) => of_order(wanted, order),
-            None => Finding::unreadable(word(reply)),
+        match reply.object().and_then(Order::read) {
+            Some(order) if payment.id.as_ref() == Some(&order.id) => order.seen(),
+            Some(_) => Look::Unknown(Doubt::Mismatch, Word::default()),
+            None => Look::Unknown(Doubt::Unreadable, word(reply)),
         }
     }
 }
 
-/// The action whose id is the refund's decides, whoever asked for it; nothing is guessed from amounts.
-fn of_order(wanted: &Wanted, order: Node<'_>) -> Finding {
-    let order_status = order
-        .get("order_status")
-        .and_then(|status| status.get("key"));
-    let (Some(order_id), Some(order_status)) =
-        (scalar(order.get("order_id")), scalar(order_status))
-    else {
-        return Finding::unreadable(Word::default());
-    };
-    // Null, or left out, before there are any.
-    let actions = match order.get("actions") {
-        None => Vec::new(),
-        Some(actions) => match actions.items() {
-            Some(actions) => actions,
-            None => return Finding::unreadable(Word::default()),
-        },
-    };
-    let mut ours = actions.into_iter().filter(|action| {
-        let kind = action.get("action").and_then(Node::text);
-        matches!(kind.as_deref(), Some("refund" | "partial_refund"))
-            && wanted.id.is_some()
-            && !differs(action.get("action_id"), wanted.id.as_deref())
-            && action.get("action_id").is_some()
-    });
-    match (ours.next(), ours.next()) {
-        (ours, _) if wanted.payment.id.as_deref() != Some(&*order_id) => {
-            Finding::Unknown(Doubt::Mismatch, ours.map(said).unwrap_or_default())
-        }
-        (Some(action), None) => of_action(order, action),
-        (Some(_), Some(_)) => Finding::unreadable(Word::default()),
-        // There is no word for an action that is not finished.
-        (None, _) if order_status == REFUND_REQUESTED && wanted.id.is_some() => Finding::Found {
-            status: Status::Pending,
-            receipt: Receipt {
-                id: wanted.id.clone(),
-                ..Receipt::default()
+/// The details of an order.
+struct Order<'a> {
+    id: String,
+    status: String,
+    /// Those that are refunds.
+    refunds: Vec<Node<'a>>,
+    units: Option<Node<'a>>,
+    currency: Option<Currency>,
+}
+
+impl<'a> Order<'a> {
+    fn read(body: Node<'a>) -> Option<Self> {
+        let status = body
+            .get("order_status")
+            .and_then(|status| status.get("key"));
+        // Null, or left out, before there are any.
+        let actions = match body.get("actions") {
+            None => Vec::new(),
+            Some(actions) => actions.items()?,
+        };
+        let refunds = actions.into_iter().filter(|action| {
+            let kind = action.get("action").and_then(Node::text);
+            matches!(kind.as_deref(), Some("refund" | "partial_refund"))
+        });
+        let units = body.get("purchase_units");
+        let currency = units.and_then(|units| units.get("currency_code")?.text());
+        Some(Order {
+            id: scalar(body.get("order_id"))?,
+            status: scalar(status)?,
+            refunds: refunds.collect(),
+            units,
+            currency: currency.and_then(|code| Currency::from_code(&code)),
+        })
+    }
+
+    /// The action whose id is the refund's decides, whoever asked for it; nothing is guessed from amounts.
+    fn found(&self, wanted: &Wanted) -> Finding {
+        let mut ours = self.refunds.iter().filter(|action| {
+            wanted.id.is_some()
+                && action.get("action_id").is_some()
+                && !differs(action.get("action_id"), wanted.id.as_deref())
+        });
+        match (ours.next(), ours.next()) {
+            (ours, _) if wanted.payment.id.as_ref() != Some(&self.id) => {
+                let word = ours.map(|action| said(*action)).unwrap_or_default();
+                Finding::Unknown(Doubt::Mismatch, word)
+            }
+            (Some(action), None) => self.of_action(*action),
+            (Some(_), Some(_)) => Finding::unreadable(Word::default()),
+            (None, _) if wanted.id.is_none() => {
+                let is_refunded = !self.refunds.is_empty() || self.status == REFUND_REQUESTED;
+                let absence = if is_refunded {
+                    Absence::Ambiguous(NO_ID)
+                } else {
+                    Absence::Unproven(NO_ID)
+                };
+                Finding::Absent(absence, Word::default())
+            }
+            // There is no word for an action that is not finished, and the order does not say which one that is.
+            (None, _) if self.status == REFUND_REQUESTED => Finding::Found {
+                status: Status::Pending,
+                receipt: Receipt {
+                    id: wanted.id.clone(),
+                    ..Receipt::default()
+                },
+                shown_by: ShownBy::Nothing,
             },
-            by_key: false,
-        },
-        (None, _) => Finding::Absent(
-            Absence::Unproven(if wanted.id.is_some() {
-                "The order does not show this refund, or not yet."
-            } else {
-                NO_ID
+            (None, _) => Finding::Absent(Absence::Unproven(NOT_SHOWN), Word::default()),
+        }
+    }
+
+    fn of_action(&self, action: Node<'_>) -> Finding {
+        let word = said(action);
+        let status = match action.get("status").and_then(Node::text).as_deref() {
+            Some("completed") => Status::Succeeded,
+            Some("rejected") => Status::Failed,
+            _ => return Finding::unreadable(word),
+        };
+        let amount = match (scalar(action.get("amount")), self.currency) {
+            (Some(amount), Some(currency)) => match Money::from_value(&amount, currency) {
+                Ok(money) => Some(money),
+                Err(_) => return Finding::unreadable(word),
+            },
+            _ => None,
+        };
+        Finding::Found {
+            status,
+            receipt: Receipt {
+                id: scalar(action.get("action_id")),
+                amount,
+                created_at: scalar(action.get("zoned_action_date")),
+                payment: Names::default(),
+                word,
+            },
+            shown_by: ShownBy::Id,
+        }
+    }
+
+    /// "The value of this parameter cannot exceed the processed amount (transfer_amount)."
+    fn seen(&self) -> Look {
+        let state = match self.status.as_str() {
+            "completed" | "partial_completed" | "refunded_partially" | REFUND_REQUESTED => None,
+            "created" | "processing" | "auth_requested" => Some("not paid"),
+            "blocked" => Some("authorized and not captured"),
+            "rejected" => Some("rejected"),
+            "refunded" => Some("refunded in full"),
+            _ => return Look::Unknown(Doubt::Unreadable, Word::default()),
+        };
+        if let Some(state) = state {
+            return Look::NotRefundable(state.to_owned(), Word::default());
+        }
+        let amount = |name| {
+            let text = scalar(self.units?.get(name))?;
+            Money::from_major(&text, self.currency?)
+        };
+        let left = [
+            amount("transfer_amount").map(|money| money.minor),
+            amount("request_amount").and_then(|all| {
+                let refunded = amount("refund_amount")?;
+                all.minor.checked_sub(refunded.minor)
             }),
-            Word::default(),
-        ),
+        ];
+        let left = left.into_iter().flatten().min();
+        Look::Refundable(Shown {
+            currency: self.currency,
+            left: left
+                .zip(self.currency)
+                .map(|(minor, currency)| Money { minor, currency }),
+            refunded: !self.refunds.is_empty(),
+            ..Shown::default()
+        })
     }
 }
 
@@ -182,50 +304,22 @@ fn said(action: Node<'_>) -> Word {
     Word {
         code: scalar(action.get("code")),
         message: scalar(action.get("code_description")),
-    }
-}
-
-fn of_action(order: Node<'_>, action: Node<'_>) -> Finding {
-    let word = said(action);
-    let status = match action.get("status").and_then(Node::text).as_deref() {
-        Some("completed") => Status::Succeeded,
-        Some("rejected") => Status::Failed,
-        _ => return Finding::unreadable(word),
-    };
-    let currency = order
-        .get("purchase_units")
-        .and_then(|units| units.get("currency_code")?.text());
-    let amount = match (
-        scalar(action.get("amount")),
-        currency.and_then(|code| Currency::from_code(&code)),
-    ) {
-        (Some(amount), Some(currency)) => match Money::from_value(&amount, currency) {
-            Ok(money) => Some(money),
-            Err(_) => return Finding::unreadable(word),
-        },
-        _ => None,
-    };
-    Finding::Found {
-        status,
-        receipt: Receipt {
-            id: scalar(action.get("action_id")),
-            amount,
-            created_at: scalar(action.get("zoned_action_date")),
-            word,
-        },
-        by_key: false,
+        errors: Vec::new(),
     }
 }
 
 fn word(reply: &ProviderReply<'_>) -> Word {
     let Some(body) = reply.object() else {
         return Word {
-            code: None,
             message: plain_text(reply),
+            ..Word::default()
         };
     };
+    let said = |names: [&str; 4]| names.iter().find_map(|name| scalar(body.get(name)));
+    let (message, fields) = message_of(body.get("message"));
     Word {
-        code: scalar(body.get("key")).or_else(|| scalar(body.get("error"))),
-        message: scalar(body.get("message")).or_else(|| scalar(body.get("error_description"))),
+        code: said(["key", "error", "code", "error_code"]),
+        message: message.or_else(|| scalar(body.get("error_description"))),
+        errors: field_errors([body.get("errors"), fields]),
     }
 }

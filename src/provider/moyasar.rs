@@ -7,29 +7,36 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Absence, Attempt, Capabilities, Doubt, Echo, Finding, Idempotency, Outcome, Payload,
-    PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Units, Wanted,
-    Word, by_status, differs, echoed_amount, is_verdict, path_segment, scalar,
+    Absence, Attempt, Capabilities, Counting, Doubt, Echo, Finding, Idempotency, Look, Names,
+    Outcome, Payload, PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt,
+    Refunds, Shown, ShownBy, Units, Wanted, Word, by_status, differs, echoed_amount, field_errors,
+    is_refusal, message_of, path_segment, scalar,
 };
 use crate::json::Node;
-use crate::money::Money;
+use crate::money::{Currency, Money};
 use crate::refund::{Payment, Refund, Status};
 
-/// `amount`: an integer of at least 1, required; the sibling calls' pages cap it at 100000000. `transaction_id`: a UUID
-/// that the client makes once per operation.
+/// `transaction_id`: a UUID that the client makes once per operation.
 pub(super) static CAPABILITIES: Capabilities = Capabilities {
     payment: PaymentRule::Id,
     full_refund: false,
-    units: Units::Minor {
-        max: 100_000_000,
-        digits: &[],
-    },
+    units: UNITS,
     reason: Reason::NotSent,
     idempotency: Idempotency::Uuid {
         v7: true,
         kept: None,
     },
     refunds: Refunds::Many { show_key: true },
+    takes_reference: false,
+    shows_currency: true,
+    taken: &["approved", "initiated"],
+};
+
+/// `amount`: an integer of at least 1, required; the sibling calls' pages cap it at 100000000.
+const UNITS: Units = Units::Minor {
+    max: 100_000_000,
+    digits: &[],
+    disputed: &[],
 };
 
 /// The page's 400 for a `transaction_id` that is still at work: "Initial request is still processing."
@@ -37,7 +44,21 @@ const STILL_PROCESSING: &str = "still processing";
 
 /// The dialect.
 #[derive(Debug)]
-pub struct Moyasar;
+pub struct Moyasar {
+    counting: Counting,
+}
+
+impl Moyasar {
+    /// The dialect of one merchant. `minor_units`: of the configuration.
+    pub fn new(minor_units: Vec<(Currency, u8)>) -> Self {
+        Moyasar {
+            counting: Counting {
+                units: UNITS,
+                configured: minor_units,
+            },
+        }
+    }
+}
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -49,6 +70,10 @@ struct Body<'a> {
 impl Provider for Moyasar {
     fn capabilities(&self) -> &'static Capabilities {
         &CAPABILITIES
+    }
+
+    fn counting(&self) -> &Counting {
+        &self.counting
     }
 
     fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest {
@@ -72,7 +97,7 @@ impl Provider for Moyasar {
         if reply.is_success() {
             let read = match order(reply) {
                 Some(order) => {
-                    read_order(&refund.payment, refund.asked(), &attempt.key.text(), order)
+                    self.read_order(&refund.payment, refund.asked(), &attempt.key.text(), order)
                 }
                 None => Read::Doubtful(Doubt::Unreadable, Word::default()),
             };
@@ -83,19 +108,14 @@ impl Provider for Moyasar {
             };
         }
         let word = word(reply);
-        if is_verdict(reply.status) && reply.mentions(STILL_PROCESSING) {
+        if is_refusal(reply.status) && reply.mentions(STILL_PROCESSING) {
             return Outcome::Unknown(Doubt::InProgress, word);
         }
         by_status(reply.status, word)
     }
 
     fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
-        let order_id = wanted.payment.id.as_deref().unwrap_or_default();
-        ProviderRequest {
-            path: format!("/v1/orders/{}", path_segment(order_id)),
-            headers: Vec::new(),
-            body: Payload::None,
-        }
+        self.look(&wanted.payment)
     }
 
     /// A transaction's id is the key that was sent, so both names are one. What does not show proves nothing: no page says how
@@ -108,13 +128,19 @@ impl Provider for Moyasar {
             return Finding::unreadable(Word::default());
         };
         let key = wanted.key.map(|key| key.text());
-        let id = wanted.id.as_ref().or(key.as_ref());
-        let id = id.map(String::as_str).unwrap_or_default();
-        match read_order(&wanted.payment, None, id, order) {
+        let (id, shown_by) = match (&key, &wanted.id) {
+            (Some(key), Some(id)) if !id.eq_ignore_ascii_case(key) => {
+                return Finding::Unknown(Doubt::Mismatch, Word::default());
+            }
+            (Some(key), _) => (key, ShownBy::Key),
+            (None, Some(id)) => (id, ShownBy::Id),
+            (None, None) => return Finding::unreadable(Word::default()),
+        };
+        match self.read_order(&wanted.payment, None, id, order) {
             Read::Ours(status, receipt) => Finding::Found {
                 status,
-                by_key: key == receipt.id.as_ref().map(|id| id.to_ascii_lowercase()),
                 receipt,
+                shown_by,
             },
             Read::Missing => Finding::Absent(
                 Absence::Unproven(
@@ -125,12 +151,70 @@ impl Provider for Moyasar {
             Read::Doubtful(doubt, word) => Finding::Unknown(doubt, word),
         }
     }
+
+    fn look(&self, payment: &Payment) -> ProviderRequest {
+        let order_id = payment.id.as_deref().unwrap_or_default();
+        ProviderRequest {
+            path: format!("/v1/orders/{}", path_segment(order_id)),
+            headers: Vec::new(),
+            body: Payload::None,
+        }
+    }
+
+    /// An order: what was captured of it and not refunded is left.
+    fn seen(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Look {
+        if !reply.is_success() {
+            return Look::by_status(reply.status, word(reply));
+        }
+        let unreadable = Look::Unknown(Doubt::Unreadable, Word::default());
+        let Some(order) = order(reply) else {
+            return unreadable;
+        };
+        match scalar(order.get("id")) {
+            None => return unreadable,
+            id if id != payment.id => return Look::Unknown(Doubt::Mismatch, Word::default()),
+            Some(_) => {}
+        }
+        let currency = order.get("currency").and_then(Node::text);
+        let Some(currency) = currency.and_then(|code| Currency::from_code(&code)) else {
+            return unreadable;
+        };
+        let amount = |name| {
+            let number = order.get(name)?.number()?;
+            self.counting.read_amount(number, currency)
+        };
+        let (Some(captured), Some(refunded)) =
+            (amount("captured_amount"), amount("refunded_amount"))
+        else {
+            return unreadable;
+        };
+        let voided = amount("voided_amount").is_some_and(|voided| voided.minor > 0);
+        if captured.minor == 0 {
+            let state = if voided { "void" } else { "not paid" };
+            return Look::NotRefundable(state.to_owned(), Word::default());
+        }
+        let left = captured.minor.checked_sub(refunded.minor);
+        let Some(minor) = left else {
+            return unreadable;
+        };
+        Look::Refundable(Shown {
+            currency: Some(currency),
+            left: Some(Money { minor, currency }),
+            refunded: refunded.minor > 0,
+            ..Shown::default()
+        })
+    }
 }
 
 fn word(reply: &ProviderReply<'_>) -> Word {
+    let Some(body) = reply.object() else {
+        return Word::default();
+    };
+    let (message, fields) = message_of(body.get("message"));
     Word {
-        code: None,
-        message: reply.object().and_then(|body| scalar(body.get("message"))),
+        code: scalar(body.get("code")).or_else(|| scalar(body.get("error_code"))),
+        message,
+        errors: field_errors([body.get("errors"), fields]),
     }
 }
 
@@ -157,54 +241,66 @@ enum Read {
     Doubtful(Doubt, Word),
 }
 
-/// Reads the refund of this order that is ours: the transaction of type `refund` under the id that was sent.
-fn read_order(payment: &Payment, asked: Option<Money>, id: &str, order: Node<'_>) -> Read {
-    let text = |node: Node<'_>, name| {
-        let text = node.get(name).and_then(Node::text);
-        text.unwrap_or_default().into_owned()
-    };
-    let Some(transactions) = order.get("transactions").and_then(Node::items) else {
-        return Read::Doubtful(Doubt::Unreadable, Word::default());
-    };
-    let mut ours = transactions.into_iter().filter(|transaction| {
-        text(*transaction, "id").eq_ignore_ascii_case(id) && text(*transaction, "type") == "refund"
-    });
-    let (found, more) = (ours.next(), ours.next());
-    let said = |name| scalar(found.and_then(|transaction| transaction.get(name)));
-    let word = Word {
-        code: said("response_code"),
-        message: said("message"),
-    };
-    if differs(order.get("id"), payment.id.as_deref()) {
-        return Read::Doubtful(Doubt::Mismatch, word);
-    }
-    let transaction = match (found, more) {
-        (Some(transaction), None) if transaction.is_plain_object() => transaction,
-        (None, _) => return Read::Missing,
-        _ => return Read::Doubtful(Doubt::Unreadable, Word::default()),
-    };
-    let amount = match echoed_amount(
-        &CAPABILITIES,
-        asked,
-        transaction.get("amount"),
-        order.get("currency"),
-    ) {
-        Echo::Same(amount) => amount,
-        Echo::Other => return Read::Doubtful(Doubt::Mismatch, word),
-        Echo::Unreadable => return Read::Doubtful(Doubt::Unreadable, word),
-    };
-    let receipt = Receipt {
-        id: scalar(transaction.get("id")),
-        amount,
-        created_at: scalar(transaction.get("created_at")),
-        word: word.clone(),
-    };
-    match text(transaction, "status").as_str() {
-        "approved" => Read::Ours(Status::Succeeded, receipt),
-        "initiated" => Read::Ours(Status::Pending, receipt),
-        "failed" => Read::Ours(Status::Failed, receipt),
-        // The acquirer's answer is missing: the money may be on its way.
-        "timeout" | "system_error" => Read::Doubtful(Doubt::Failed, word),
-        _ => Read::Doubtful(Doubt::Unreadable, word),
+impl Moyasar {
+    /// Reads the refund of this order that is ours: the transaction of type `refund` under the id that was sent.
+    fn read_order(
+        &self,
+        payment: &Payment,
+        asked: Option<Money>,
+        id: &str,
+        order: Node<'_>,
+    ) -> Read {
+        let text = |node: Node<'_>, name| {
+            let text = node.get(name).and_then(Node::text);
+            text.unwrap_or_default().into_owned()
+        };
+        let Some(transactions) = order.get("transactions").and_then(Node::items) else {
+            return Read::Doubtful(Doubt::Unreadable, Word::default());
+        };
+        let mut ours = transactions.into_iter().filter(|transaction| {
+            let shown = transaction.get("id").and_then(Node::text);
+            shown.is_some_and(|shown| shown.eq_ignore_ascii_case(id))
+                && text(*transaction, "type") == "refund"
+        });
+        let (found, more) = (ours.next(), ours.next());
+        let said = |name| scalar(found.and_then(|transaction| transaction.get(name)));
+        let word = Word {
+            code: said("response_code"),
+            message: said("message"),
+            errors: Vec::new(),
+        };
+        if differs(order.get("id"), payment.id.as_deref()) {
+            return Read::Doubtful(Doubt::Mismatch, word);
+        }
+        let transaction = match (found, more) {
+            (Some(transaction), None) if transaction.is_plain_object() => transaction,
+            (None, _) => return Read::Missing,
+            _ => return Read::Doubtful(Doubt::Unreadable, word),
+        };
+        let amount = match echoed_amount(
+            &self.counting,
+            asked,
+            transaction.get("amount"),
+            order.get("currency"),
+        ) {
+            Echo::Same(amount) => amount,
+            Echo::Other => return Read::Doubtful(Doubt::Mismatch, word),
+            Echo::Unreadable => return Read::Doubtful(Doubt::Unreadable, word),
+        };
+        let receipt = Receipt {
+            id: scalar(transaction.get("id")),
+            amount,
+            created_at: scalar(transaction.get("created_at")),
+            payment: Names::default(),
+            word: word.clone(),
+        };
+        match text(transaction, "status").as_str() {
+            "approved" => Read::Ours(Status::Succeeded, receipt),
+            "initiated" => Read::Ours(Status::Pending, receipt),
+            "failed" => Read::Ours(Status::Failed, receipt),
+            // The acquirer's answer is missing: the money may be on its way.
+            "timeout" | "system_error" => Read::Doubtful(Doubt::Failed, word),
+            _ => Read::Doubtful(Doubt::Unreadable, word),
+        }
     }
 }

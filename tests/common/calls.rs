@@ -1,10 +1,14 @@
 //! Sound calls, and who signs them where the signature is not the subject: for the core's suites and the fuzz targets.
 
+use refund_filter::clock::Now;
 use refund_filter::headers::Headers;
 use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed};
 
-/// 2026-11-22T08:00:00Z
-pub const NOW_MS: i64 = 1_795_334_400_000;
+/// 2026-11-22T08:00:00Z, on a machine that began to count five days and some hours before.
+pub const NOW: Now = Now {
+    unix_ms: 1_795_334_400_000,
+    steady_ms: 450_000_000,
+};
 
 /// The headers of a sound call.
 pub fn call_headers(key: &str) -> Headers<'static> {

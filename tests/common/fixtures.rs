@@ -12,7 +12,7 @@ use refund_filter::provider::ProviderKind;
 use serde_json::{Value, json};
 
 use super::oracles::derived_key;
-use super::{NOW_MS, StubSigner, call_headers, config, send_with};
+use super::{NOW, StubSigner, call_headers, config, send_with};
 
 /// In what a provider counts amounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,10 @@ pub struct Fixture {
     pub id: &'static str,
     /// Where its deciding word stands.
     pub word: &'static str,
+    /// Where the same word stands once more.
+    pub word_again: &'static [&'static str],
+    /// What names this refund in the reply, where it is the only name there.
+    pub only_name: Option<&'static str>,
     /// Other values of that word that mean `pending`.
     pub pending: &'static [&'static str],
     /// Values of that word that mean `refund-declined`.
@@ -68,7 +72,7 @@ pub struct Fixture {
 pub const FIXTURES: &[Fixture] = &[
     Fixture {
         kind: ProviderKind::Bog,
-        provider: r#"{"kind": "bog", "base_url": "https://api.bog.ge/payments/v1", "token": {"cluster": "bog-token",
+        provider: r#"{"kind": "bog", "base_url": "https://api.bog.ge/payments/v1", "currencies": ["GEL", "JPY", "KWD", "USD", "EUR"], "token": {"cluster": "bog-token",
             "url": "https://oauth2.bog.ge/auth/realms/bog/protocol/openid-connect/token", "client_id": "10001",
             "client_secret": {"inline": "CANARY-bog-client-secret"}}}"#,
         secrets: &["CANARY-bog-client-secret", TOKEN],
@@ -81,9 +85,11 @@ pub const FIXTURES: &[Fixture] = &[
         means: "pending",
         id: "5b666901-eb05-4f83-abeb-8311e175f337",
         word: "/key",
+        word_again: &[],
+        only_name: None,
         pending: &[],
         declined: &[],
-        needed: &["/key", "/action_id"],
+        needed: &["/key"],
         echoes: &[],
         refusal: r#"{"error": "@CODE@", "message": "@MESSAGE@"}"#,
         sent_key: |dispatch| header(dispatch, "idempotency-key"),
@@ -110,6 +116,8 @@ pub const FIXTURES: &[Fixture] = &[
         means: "succeeded",
         id: "@KEY@",
         word: "/transactions/1/status",
+        word_again: &[],
+        only_name: None,
         pending: &["initiated"],
         declined: &["failed"],
         needed: &[
@@ -149,6 +157,8 @@ pub const FIXTURES: &[Fixture] = &[
         means: "succeeded",
         id: "2-310b0da80b",
         word: "/transaction/status",
+        word_again: &["/transaction/refund/status"],
+        only_name: Some("/transaction/parent_uid"),
         pending: &["pending", "incomplete"],
         declined: &["failed", "expired", "deleted"],
         needed: &["/transaction/status", "/transaction/uid"],
@@ -182,6 +192,8 @@ pub const FIXTURES: &[Fixture] = &[
         means: "succeeded",
         id: "3758",
         word: "/transaction/status",
+        word_again: &[],
+        only_name: None,
         pending: &[],
         declined: &["DECLINED"],
         needed: &["/responseCode", "/transaction/status", "/transaction/id"],
@@ -279,6 +291,16 @@ impl Fixture {
             .replace("@KEY@", &(self.sent_key)(dispatch).unwrap_or_default())
     }
 
+    /// Writes a provider's word into its success, wherever it stands. A declined refund left the order as it was.
+    pub fn say(&self, reply: &mut Value, word: &Value) {
+        for pointer in self.word_again.iter().chain([&self.word]) {
+            *reply.pointer_mut(pointer).unwrap() = word.clone();
+        }
+        if self.kind == ProviderKind::Bbmsl && *word == "DECLINED" {
+            reply["order"]["netAmount"] = reply["order"]["amount"].clone();
+        }
+    }
+
     /// The vendor's reply to this request, as text and as the refund's id in it.
     pub fn success_reply(&self, call: &Value, dispatch: &Dispatch) -> (String, String) {
         (
@@ -356,7 +378,7 @@ pub fn sent_bytes(config: &Rc<Config>, key: &str, call: &[u8]) -> Result<Box<Dis
         &call_headers(key),
         call,
         TOKEN,
-        NOW_MS,
+        NOW,
         &mut StubSigner,
     )
 }
@@ -380,36 +402,58 @@ type Entry = (
 /// Every code of the contract with its statuses, and what may stand beside it as outcome and retry. `key` is "by key".
 /// What a status says turns `unknown` and "by key" after a retry by the route.
 const CATALOGUE: &[Entry] = &[
-    ("bad-request", &[400, 426, 431], &[("not_refunded", "no")]),
-    ("method-not-allowed", &[405], &[("not_refunded", "no")]),
-    ("unsupported-media-type", &[415], &[("not_refunded", "no")]),
-    ("body-too-large", &[413], &[("not_refunded", "no")]),
+    (
+        "bad-request",
+        &[400, 426, 431],
+        &[("not_refunded", "corrected")],
+    ),
+    (
+        "method-not-allowed",
+        &[405],
+        &[("not_refunded", "corrected")],
+    ),
+    (
+        "unsupported-media-type",
+        &[415],
+        &[("not_refunded", "corrected")],
+    ),
+    ("body-too-large", &[413], &[("not_refunded", "corrected")]),
     ("request-timeout", &[408], &[("not_refunded", "same_key")]),
-    ("malformed-json", &[400], &[("not_refunded", "no")]),
-    ("idempotency-key-missing", &[400], &[("not_refunded", "no")]),
-    ("idempotency-key-invalid", &[400], &[("not_refunded", "no")]),
+    ("malformed-json", &[400], &[("not_refunded", "corrected")]),
+    (
+        "idempotency-key-missing",
+        &[400],
+        &[("not_refunded", "corrected")],
+    ),
+    (
+        "idempotency-key-invalid",
+        &[400],
+        &[("not_refunded", "corrected")],
+    ),
     ("idempotency-key-reused", &[422], &[("unknown", "no")]),
-    ("invalid-request", &[422], &[("not_refunded", "no")]),
+    ("invalid-request", &[422], &[("not_refunded", "corrected")]),
     ("refund-in-progress", &[409], &[("unknown", "key")]),
+    (
+        "payment-has-refund",
+        &[409],
+        &[("not_refunded", "no"), ("not_refunded", "same_key")],
+    ),
     (
         "refund-declined",
         &[422],
-        &[("not_refunded", "no"), ("unknown", "key")],
+        &[("not_refunded", "no"), ("unknown", "look_up")],
     ),
     (
         "provider-rejected",
         &[422],
-        &[
-            ("not_refunded", "no"),
-            ("unknown", "look_up"),
-            ("unknown", "key"),
-        ],
+        &[("not_refunded", "no"), ("unknown", "look_up")],
     ),
     (
         "payment-not-found",
         &[404],
-        &[("not_refunded", "no"), ("unknown", "key")],
+        &[("not_refunded", "no"), ("unknown", "look_up")],
     ),
+    ("payment-not-refundable", &[422], &[("not_refunded", "no")]),
     (
         "provider-auth-failed",
         &[502],
@@ -455,10 +499,18 @@ pub fn checked(answer: &Answer) -> Value {
     for (name, _) in answer.headers.iter() {
         let name = String::from_utf8(name.to_vec()).unwrap();
         assert!(
-            ["content-type", "x-request-id", "retry-after", "allow"].contains(&name.as_str()),
+            [
+                "content-type",
+                "cache-control",
+                "x-request-id",
+                "retry-after",
+                "allow"
+            ]
+            .contains(&name.as_str()),
             "{name} in an answer"
         );
     }
+    assert_eq!(one("cache-control"), "no-store");
     let members = body.as_object().unwrap();
     assert!(members.values().all(|value| !value.is_null()), "{body}");
     match answer.status {

@@ -5,27 +5,34 @@
 
 pub mod calls;
 pub mod fixtures;
+pub mod gateway;
+pub mod golden;
 pub mod oracles;
-pub mod shared_data;
 #[cfg(not(target_arch = "wasm32"))]
-pub mod world;
+pub mod properties;
+pub mod shared_data;
 
 use std::rc::Rc;
 
-pub use calls::{NOW_MS, StubSigner, call_headers, look_up_headers};
+pub use calls::{NOW, StubSigner, call_headers, look_up_headers};
 use include_dir::{Dir, include_dir};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use refund_filter::clock::Now;
 use refund_filter::config::Config;
 use refund_filter::exchange::{
-    self, Answer, Asking, Dispatch, Opening, Prepared, Reading, ReplyHead,
+    self, Answer, Asking, Dispatch, Opening, Prepared, Reading, ReplyHead, Waiting,
 };
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
 use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed, VmSigner};
 use serde_json::{Value, json};
-pub use shared_data::SharedData;
+#[allow(
+    unused_imports,
+    reason = "each test file uses its share of this module"
+)]
+pub use shared_data::{Remembered, SharedData};
 
 static GOLDEN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/golden");
 
@@ -82,20 +89,20 @@ fn resolve_files(value: &mut Value) {
 }
 
 /// Looks at a call's headers, with nothing known of its key.
-pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now_ms: i64) -> Opening {
-    exchange::open(config, headers, now_ms, &|_| None)
+pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now) -> Opening {
+    exchange::open(config, headers, now, &|_| None)
 }
 
 /// Goes on with a call's body, without a guard.
 pub fn finish(
     reading: Reading,
     body: &[u8],
-    now_ms: i64,
+    now: Now,
     signer: &mut dyn Signer,
     filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
 ) -> Prepared {
     match reading.accept(body, &|_| None) {
-        Ok(accepted) => accepted.proceed(Claim::None, now_ms, signer, filter_state),
+        Ok(accepted) => accepted.proceed(Claim::Unguarded, now, signer, filter_state),
         Err(answer) => Prepared::Answer(answer),
     }
 }
@@ -106,16 +113,9 @@ pub fn send(
     key: &str,
     body: &[u8],
     token: &str,
-    now_ms: i64,
+    now: Now,
 ) -> Result<Box<Dispatch>, Answer> {
-    send_with(
-        config,
-        &call_headers(key),
-        body,
-        token,
-        now_ms,
-        &mut signer(),
-    )
+    send_with(config, &call_headers(key), body, token, now, &mut signer())
 }
 
 /// The same with headers and a signer of one's own.
@@ -124,20 +124,28 @@ pub fn send_with(
     headers: &Headers<'_>,
     body: &[u8],
     token: &str,
-    now_ms: i64,
+    now: Now,
     signer: &mut dyn Signer,
 ) -> Result<Box<Dispatch>, Answer> {
-    let reading = match open(config, headers, now_ms) {
+    let reading = match open(config, headers, now) {
         Opening::Read(reading) => reading,
         Opening::Answer(answer) => return Err(answer),
         Opening::NotOurs => panic!("not ours"),
     };
-    match finish(reading, body, now_ms, signer, &|_| None) {
+    match finish(reading, body, now, signer, &|_| None) {
         Prepared::Dispatch(dispatch) => Ok(dispatch),
         Prepared::Answer(answer) => Err(answer),
-        Prepared::Sign(_) => panic!("this needs OpenBao"),
+        Prepared::Sign(_) | Prepared::Verify(_) => panic!("this needs OpenBao"),
         Prepared::Ask(_) => panic!("this asks for the order first"),
-        Prepared::Wait(waiting) => Ok(Box::new(waiting.with_token(Secret::new(token.to_owned())))),
+        Prepared::Wait(waiting) => Ok(with_token(waiting, token)),
+    }
+}
+
+/// What leaves by the route, with this token.
+pub fn with_token(waiting: Box<Waiting>, token: &str) -> Box<Dispatch> {
+    match waiting.with_token(Secret::new(token.to_owned())) {
+        Prepared::Dispatch(dispatch) => dispatch,
+        other => panic!("not sent: {other:?}"),
     }
 }
 
@@ -151,11 +159,11 @@ pub enum Out {
 
 impl Out {
     /// The answer to the provider's reply.
-    pub fn reply(self, head: &ReplyHead, body: &[u8], now_ms: i64) -> Answer {
+    pub fn reply(self, head: &ReplyHead, body: &[u8], now: Now) -> Answer {
         match self {
             Out::Routed(dispatch) => dispatch.sent.reply(head, body, 1),
             Out::OnItsOwn(asking) => {
-                match asking.reply(head, body, now_ms, &mut signer(), &|_| None) {
+                match asking.reply(head, body, now, &mut signer(), &|_| None, None) {
                     Prepared::Answer(answer) => answer,
                     other => panic!("a look-up went on: {other:?}"),
                 }
@@ -165,8 +173,14 @@ impl Out {
 }
 
 /// A look-up taken up to the moment in which the provider's request leaves, or to its answer. Nothing is remembered of a key.
-pub fn look_up(config: &Rc<Config>, query: &str, token: &str, now_ms: i64) -> Result<Out, Answer> {
-    look_up_with(config, &look_up_headers(query), Claim::None, token, now_ms)
+pub fn look_up(config: &Rc<Config>, query: &str, token: &str, now: Now) -> Result<Out, Answer> {
+    look_up_with(
+        config,
+        &look_up_headers(query),
+        Claim::Unguarded,
+        token,
+        now,
+    )
 }
 
 /// The same with headers of one's own, and with what the guard remembers.
@@ -175,21 +189,18 @@ pub fn look_up_with(
     headers: &Headers<'_>,
     claim: Claim,
     token: &str,
-    now_ms: i64,
+    now: Now,
 ) -> Result<Out, Answer> {
-    let Opening::Read(reading) = open(config, headers, now_ms) else {
+    let Opening::Read(reading) = open(config, headers, now) else {
         panic!("not read")
     };
     let accepted = reading.accept(b"", &|_| None)?;
-    match accepted.proceed(claim, now_ms, &mut signer(), &|_| None) {
+    match accepted.proceed(claim, now, &mut signer(), &|_| None) {
         Prepared::Dispatch(dispatch) => Ok(Out::Routed(dispatch)),
         Prepared::Ask(asking) => Ok(Out::OnItsOwn(asking)),
         Prepared::Answer(answer) => Err(answer),
-        Prepared::Sign(_) => panic!("this needs OpenBao"),
-        Prepared::Wait(waiting) => {
-            let token = Secret::new(token.to_owned());
-            Ok(Out::Routed(Box::new(waiting.with_token(token))))
-        }
+        Prepared::Sign(_) | Prepared::Verify(_) => panic!("this needs OpenBao"),
+        Prepared::Wait(waiting) => Ok(Out::Routed(with_token(waiting, token))),
     }
 }
 

@@ -3,6 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use refund_filter::clock::Now;
+use refund_filter::guard::{Guard, GuardSettings, Table};
 use refund_filter::memory::{Memory, NotWritten};
 
 /// Shared data as the host has it.
@@ -22,5 +26,34 @@ impl Memory for SharedData {
         }
         *value = (bytes.to_vec(), value.1 + 1);
         Ok(())
+    }
+}
+
+/// What a gateway remembers.
+pub struct Remembered {
+    pub data: SharedData,
+    pub table: Table,
+    pub settings: GuardSettings,
+}
+
+impl Remembered {
+    /// The memory of a gateway that has begun at this moment. The salt is always the same.
+    pub fn since(now: Now, settings: GuardSettings) -> Self {
+        let data = SharedData::default();
+        let mut salt = StdRng::seed_from_u64(7);
+        let table = Table::open(&data, settings.entries, now, &mut salt).unwrap();
+        Remembered {
+            data,
+            table,
+            settings,
+        }
+    }
+
+    pub fn guard(&self) -> Guard<'_> {
+        Guard {
+            memory: &self.data,
+            table: self.table,
+            settings: self.settings,
+        }
     }
 }

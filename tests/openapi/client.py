@@ -5,18 +5,17 @@ import sys
 import uuid
 
 from refunds import Client
-from refunds.api.refunds import look_up_refund, refund
+from refunds.api.refunds import look_up_refund, preview_refund, refund
 from refunds.models import (
-    DryRun,
     Money,
     Payment,
+    Preview,
     Problem,
     ProblemCode,
     ProblemOutcome,
     ProblemRetry,
     Refund,
     RefundCall,
-    RefundRefundDryRun,
     RefundStatus,
 )
 
@@ -76,13 +75,10 @@ def main() -> None:
         RefundStatus.SUCCEEDED,
     )
 
-    shown = refund.sync(
-        client=client,
-        body=call("bog", "order-2", "GEL"),
-        idempotency_key="shown",
-        refund_dry_run=RefundRefundDryRun.TRUE,
+    shown = preview_refund.sync(
+        client=client, body=call("bog", "order-2", "GEL"), idempotency_key="shown"
     )
-    assert isinstance(shown, DryRun), shown
+    assert isinstance(shown, Preview), shown
     assert shown.body == '{"amount":10.5}', shown
 
     refused = refund.sync(
@@ -91,7 +87,7 @@ def main() -> None:
     assert isinstance(refused, Problem), refused
     assert refused.code is ProblemCode.INVALID_REQUEST, refused
     assert refused.outcome is ProblemOutcome.NOT_REFUNDED, refused
-    assert refused.retry is ProblemRetry.NO, refused
+    assert refused.retry is ProblemRetry.CORRECTED, refused
     assert [fault.pointer for fault in refused.errors] == ["/provider"], refused
 
 

@@ -112,19 +112,20 @@ def of_this_gateway(document: dict) -> dict:
         amount["value"] = {"type": "string", "pattern": r"^[1-9](\.[0-9]{2})?$"}
         calls.append(call)
     schemas["RefundCall"] = {"oneOf": calls}
-    query = {
-        parameter["name"]: parameter
-        for parameter in document["paths"]["/v1/refunds"]["get"]["parameters"]
-        if "name" in parameter
-    }
-    query["provider"]["schema"] = {"type": "string", "enum": list(KNOWN)}
+    query = document["components"]["parameters"]
+    query["Provider"]["schema"] = {"type": "string", "enum": list(KNOWN)}
     payments = sorted({payment for known, _ in KNOWN.values() for payment in known})
-    query["payment_id"]["schema"] = {"type": "string", "enum": payments}
-    query["payment_id"]["required"] = True
-    # What has succeeded is looked up, too; so it must not be a dry run, which the negative calls and the client have.
-    refund = document["paths"]["/v1/refunds"]["post"]
-    refund["responses"]["200"]["links"] = refund["responses"]["202"]["links"]
-    refund["parameters"].remove({"$ref": "#/components/parameters/DryRun"})
+    query["PaymentIdParameter"]["schema"] = {"type": "string", "enum": payments}
+    query["PaymentIdParameter"]["required"] = True
+    # A name that is made up, beside the right key, is rightly another refund's.
+    for name in ["RefundId", "RefundReference"]:
+        del query[name]
+        for path in document["paths"].values():
+            if "get" in path:
+                path["get"]["parameters"].remove({"$ref": f"#/components/parameters/{name}"})
+    # What has succeeded is looked up, too.
+    responses = document["paths"]["/v1/refunds"]["post"]["responses"]
+    responses["200"]["links"] = responses["202"]["links"]
     # Another key for every call, or most would be one that was used with another refund.
     del document["components"]["parameters"]["IdempotencyKey"]["example"]
     return document
@@ -178,16 +179,19 @@ def came_through(admin: str) -> None:
     """That what was refunded was more than what the client refunds: calls that are all refused would show nothing."""
     with urllib.request.urlopen(f"{admin}/stats?format=json&filter=wasmcustom.refund", timeout=PATIENCE) as page:
         stats = {stat["name"]: stat["value"] for stat in json.load(page)["stats"] if "value" in stat}
-    for calls in ["requests", "look_ups"]:
-        for outcome in ["succeeded", "pending"]:
-            count = sum(
-                value
-                for name, value in stats.items()
-                if f".{calls}." in name and name.endswith(f".outcome.{outcome}")
-            )
-            say(f"{calls} that ended {outcome}: {count}")
-            if count < 4:
-                sys.exit(f"Hardly any call came through: {json.dumps(stats, indent=1)}")
+    for calls, outcome in [
+        ("requests", "succeeded"),
+        ("requests", "pending"),
+        ("look_ups", "succeeded"),
+    ]:
+        count = sum(
+            value
+            for name, value in stats.items()
+            if f".{calls}." in name and name.endswith(f".outcome.{outcome}")
+        )
+        say(f"{calls} that ended {outcome}: {count}")
+        if count < 4:
+            sys.exit(f"Hardly any call came through: {json.dumps(stats, indent=1)}")
 
 
 main()

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use refund_filter::clock::Now;
 use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, Dispatch, Opening, Prepared, ReplyHead, Sent, open};
 use refund_filter::guard::Claim;
@@ -40,6 +41,12 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// When the call comes.
+const NOW: Now = Now {
+    unix_ms: 1_795_000_000_000,
+    steady_ms: 1_000_000_000,
+};
 
 /// The core is measured, not the signature.
 struct NoSigner;
@@ -105,20 +112,19 @@ impl Case {
     fn request(&self, call: &[u8]) -> Option<(Sent, Vec<u8>)> {
         let headers = Headers::decode(call)?;
         let earlier = |_: &_| None;
-        let Opening::Read(reading) = open(&self.config, &headers, 1_795_000_000_000, &earlier)
-        else {
+        let Opening::Read(reading) = open(&self.config, &headers, NOW, &earlier) else {
             return None;
         };
         let accepted = reading.accept(self.body.as_bytes(), &earlier).ok()?;
-        let dispatch =
-            match accepted.proceed(Claim::None, 1_795_000_000_000, &mut NoSigner, &|_| None) {
-                Prepared::Dispatch(dispatch) => *dispatch,
-                Prepared::Wait(waiting) => {
-                    waiting.with_token(Secret::new("a-token-as-long-as-they-are".repeat(8)))
-                }
-                Prepared::Answer(_) | Prepared::Sign(_) | Prepared::Ask(_) => return None,
-            };
-        let Dispatch { headers, sent, .. } = dispatch;
+        let mut prepared = accepted.proceed(Claim::Unguarded, NOW, &mut NoSigner, &|_| None);
+        if let Prepared::Wait(waiting) = prepared {
+            let token = Secret::new("a-token-as-long-as-they-are".repeat(8));
+            prepared = waiting.with_token(token);
+        }
+        let Prepared::Dispatch(dispatch) = prepared else {
+            return None;
+        };
+        let Dispatch { headers, sent, .. } = *dispatch;
         Some((sent, headers.encode()))
     }
 

@@ -159,6 +159,8 @@ pub struct Gateway {
     // The folders of SDS and ECDS are in it: the same folder, or another gateway's.
     shared: PathBuf,
     envoy: Running,
+    concurrency: u32,
+    log_level: &'static str,
 }
 
 /// An Envoy of this run. Killed when it is dropped.
@@ -266,6 +268,11 @@ pub struct Front {
 }
 
 impl Front {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.envoy.address
+    }
+
     /// Starts it in front of these.
     pub async fn start(gateways: &[SocketAddr]) -> Result<Front> {
         let folder = tempfile::Builder::new().prefix("refund-front-").tempdir()?;
@@ -389,7 +396,32 @@ impl Gateway {
             folder,
             shared,
             envoy,
+            concurrency: options.concurrency,
+            log_level: options.log_level,
         })
+    }
+
+    /// Kills Envoy and starts it again on the same port, as after a crash: what it remembered is gone.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.envoy.process.kill().await?;
+        let folder = self.folder.path();
+        let mut config = serde_json::from_slice(&std::fs::read(folder.join("envoy.json"))?)?;
+        envoy_yaml::set_listener_port(&mut config, self.address.port())?;
+        std::fs::remove_file(folder.join("admin"))?;
+        let environment = self
+            .secrets
+            .by_name()
+            .map(|(name, value)| (envoy_yaml::variable(name), value));
+        self.envoy = Running::start(Start {
+            config: &config,
+            folder,
+            concurrency: self.concurrency,
+            log_level: self.log_level,
+            environment: environment.into(),
+        })
+        .await?;
+        self.admin = self.envoy.admin;
+        Ok(())
     }
 
     /// Replaces one of the secrets in its SDS file, as an operator must: a new file, moved into place. `name` is the file's,

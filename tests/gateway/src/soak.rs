@@ -29,6 +29,11 @@ const CALLERS: usize = 24;
 const ROUTE_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Refunds between two disturbances; the memory is looked at after each.
 const STEP: u64 = 40;
+/// Between two restarts, all in the first half of a run: the second tells whether the memory grows. Long enough that a gateway
+/// comes to know that nothing is on its way.
+const BETWEEN_RESTARTS: Duration = Duration::from_secs(SETTLE_SECONDS * 5 / 2);
+/// Longer than any of the faults holds a send back.
+const SETTLE_SECONDS: u64 = 8;
 /// How long a provider is closed.
 const CLOSED: Duration = Duration::from_millis(200);
 /// A refund at BOG completes after so many look-ups that did not show it.
@@ -82,7 +87,7 @@ fn seed() -> Result<u64> {
 
 /// What the callers share.
 struct Load {
-    gateway: Gateway,
+    simulators: Arc<simulator::Simulators>,
     plan: Plan,
     next: AtomicU64,
     done: AtomicU64,
@@ -104,24 +109,27 @@ pub async fn run(plan: Plan) -> Result<()> {
         plan.seed, plan.refunds
     );
     let mut rng = StdRng::seed_from_u64(plan.seed);
+    let looks_first = rng.r#gen();
+    println!("BBMSL's orders are looked at first: {looks_first}");
+    let mut gateway = start(looks_first, &mut rng).await?;
     let load = Arc::new(Load {
-        gateway: start(&mut rng).await?,
+        simulators: gateway.simulators.clone(),
         plan,
         next: AtomicU64::new(0),
         done: AtomicU64::new(0),
         histories: Mutex::default(),
     });
-    load.gateway
-        .simulators
-        .complete_bog_after(Some(BOG_LOOK_UPS));
+    load.simulators.complete_bog_after(Some(BOG_LOOK_UPS));
     let begin = Instant::now();
     let mut callers = JoinSet::new();
     for nth in 0..CALLERS {
-        let caller = Caller::new(&load.gateway, nth)?;
+        let caller = Caller::new(&gateway, nth)?;
         callers.spawn(load.clone().make_refunds(caller, begin));
     }
-    let mut samples = Vec::new();
-    let plugin = load.gateway.plugin()?;
+    let (mut samples, mut restarts) = (Vec::new(), Vec::new());
+    let plugin = gateway.plugin()?;
+    // Early, so that a short run has one.
+    let (mut started, mut first_restart) = (begin, Some(Duration::from_secs(SETTLE_SECONDS / 2)));
     'load: for nth in 0.. {
         while load.done.load(Ordering::SeqCst) < STEP * (nth + 1) {
             while let Some(ended) = callers.try_join_next() {
@@ -132,27 +140,41 @@ pub async fn run(plan: Plan) -> Result<()> {
             }
             sleep(Duration::from_millis(10)).await;
         }
-        disturb(&load.gateway, nth, &plugin, &mut rng).await?;
-        samples.push(sample(&load.gateway).await?);
+        if started.elapsed() > first_restart.unwrap_or(BETWEEN_RESTARTS)
+            && nth * STEP < plan.refunds / 2
+            && begin.elapsed() < plan.longest / 2
+        {
+            no_trap(&gateway).await?;
+            let gone = SystemTime::now();
+            gateway.restart().await?;
+            restarts.push(gone..=SystemTime::now());
+            (started, first_restart) = (Instant::now(), None);
+            // What is left in memory is told from here on.
+            samples.clear();
+        } else {
+            disturb(&gateway, nth, &plugin, &mut rng).await?;
+        }
+        samples.push(sample(&gateway).await?);
     }
     let took = begin.elapsed();
     // What a provider books late is booked by then.
     sleep(faults::LATE).await;
-    let traps = load.gateway.stats(r"^wasm.*vm_reload").await?;
+    no_trap(&gateway).await?;
     let load = Arc::into_inner(load).context("a caller is left")?;
     let histories = load.histories.into_inner();
     let histories = histories.unwrap_or_else(PoisonError::into_inner);
-    let simulators = load.gateway.simulators.clone();
-    load.gateway.stop().await?;
+    let simulators = gateway.simulators.clone();
+    gateway.stop().await?;
 
-    let reckoning = reckoning::reckon(&histories, &simulators);
+    let reckoning = reckoning::reckon(&histories, &simulators, &restarts, looks_first);
     println!("{}", reckoning.table());
     println!(
-        "{} refunds in {} s, {} disturbances",
+        "{} refunds in {} s, {} restarts",
         histories.len(),
         took.as_secs(),
-        samples.len()
+        restarts.len()
     );
+    ensure!(!restarts.is_empty(), "the gateway was never restarted");
     let memory = memory_is_flat(&samples);
     println!("Envoy: {}", memory.as_deref().unwrap_or("memory grew"));
     if let Some(failure) = reckoning.failure() {
@@ -165,15 +187,20 @@ pub async fn run(plan: Plan) -> Result<()> {
             "no refund at {provider:?}"
         );
     }
+    memory.map(drop)
+}
+
+async fn no_trap(gateway: &Gateway) -> Result<()> {
+    let traps = gateway.stats(r"^wasm.*vm_reload").await?;
     ensure!(!traps.is_empty(), "Envoy does not count its traps");
     for (name, count) in traps {
         ensure!(count == 0, "{name} is {count}");
     }
-    memory.map(drop)
+    Ok(())
 }
 
 /// The project's envoy.yaml with short routes; whether a provider speaks HTTP/2 is chance.
-async fn start(rng: &mut StdRng) -> Result<Gateway> {
+async fn start(looks_first: bool, rng: &mut StdRng) -> Result<Gateway> {
     let old: Vec<_> = PROVIDERS
         .map(crate::cluster)
         .into_iter()
@@ -191,6 +218,13 @@ async fn start(rng: &mut StdRng) -> Result<Gateway> {
                 let route = route_mut(config, provider).expect("every provider has a route");
                 route["route"]["timeout"] = json!(format!("{}s", ROUTE_TIMEOUT.as_secs_f64()));
             }
+            crate::change_plugin(config, |plugin| {
+                for provider in PROVIDERS.map(crate::cluster) {
+                    plugin["providers"][provider]["settle_seconds"] = json!(SETTLE_SECONDS);
+                }
+                plugin["providers"]["bbmsl"]["query_first"] = json!(looks_first);
+            })
+            .expect("the plugin configuration");
             let clusters = config.pointer_mut("/static_resources/clusters");
             for cluster in clusters.and_then(Value::as_array_mut).into_iter().flatten() {
                 if old.iter().any(|name| cluster["name"] == *name) {
@@ -230,7 +264,7 @@ impl Load {
                     },
                 },
             };
-            if !caller.go_on(&mut open, &self.gateway.simulators).await {
+            if !caller.go_on(&mut open, &self.simulators).await {
                 waiting.push(open);
                 continue;
             }
@@ -255,7 +289,7 @@ impl Load {
         }
         // Each refund has its own chance, whoever comes first.
         let mut rng = StdRng::seed_from_u64(self.plan.seed ^ (nth + 1).rotate_left(32));
-        let refund = Refund::by_chance(nth, &mut rng);
+        let refund = Refund::by_chance(nth, self.plan.seed, &mut rng);
         Some(Open::new(refund, rng))
     }
 }

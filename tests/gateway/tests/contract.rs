@@ -18,12 +18,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-const MALFORMED: Problem = Problem::certain("malformed-json", 400);
-const INVALID: Problem = Problem::certain("invalid-request", 422);
-const TOO_LARGE: Problem = Problem::certain("body-too-large", 413);
-const WRONG_TYPE: Problem = Problem::certain("unsupported-media-type", 415);
-const NO_KEY: Problem = Problem::certain("idempotency-key-missing", 400);
-const BAD_KEY: Problem = Problem::certain("idempotency-key-invalid", 400);
+const MALFORMED: Problem = Problem::corrected("malformed-json", 400);
+const INVALID: Problem = Problem::corrected("invalid-request", 422);
+const TOO_LARGE: Problem = Problem::corrected("body-too-large", 413);
+const WRONG_TYPE: Problem = Problem::corrected("unsupported-media-type", 415);
+const NO_KEY: Problem = Problem::corrected("idempotency-key-missing", 400);
+const BAD_KEY: Problem = Problem::corrected("idempotency-key-invalid", 400);
 const NOT_FOUND: Problem = Problem::certain("payment-not-found", 404);
 
 /// A gateway, and what was asked of it.
@@ -213,7 +213,7 @@ fn chunked(body: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_method_but_post_and_get_is_refused_and_told_of_them() {
     let caller = Caller::start(Options::default()).await;
-    let expected = Problem::certain("method-not-allowed", 405);
+    let expected = Problem::corrected("method-not-allowed", 405);
     for method in [Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
         let answer = caller
             .refused(method.as_str(), caller.bare(method.clone()), expected)
@@ -780,6 +780,8 @@ async fn what_one_provider_cannot_take_is_refused_before_it_is_sent() {
     for (body, pointer) in [
         (altered(Moyasar, "/amount", json!("full")), "/amount"),
         (altered(Bbmsl, "/amount", json!("full")), "/amount"),
+        // Which of the two currencies it would be, nobody knows.
+        (altered(Bog, "/amount", json!("full")), "/amount"),
         (amount(Moyasar, "1000000.01", "SAR"), "/amount/value"),
         (amount(Bbmsl, "1.234", "KWD"), "/amount/value"),
         (amount(Bbmsl, "10000000.00", "HKD"), "/amount/value"),
@@ -792,7 +794,11 @@ async fn what_one_provider_cannot_take_is_refused_before_it_is_sent() {
     for (body, provider) in [
         (amount(Moyasar, "1000000.00", "SAR"), Moyasar),
         (amount(Bbmsl, "9999999.99", "HKD"), Bbmsl),
-        (amount(Bbmsl, "1.23", "KWD"), Bbmsl),
+        // Another order: each has one refund.
+        (
+            amount(Bbmsl, "1.23", "KWD").replace(&fresh(Bbmsl, 1), &fresh(Bbmsl, 2)),
+            Bbmsl,
+        ),
         (amount(Bog, "1.00", "GEL"), Bog),
         (altered(Begateway, "/reason", json!("returned")), Begateway),
     ] {
@@ -807,13 +813,11 @@ async fn what_one_provider_cannot_take_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_query_is_ignored_and_every_spelling_of_the_path_is_the_path() {
+async fn every_spelling_of_the_path_is_the_path() {
     let caller = Caller::start(Options::default()).await;
     let simulators = &caller.gateway.simulators;
     for (nth, path) in [
-        "/v1/refunds?provider=bbmsl&amount=full",
         "/v1/refunds?",
-        "/v1/refunds?a=/../x",
         "/v1/./refunds",
         "//v1/refunds",
         "/v1//refunds",
@@ -841,6 +845,24 @@ async fn the_query_is_ignored_and_every_spelling_of_the_path_is_the_path() {
     }
 }
 
+/// Nothing that a caller writes is silently ignored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_call_with_a_query_is_refused() {
+    let caller = Caller::start(Options::default()).await;
+    let refund = body(Provider::Moyasar, 1).to_string();
+    for (nth, query) in ["dry_run=true", "provider=bbmsl&amount=full", "a=/../x", "&"]
+        .into_iter()
+        .enumerate()
+    {
+        let path = format!("/v1/refunds?{query}");
+        let request = post(&path, &format!("k-{nth}"), &refund);
+        let answer = raw(&caller.gateway, request).await;
+        assert_problem(query, &answer, INVALID);
+        assert_eq!(faults(query, &answer), [""], "{query}");
+    }
+    assert_eq!(caller.reached().map(|(requests, _)| requests), [0; 5]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_path_is_the_configured_one() {
     let caller = Caller::start(Options::changed(|config| {
@@ -848,7 +870,7 @@ async fn the_path_is_the_configured_one() {
     }))
     .await;
     let refund = body(Provider::Moyasar, 1).to_string();
-    let answer = raw(&caller.gateway, post("/pay/back?x=1", "k-1", &refund)).await;
+    let answer = raw(&caller.gateway, post("/pay/back", "k-1", &refund)).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     // The route for everything else.
     let answer = raw(&caller.gateway, post("/v1/refunds", "k-2", &refund)).await;
@@ -1099,7 +1121,10 @@ async fn of_the_providers_headers_retry_after_alone_comes_back() {
         ("retry-after", "17"),
     ];
     for provider in FOUR {
-        for status in [200, 204, 302, 400, 401, 404, 409, 429, 500, 503] {
+        for (nth, status) in [200, 204, 302, 400, 401, 404, 409, 429, 500, 503]
+            .into_iter()
+            .enumerate()
+        {
             let mut reply = Reply::json(status, if status == 204 { "" } else { "{}" });
             reply.headers = theirs
                 .map(|(name, value)| (name.into(), value.into()))
@@ -1109,7 +1134,7 @@ async fn of_the_providers_headers_retry_after_alone_comes_back() {
                 booked: false,
             };
             caller.gateway.simulators.next_fault(provider, fault);
-            let answer = caller.refund(body(provider, 1)).await;
+            let answer = caller.refund(body(provider, nth as u64)).await;
             let case = format!("{provider:?} {status}");
             for (name, value) in theirs {
                 match name {
@@ -1122,6 +1147,7 @@ async fn of_the_providers_headers_retry_after_alone_comes_back() {
                     "content-type",
                     "content-length",
                     "x-request-id",
+                    "cache-control",
                     "date",
                     "server",
                 ];

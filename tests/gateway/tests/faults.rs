@@ -182,6 +182,11 @@ fn of(wanted: Provider, provider: Provider, end: Option<End>) -> Option<End> {
     end.filter(|_| provider == wanted)
 }
 
+/// At a provider that has keys.
+fn keyed(provider: Provider, end: Option<End>) -> Option<End> {
+    end.filter(|_| provider != Bbmsl)
+}
+
 fn meets(fault: Fault) -> Vec<Way> {
     vec![Way::Meets(fault)]
 }
@@ -500,21 +505,27 @@ fn answering() -> Vec<Case> {
     vec![
         case(
             "400, 405, 406, 410, 411, 413, 414, 415, 422, 431, in each of the provider's shapes",
-            |_| certain("provider-rejected", 422, "no"),
+            |provider| keyed(provider, certain("provider-rejected", 422, "no")),
             NOT,
             |provider, _| refusals(provider, REJECTING),
         ),
         case(
             "402",
-            |_| certain("refund-declined", 422, "no"),
+            |provider| keyed(provider, certain("refund-declined", 422, "no")),
             NOT,
             |provider, _| refusals(provider, &[402]),
         ),
         case(
             "404",
-            |_| certain("payment-not-found", 404, "no"),
+            |provider| keyed(provider, certain("payment-not-found", 404, "no")),
             NOT,
             |provider, _| refusals(provider, &[404]),
+        ),
+        case(
+            "all these at BBMSL, whose refusals nobody has listed",
+            |provider| of(Bbmsl, provider, look_up("provider-rejected", 422)),
+            EITHER,
+            |provider, _| refusals(provider, &[REJECTING, &[402, 404]].concat()),
         ),
         case(
             "401, 403",
@@ -1727,6 +1738,8 @@ impl Between {
             tokio::select! {
                 read = near.read(&mut out) => {
                     let read = read?;
+                    // It may have changed while both were ready.
+                    let now = *mode.borrow();
                     // Less is no request: HTTP/2 acknowledges settings, for one.
                     if read > 100 && matches!(now, Mode::Reset | Mode::Close) {
                         if now == Mode::Reset {

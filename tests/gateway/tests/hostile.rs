@@ -22,13 +22,13 @@ use Provider::{Bbmsl, Begateway, Bog, Moyasar};
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-const BAD_REQUEST: Problem = Problem::certain("bad-request", 400);
-const MALFORMED: Problem = Problem::certain("malformed-json", 400);
-const INVALID: Problem = Problem::certain("invalid-request", 422);
-const TOO_LARGE: Problem = Problem::certain("body-too-large", 413);
-const WRONG_TYPE: Problem = Problem::certain("unsupported-media-type", 415);
-const NO_KEY: Problem = Problem::certain("idempotency-key-missing", 400);
-const BAD_KEY: Problem = Problem::certain("idempotency-key-invalid", 400);
+const BAD_REQUEST: Problem = Problem::corrected("bad-request", 400);
+const MALFORMED: Problem = Problem::corrected("malformed-json", 400);
+const INVALID: Problem = Problem::corrected("invalid-request", 422);
+const TOO_LARGE: Problem = Problem::corrected("body-too-large", 413);
+const WRONG_TYPE: Problem = Problem::corrected("unsupported-media-type", 415);
+const NO_KEY: Problem = Problem::corrected("idempotency-key-missing", 400);
+const BAD_KEY: Problem = Problem::corrected("idempotency-key-invalid", 400);
 const NOT_FOUND: Problem = Problem::certain("payment-not-found", 404);
 const LATE: Problem = Problem {
     retry: "same_key",
@@ -959,10 +959,10 @@ async fn a_target_is_the_refund_path_or_another_applications() -> Result<()> {
     let target = Target::start().await?;
     for path in [
         "http://gateway.test/v1/refunds",
-        "http://gateway.test/v1/./refunds?x=1",
+        "http://gateway.test/v1/./refunds?",
         "http://api.bog.ge/v1/refunds",
         "http://169.254.169.254/v1/refunds",
-        "/v1/refunds;/../refunds?/..",
+        "/v1/refunds;/../refunds?",
     ] {
         let body = target.call(Moyasar).to_string();
         target.refunded_raw(path, &post(path, "", &body)).await?;
@@ -1205,7 +1205,15 @@ async fn no_caller_makes_envoy_retry_hedge_or_hurry() -> Result<()> {
                     status: 404,
                     booked,
                 },
-                Some(NOT_FOUND),
+                Some(match provider {
+                    // Which refusals there are was never published.
+                    Provider::Bbmsl => Problem {
+                        outcome: "unknown",
+                        retry: "look_up",
+                        ..Problem::certain("provider-rejected", 422)
+                    },
+                    _ => NOT_FOUND,
+                }),
             ),
             (
                 "closed",
@@ -1575,7 +1583,7 @@ async fn a_body_over_http_2_has_the_same_64_kib() -> Result<()> {
                     json!(TOO_LARGE.code),
                     json!(413),
                     json!("not_refunded"),
-                    json!("no"),
+                    json!("corrected"),
                 );
                 assert_eq!(got, (&code, &status, &outcome, &retry), "{case}");
             }

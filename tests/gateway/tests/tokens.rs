@@ -213,10 +213,9 @@ async fn the_token_request_is_the_filters_alone() -> Result<()> {
         "authorization",
         "content-length",
         "content-type",
+        // Envoy puts `x-envoy-internal` and `x-envoy-expected-rq-timeout-ms` on every call of a filter's own; the cluster takes
+        // them off again.
         "user-agent",
-        // Envoy puts these two on every call of a filter's own, and has no switch for it.
-        "x-envoy-expected-rq-timeout-ms",
-        "x-envoy-internal",
     ];
     assert_eq!(names, expected, "{headers:?}");
     for (name, value) in &headers {

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use provider_simulator::{Provider, Simulators, orders};
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng as _};
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -28,6 +28,8 @@ const LOOK_UPS: u32 = 12;
 const CURIOUS_ONE_IN: u32 = 8;
 /// BOG rejects one in so many refunds that it has accepted.
 const REJECTED_ONE_IN: u32 = 8;
+/// One in so many pairs of refunds is of one order and of one amount.
+const TWINS_ONE_IN: u32 = 5;
 /// One in so many calls meets a fault.
 const FAULT_ONE_IN: u32 = 5;
 
@@ -47,6 +49,8 @@ pub(super) enum Habit {
     Leaves,
     /// Makes its first call twice at the same moment.
     Doubles,
+    /// Looks the refund up while its first call is under way.
+    Peeks,
     /// Makes the same call again after a final answer.
     Repeats,
     /// Uses the key for another amount after a final answer.
@@ -62,6 +66,8 @@ pub(super) struct Refund {
     pub order: String,
     pub minor_units: u64,
     pub habit: Habit,
+    /// Whether another refund of the same order is of the same amount: two equal items that are sent back.
+    pub is_twin: bool,
 }
 
 /// 10.50
@@ -70,34 +76,64 @@ pub(super) fn decimal(minor_units: u64) -> String {
 }
 
 impl Refund {
-    /// The nth refund of a run: the same of the same seed. The order is nobody else's.
-    pub fn by_chance(nth: u64, rng: &mut StdRng) -> Refund {
-        let provider = PROVIDERS[rng.gen_range(0..PROVIDERS.len())];
-        let key = if rng.r#gen() {
-            uuid::Builder::from_random_bytes(rng.r#gen())
+    /// The nth refund of a run: the same of the same seed. The order is nobody else's, but for a twin's.
+    pub fn by_chance(nth: u64, seed: u64, rng: &mut StdRng) -> Refund {
+        let mut of_both = StdRng::seed_from_u64(seed ^ (nth / 2 + 1).rotate_left(16));
+        let is_twin = of_both.gen_ratio(1, TWINS_ONE_IN);
+        let (shared, order) = match is_twin {
+            true => (&mut of_both, nth / 2 * 2),
+            false => (&mut *rng, nth),
+        };
+        let provider = PROVIDERS[shared.gen_range(0..PROVIDERS.len())];
+        // Mostly a part, so that the order has money left for a second refund by mistake.
+        let minor_units = match shared.gen_ratio(1, 8) && !is_twin {
+            true => 10_000,
+            false => shared.gen_range(1..4_000),
+        };
+        let key = match rng.gen_range(0..4) {
+            0 | 1 => uuid::Builder::from_random_bytes(rng.r#gen())
                 .into_uuid()
-                .to_string()
-        } else {
-            format!("return-{nth}")
+                .to_string(),
+            2 => uuid::Builder::from_unix_timestamp_millis(nth, &rng.r#gen())
+                .into_uuid()
+                .to_string(),
+            _ => format!("return-{nth}"),
         };
         Refund {
             nth,
             provider,
             key,
-            order: orders::fresh(provider, nth),
-            // Mostly a part, so that the order has money left for a second refund by mistake.
-            minor_units: if rng.gen_ratio(1, 8) {
-                10_000
-            } else {
-                rng.gen_range(1..4_000)
-            },
+            order: orders::fresh(provider, order),
+            minor_units,
             habit: match rng.gen_range(0..12) {
                 0 | 1 => Habit::Leaves,
                 2 => Habit::Doubles,
                 3 => Habit::Repeats,
                 4 => Habit::Reuses,
+                5 | 6 => Habit::Peeks,
                 _ => Habit::None,
             },
+            is_twin,
+        }
+    }
+
+    /// Its key as one of those writes it who mean the same: in small letters or capitals, bare or quoted.
+    fn spelled(&self, rng: &mut StdRng) -> String {
+        let is_uuid = uuid::Uuid::try_parse(&self.key).is_ok();
+        let key = match rng.gen_range(0..3) {
+            0 if is_uuid => self.key.to_ascii_uppercase(),
+            1 if is_uuid => {
+                let capital = |letter: char| match rng.r#gen() {
+                    true => letter.to_ascii_uppercase(),
+                    false => letter,
+                };
+                self.key.chars().map(capital).collect()
+            }
+            _ => self.key.clone(),
+        };
+        match rng.r#gen() {
+            true => format!("{key:?}"),
+            false => key,
         }
     }
 
@@ -305,7 +341,10 @@ impl History {
     pub fn cannot_be_asked(refund: &Refund, calls: &[Call]) -> bool {
         refund.provider == Provider::Bog
             && Self::id_in(calls).is_none()
-            && calls.last().is_some_and(|last| last.next() == Next::Stop)
+            && calls
+                .iter()
+                .rfind(|call| call.why != Why::LookUp)
+                .is_some_and(|last| last.next() == Next::Stop)
     }
 
     /// The provider's id of the refund, as far as an answer has told it.
@@ -439,12 +478,27 @@ impl Desk<'_> {
                     let call = self.prepare(Why::First, self.refund.minor_units, 0);
                     self.calls.push(call.wait(patience, End::Left).await);
                 }
+                (true, Habit::Peeks) => {
+                    let amount = self.refund.minor_units;
+                    let pause = Duration::from_millis(self.rng.gen_range(0..2_500));
+                    let one = self
+                        .prepare(Why::First, amount, 0)
+                        .wait(PATIENCE, End::Hung);
+                    let look = self.look_up(None, 1);
+                    let look = async {
+                        sleep(pause).await;
+                        look.wait(PATIENCE, End::Hung).await
+                    };
+                    let (one, look) = tokio::join!(one, look);
+                    self.calls.extend([one, look]);
+                }
                 (true, _) => self.call(Why::First).await,
                 (false, _) => self.call(Why::Retry).await,
             }
-            let made = &self.calls[before..];
-            next = made.iter().map(Call::next).max().unwrap_or(Next::Stop);
-            let wanted = made.iter().map(Call::retry_after).max();
+            let made = self.calls[before..].iter();
+            let made = made.filter(|call| call.why != Why::LookUp);
+            next = made.clone().map(Call::next).max().unwrap_or(Next::Stop);
+            let wanted = made.map(Call::retry_after).max();
             if next != Next::SameKey {
                 break;
             }
@@ -472,8 +526,13 @@ impl Desk<'_> {
             self.call(Why::Retry).await;
             return self.calls.last().map(Call::retry_after).unwrap_or_default();
         }
-        let id = id.filter(|_| self.rng.r#gen());
-        let draft = self.look_up(id.as_deref());
+        // Who is told that the key does not tell which says it.
+        let is_needed = self
+            .calls
+            .last()
+            .is_some_and(|last| last.word() == "refund-ambiguous");
+        let id = id.filter(|_| self.rng.r#gen::<bool>() || is_needed);
+        let draft = self.look_up(id.as_deref(), 0);
         let call = draft.wait(PATIENCE, End::Hung).await;
         let (word, wanted) = (call.word_by_call(), call.retry_after());
         let next = call.next();
@@ -489,7 +548,7 @@ impl Desk<'_> {
         let word = History::word_after(self.calls);
         if word != LastWord::Unknown && self.rng.gen_ratio(1, CURIOUS_ONE_IN) {
             let id = History::id_in(self.calls).map(str::to_owned);
-            let draft = self.look_up(id.as_deref());
+            let draft = self.look_up(id.as_deref(), 0);
             self.calls.push(draft.wait(PATIENCE, End::Hung).await);
         }
         if !word.is_final() {
@@ -502,7 +561,7 @@ impl Desk<'_> {
                 let call = self.prepare(Why::Reuse, other, 0);
                 self.calls.push(call.wait(PATIENCE, End::Hung).await);
             }
-            Habit::None | Habit::Leaves | Habit::Doubles => {}
+            Habit::None | Habit::Leaves | Habit::Doubles | Habit::Peeks => {}
         }
     }
 
@@ -532,19 +591,20 @@ impl Desk<'_> {
             .client
             .post(&self.caller.url)
             .header("content-type", "application/json")
-            .header("idempotency-key", &self.refund.key)
+            .header("idempotency-key", self.refund.spelled(self.rng))
             .header("x-request-id", &id)
             .body(self.refund.body(minor_units).to_string());
         Draft { request, id, why }
     }
 
-    fn look_up(&mut self, refund: Option<&str>) -> Draft {
+    fn look_up(&mut self, refund: Option<&str>, beside: usize) -> Draft {
         self.tempt_fate();
-        let id = self.id(0);
+        let id = self.id(beside);
+        let key = self.refund.spelled(self.rng);
         let mut query = vec![
             ("provider", cluster(self.refund.provider)),
             ("payment_id", &self.refund.order),
-            ("key", &self.refund.key),
+            ("key", &key),
         ];
         query.extend(refund.map(|refund| ("id", refund)));
         let url = &self.caller.url;

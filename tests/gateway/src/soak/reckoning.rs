@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
-use provider_simulator::{Exchange, Provider, Refunded, Simulators};
+use provider_simulator::{Exchange, Fault, Provider, Refunded, Simulators};
 
 use super::caller::{Call, End, History, LastWord, Why, decimal};
 use super::faults;
@@ -26,9 +27,18 @@ type Wrong = (&'static str, String);
 /// One refund with what reached the provider and what is booked.
 struct Case<'a> {
     history: &'a History,
+    /// From when until when the gateway was gone.
+    restarts: &'a [RangeInclusive<SystemTime>],
+    /// Whether the gateway looks at BBMSL's order before it refunds it.
+    looks_first: bool,
     sends: Vec<&'a Exchange>,
     booked: Vec<&'a Refunded>,
+    /// What is booked of its order under another key.
+    beside: Vec<&'a Refunded>,
 }
+
+const LOST: &str = "lost: the last word is that it was refunded, and it is not booked";
+const NOT_BOOKED: &str = "the answer tells of a refund that is not booked like this";
 
 /// The table's sections, in their order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,7 +67,12 @@ impl Section {
 }
 
 /// Checks everything, after the last call and the last delayed booking.
-pub(super) fn reckon(histories: &[History], simulators: &Simulators) -> Reckoning {
+pub(super) fn reckon(
+    histories: &[History],
+    simulators: &Simulators,
+    restarts: &[RangeInclusive<SystemTime>],
+    looks_first: bool,
+) -> Reckoning {
     let mut reckoning = Reckoning {
         table: BTreeMap::new(),
         findings: Vec::new(),
@@ -79,22 +94,36 @@ pub(super) fn reckon(histories: &[History], simulators: &Simulators) -> Reckonin
                 .or_default()
                 .push(exchange);
         }
-        let mut booked: HashMap<&str, Vec<&Refunded>> = HashMap::new();
+        // A refund is its caller's by the request that made it, and by nothing that could be another's, too.
+        let mut booked: HashMap<u64, Vec<&Refunded>> = HashMap::new();
         for entry in &ledger {
-            booked.entry(&entry.payment).or_default().push(entry);
+            booked.entry(entry.request).or_default().push(entry);
         }
         for history in histories {
             if history.refund.provider != provider {
                 continue;
             }
             let calls = history.calls.iter();
+            let sends: Vec<_> = calls
+                .filter_map(|call| sends.remove(&*call.id))
+                .flatten()
+                .collect();
+            let of_send = |send: &&Exchange| booked.remove(&send.request.sequence);
+            let booked: Vec<_> = sends.iter().filter_map(of_send).flatten().collect();
+            let beside = ledger.iter().filter(|entry| {
+                let own = |other: &&Refunded| other.request == entry.request;
+                history.refund.is_twin
+                    && entry.payment == history.refund.order
+                    && !booked.iter().any(own)
+            });
+            let beside = beside.collect();
             let mut case = Case {
                 history,
-                sends: calls
-                    .filter_map(|call| sends.remove(&*call.id))
-                    .flatten()
-                    .collect(),
-                booked: booked.remove(&*history.refund.order).unwrap_or_default(),
+                restarts,
+                looks_first,
+                sends,
+                booked,
+                beside,
             };
             case.sends.sort_by_key(|send| send.request.sequence);
             reckoning.add(&case);
@@ -148,7 +177,11 @@ impl Reckoning {
             provider,
             case.booked.len(),
         );
-        let wrong = case.wrong();
+        let mut wrong = case.wrong();
+        if case.is_forgotten() {
+            self.count(Section::LastWords, "its twin's, forgotten", provider, 1);
+            wrong.retain(|(rule, _)| ![LOST, NOT_BOOKED].contains(rule));
+        }
         if !wrong.is_empty() {
             self.findings.push((wrong, case.to_string()));
         }
@@ -249,17 +282,24 @@ impl Case<'_> {
             say("refunded twice");
         }
         for entry in &self.booked {
+            if entry.payment != refund.order {
+                say("another order is refunded");
+            }
             if (entry.minor_units, entry.currency) != (refund.minor_units, refund.currency()) {
                 say("another amount is booked");
             }
-            let is_uuid = uuid::Uuid::try_parse(&refund.key).is_ok();
-            if is_uuid && entry.key.as_ref().is_some_and(|key| *key != refund.key) {
+            let version = uuid::Uuid::try_parse(&refund.key).map(|key| key.get_version_num());
+            let goes_out = match refund.provider {
+                Provider::Moyasar => matches!(version, Ok(4 | 7)),
+                _ => version == Ok(4),
+            };
+            if goes_out && entry.key.as_ref().is_some_and(|key| *key != refund.key) {
                 say("the caller's UUID is not the provider's key");
             }
         }
         match (self.history.last_word(), self.standing().count()) {
             (LastWord::Succeeded, 0) => {
-                say("lost: the last word is that it was refunded, and it is not booked");
+                say(LOST);
             }
             (LastWord::NotRefunded | LastWord::Failed, 1..) => {
                 say("false: the last word is that it was not refunded, and it is booked");
@@ -278,16 +318,52 @@ impl Case<'_> {
         self.booked.iter().filter(|entry| !entry.rejected)
     }
 
-    /// Whether the provider itself has no word for what became of the refund: that Moyasar shows none proves nothing, and BOG
-    /// has no name for what it refused.
+    /// Whether the provider itself has no word for what became of the refund: that Moyasar shows none proves nothing, BOG has no
+    /// name for what it refused, and BBMSL none for whose a refund is that it refused to make twice, or that the gateway no
+    /// longer remembers.
     fn cannot_be_told(&self) -> bool {
         let History { refund, calls } = self.history;
         let mut look_ups = calls.iter().filter(|call| call.why == Why::LookUp);
-        self.booked.is_empty()
-            && match refund.provider {
-                Provider::Moyasar => look_ups.any(|call| call.word() == "refund-not-found"),
-                _ => History::cannot_be_asked(refund, calls),
+        match refund.provider {
+            Provider::Bbmsl => look_ups.any(|call| call.word() == "refund-ambiguous"),
+            Provider::Moyasar => {
+                self.booked.is_empty() && look_ups.any(|call| call.word() == "refund-not-found")
             }
+            Provider::Bog | Provider::BogToken | Provider::Begateway => {
+                self.booked.is_empty() && History::cannot_be_asked(refund, calls)
+            }
+        }
+    }
+
+    /// Whether a gateway that was started anew, and does not look first, cannot know that BBMSL refunded the order under another
+    /// key before: the README names it. It is counted, and nothing else is excused by it.
+    fn is_forgotten(&self) -> bool {
+        let refund = &self.history.refund;
+        refund.provider == Provider::Bbmsl
+            && !self.looks_first
+            && self.booked.is_empty()
+            && self.beside.iter().any(|entry| {
+                let calls = self.history.calls.iter();
+                calls
+                    .last()
+                    .is_some_and(|last| !self.is_one_life(entry.at, last.ended))
+            })
+    }
+
+    /// Whether the gateway knows of a send under the key, from before this call.
+    fn is_remembered(&self, call: &Call) -> bool {
+        self.sends.iter().any(|send| {
+            is_refund(send)
+                && request_id(send) != call.id
+                && send.request.at < call.ended
+                && self.is_one_life(send.request.at, call.ended)
+        })
+    }
+
+    /// Whether the gateway lived from one time to the other.
+    fn is_one_life(&self, from: SystemTime, until: SystemTime) -> bool {
+        let mut gone = self.restarts.iter();
+        !gone.any(|gone| *gone.start() <= until && *gone.end() >= from)
     }
 
     fn wrong_sends(&self) -> Vec<Wrong> {
@@ -299,8 +375,14 @@ impl Case<'_> {
             wrong.push(("sent under several keys", keys.join(", ")));
         }
         for call in &self.history.calls {
-            match (self.sends_of(call).count(), call.why) {
+            let sends = self.sends_of(call);
+            let looks = call.why != Why::LookUp && self.looks_first;
+            match (
+                sends.filter(|send| !looks || is_refund(send)).count(),
+                call.why,
+            ) {
                 (0, _) => {}
+                (_, Why::Reuse) if !self.is_remembered(call) => {}
                 (_, Why::Reuse) => {
                     wrong.push(("another refund under a used key was sent", call.id.clone()));
                 }
@@ -311,7 +393,9 @@ impl Case<'_> {
         if self.history.refund.provider == Provider::Bbmsl {
             let refunds: Vec<_> = self.sends.iter().filter(|send| is_refund(send)).collect();
             let again = |pair: &&[&&Exchange]| {
-                self.may_be_unknown(pair[0]) && !self.was_cleared(pair[0], pair[1])
+                self.may_be_unknown(pair[0])
+                    && !self.was_cleared(pair[0], pair[1])
+                    && self.is_one_life(pair[0].request.at, pair[1].request.at)
             };
             wrong.extend(refunds.windows(2).filter(again).map(|pair| {
                 (
@@ -359,15 +443,17 @@ impl Case<'_> {
         }
         match call.word_by_call() {
             LastWord::Succeeded | LastWord::Pending | LastWord::Failed => {
-                if call.why == Why::Reuse {
+                if call.why == Why::Reuse && self.is_remembered(call) {
                     say("a key was good for another refund, too");
                 }
-                if !self.is_receipt(call) {
-                    say("the answer tells of a refund that is not booked like this");
+                if call.why != Why::Reuse && !self.is_receipt(call) {
+                    say(NOT_BOOKED);
                 }
             }
             LastWord::NotRefunded | LastWord::Unknown => {
-                if !is_in_the_contract(call, self.history.refund.provider) {
+                if !self.looked_in_vain(call)
+                    && !is_in_the_contract(call, self.history.refund.provider)
+                {
                     say("code, outcome and retry do not go together");
                 }
                 if call.said("outcome") == "not_refunded" && self.is_contradicted(call) {
@@ -379,6 +465,21 @@ impl Case<'_> {
         }
         wrong.extend(self.wrong_memory(call));
         wrong
+    }
+
+    /// Whether the look before a refund failed, so that nothing was sent.
+    fn looked_in_vain(&self, call: &Call) -> bool {
+        let failures = [
+            "provider-timeout",
+            "provider-error",
+            "provider-reply-unreadable",
+            "provider-reply-mismatch",
+        ];
+        self.looks_first
+            && call.why != Why::LookUp
+            && failures.contains(&call.said("code"))
+            && (call.said("outcome"), call.said("retry")) == ("not_refunded", "same_key")
+            && !self.sends_of(call).any(|send| is_refund(send))
     }
 
     /// Whether an answer of success is about the one entry, in its amount and under its id, and came after it.
@@ -400,11 +501,21 @@ impl Case<'_> {
         let none = call.why == Why::LookUp
             && call.word_by_call() == LastWord::Pending
             && body["amount"].is_null();
+        // A false amount in a look-up is seen only by a gateway that remembers the right one.
+        let is_altered = |send: &&Exchange| matches!(send.fault, Some(Fault::Altered { .. }));
+        let cannot_compare = call.why == Why::LookUp
+            && !self.is_remembered(call)
+            && self.sends_of(call).copied().any(|send| is_altered(&send));
         let amount = none
+            || cannot_compare
             || body["amount"]["value"] == *decimal(refund.minor_units)
                 && body["amount"]["currency"] == *refund.currency();
-        // BBMSL's order does not show its transactions.
-        let nameless = refund.provider == Provider::Bbmsl && call.said("id").is_empty();
+        // BBMSL's order does not show its transactions, and BOG may accept without an id.
+        let nameless = call.said("id").is_empty()
+            && match call.word_by_call() {
+                LastWord::Pending => refund.provider == Provider::Bog,
+                _ => refund.provider == Provider::Bbmsl,
+            };
         words.contains(&(answer.status, call.said("status")))
             && amount
             && call.said("provider") == cluster(refund.provider)
@@ -417,13 +528,17 @@ impl Case<'_> {
             })
     }
 
-    /// Whether money had moved by this call, or by a send before it.
+    /// Whether money has moved at last by this call, or by a send before it: of a refund call, by one that the gateway could
+    /// remember.
     fn is_contradicted(&self, call: &Call) -> bool {
         self.standing().any(|entry| {
             let mut sends = self.sends.iter();
-            sends
-                .find(|send| send.request.sequence == entry.request)
-                .is_some_and(|send| request_id(send) == call.id || send.request.at < call.began)
+            let send = sends.find(|send| send.request.sequence == entry.request);
+            send.is_some_and(|send| {
+                let is_known =
+                    call.why == Why::LookUp || self.is_one_life(send.request.at, call.ended);
+                request_id(send) == call.id || send.request.at < call.began && is_known
+            })
         })
     }
 
@@ -431,6 +546,7 @@ impl Case<'_> {
     fn wrong_memory(&self, call: &Call) -> Vec<&'static str> {
         let mut wrong = Vec::new();
         match call.why {
+            Why::Reuse if !self.is_remembered(call) => return wrong,
             Why::Reuse if call.said("code") != "idempotency-key-reused" => {
                 wrong.push("another amount under a used key is not idempotency-key-reused");
                 return wrong;
@@ -447,6 +563,7 @@ impl Case<'_> {
             calls
                 .take_while(|other| other.id != call.id)
                 .filter(|other| other.ended <= call.began)
+                .filter(|other| self.is_one_life(other.ended, call.ended))
         };
         let Some(first) = earlier().find(|other| self.settled(other)) else {
             if call.why == Why::Repeat
@@ -484,6 +601,13 @@ impl Case<'_> {
         if call.why != Why::LookUp {
             return true;
         }
+        // While a refund call is in flight the key is that call's own.
+        let is_beside = |other: &&Call| {
+            other.why != Why::LookUp && other.began < call.ended && other.ended > call.began
+        };
+        if !self.is_remembered(call) || self.history.calls.iter().any(|other| is_beside(&other)) {
+            return false;
+        }
         // BOG does not show keys: only what was answered to the key's last send tells that an id is its refund's.
         let calls = self.history.calls.iter();
         let refunds = calls.take_while(|other| other.id != call.id);
@@ -503,6 +627,11 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
     if call.why == Why::LookUp {
         return match (call.said("code"), call.said("outcome")) {
             ("refund-not-found", "not_refunded") => retry == "same_key",
+            ("refund-ambiguous", "unknown") => retry == "no",
+            // Once no send can still arrive, asking again brings the same.
+            ("provider-rejected" | "payment-not-found" | "refund-declined", "unknown") => {
+                retry == "look_up" || retry == "no"
+            }
             (_, "unknown") => retry == "look_up",
             _ => false,
         };
@@ -517,6 +646,10 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
         ) => retry == "same_key",
         ("refund-declined" | "provider-rejected" | "payment-not-found", "not_refunded") => {
             retry == "no"
+        }
+        // While the other key's refund is open, this one may yet be made.
+        ("payment-has-refund", "not_refunded") => {
+            provider == Provider::Bbmsl && (retry == "no" || retry == "same_key")
         }
         // The same call would be refused again.
         (

@@ -53,13 +53,21 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// One that the same call would meet again, and of which it is certain that no money moved.
+    /// One that spends its key, and of which it is certain that no money moved.
     pub const fn certain(code: &'static str, status: u16) -> Problem {
         Problem {
             code,
             status,
             outcome: "not_refunded",
             retry: "no",
+        }
+    }
+
+    /// One of a call that must be corrected, and then sent with the same key.
+    pub const fn corrected(code: &'static str, status: u16) -> Problem {
+        Problem {
+            retry: "corrected",
+            ..Problem::certain(code, status)
         }
     }
 }
@@ -88,6 +96,14 @@ pub const fn asked(code: &'static str, status: u16) -> Problem {
         outcome: "unknown",
         retry: "look_up",
         ..Problem::certain(code, status)
+    }
+}
+
+/// A problem of a look-up that must be corrected.
+pub const fn asked_wrongly(code: &'static str, status: u16) -> Problem {
+    Problem {
+        outcome: "unknown",
+        ..Problem::corrected(code, status)
     }
 }
 
@@ -212,6 +228,7 @@ pub fn assert_problem(case: &str, answer: &Answer, expected: Problem) {
         "{case}"
     );
     assert!(!answer.header("x-request-id").is_empty(), "{case}");
+    assert_eq!(answer.header("cache-control"), "no-store", "{case}");
     assert_eq!(answer.body["status"], status, "{case}: {text}");
     assert_eq!(
         member("type"),

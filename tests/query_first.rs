@@ -1,0 +1,445 @@
+//! `query_first`: the payment is looked at before it is refunded, at every provider, and what the look shows is used.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test that panics has failed, which is what it is for"
+)]
+
+mod common;
+
+use common::fixtures::{FIXTURES, Fixture, head};
+use common::gateway::{Asked, Gateway, KEY, Told, fixture, json_of, says, told};
+use common::{Out, StubSigner};
+use refund_filter::exchange::{Answer, Asking, Dispatch, Prepared};
+use serde_json::{Value, json};
+
+fn configured(fixture: &Fixture) -> Value {
+    let mut provider = fixture.provider_config();
+    provider["query_first"] = json!(true);
+    provider
+}
+
+fn gateway(fixture: &'static Fixture) -> Gateway {
+    Gateway::with(fixture.name(), &configured(fixture))
+}
+
+/// A payment as its provider shows it: its currency, what was paid and what is left, in minor units of two decimals, and its
+/// state, in the provider's own words.
+fn payment(fixture: &Fixture, currency: &str, paid: u64, left: u64, state: &str) -> String {
+    let decimal = |minor: u64| format!("{}.{:02}", minor / 100, minor % 100);
+    let id: Value = serde_json::from_str(fixture.payment).unwrap();
+    let id = id["id"].as_str().unwrap();
+    match fixture.name() {
+        "bog" => json!({
+            "order_id": id, "order_status": {"key": state},
+            "purchase_units": {
+                "request_amount": decimal(paid), "transfer_amount": decimal(left),
+                "refund_amount": decimal(paid - left), "currency_code": currency,
+            },
+            "actions": null,
+        }),
+        "moyasar" => {
+            let captured = if state == "captured" { paid } else { 0 };
+            let voided = if state == "voided" { paid } else { 0 };
+            json!({
+                "id": id, "currency": currency, "amount": paid, "captured_amount": captured,
+                "refunded_amount": captured.saturating_sub(left), "voided_amount": voided, "transactions": [],
+            })
+        }
+        "begateway" => json!({"transaction": {
+            "uid": id, "type": "payment", "status": state, "amount": paid, "currency": currency,
+        }}),
+        // As the vendor writes amounts: not as a float would.
+        "bbmsl" => {
+            let (paid, left) = (decimal(paid), decimal(left));
+            return format!(
+                r#"{{"responseCode":"0000","order":{{"id":{id},"merchantReference":"1655817171","currency":"{currency}","amount":{paid},"netAmount":{left},"status":"{state}"}}}}"#
+            );
+        }
+        other => panic!("{other}"),
+    }
+    .to_string()
+}
+
+/// The provider's words for a payment that is paid, and for those that cannot be refunded.
+fn states(fixture: &Fixture) -> (&'static str, &'static [&'static str]) {
+    match fixture.name() {
+        "bog" => (
+            "completed",
+            &[
+                "created",
+                "processing",
+                "rejected",
+                "auth_requested",
+                "blocked",
+                "refunded",
+            ],
+        ),
+        "moyasar" => ("captured", &["authorized", "voided"]),
+        "begateway" => (
+            "successful",
+            &[
+                "failed",
+                "pending",
+                "incomplete",
+                "expired",
+                "deleted",
+                "error",
+            ],
+        ),
+        "bbmsl" => ("SUCCESS", &["OPEN", "VOIDED", "CLOSED"]),
+        other => panic!("{other}"),
+    }
+}
+
+fn looked(asked: Asked) -> Box<Asking> {
+    match asked {
+        Asked::Sent(Out::OnItsOwn(asking)) => asking,
+        Asked::Sent(Out::Routed(_)) => panic!("sent without a look"),
+        Asked::Answered(answer) => panic!("answered: {}", answer.body),
+    }
+}
+
+/// What becomes of the call when the provider replies to the look.
+fn seen(
+    gateway: &Gateway,
+    asking: Asking,
+    status: u16,
+    body: &str,
+) -> Result<Box<Dispatch>, Answer> {
+    let guard = gateway.memory.guard();
+    let reply = asking.reply(
+        &head(status, &[]),
+        body.as_bytes(),
+        gateway.now(),
+        &mut StubSigner,
+        &|_| None,
+        Some(&guard),
+    );
+    match reply {
+        Prepared::Dispatch(dispatch) => Ok(dispatch),
+        Prepared::Answer(answer) => Err(gateway.settled(answer)),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn look(gateway: &Gateway, call: &Value, status: u16, body: &str) -> Result<Box<Dispatch>, Answer> {
+    let asking = looked(gateway.send_as(KEY, call));
+    seen(gateway, *asking, status, body)
+}
+
+const NOT_REFUNDABLE: Told<'_> = ("payment-not-refundable", "not_refunded", "no");
+
+#[track_caller]
+fn held_back(result: Result<Box<Dispatch>, Answer>, expected: Told<'_>) -> Answer {
+    let Err(answer) = result else {
+        panic!("sent, and it should be {expected:?}")
+    };
+    says(&answer, expected);
+    let detail = json_of(&answer)["detail"].clone();
+    assert!(
+        detail.as_str().unwrap().contains("Nothing was sent"),
+        "{detail}"
+    );
+    answer
+}
+
+#[test]
+fn a_payment_that_can_be_refunded_is_refunded() {
+    for fixture in FIXTURES {
+        let gateway = gateway(fixture);
+        let (paid, _) = states(fixture);
+        let shown = payment(fixture, fixture.currency, 1_500, 1_500, paid);
+        let asking = looked(gateway.send());
+        let (cluster, headers, _) = asking.request();
+        assert_eq!(cluster, fixture.name());
+        let authorization = headers.first("authorization").map(<[u8]>::to_vec);
+        let dispatch = seen(&gateway, *asking, 200, &shown).unwrap();
+        // The same credentials go with both, and no second token is fetched for it.
+        assert_eq!(
+            dispatch.headers.first("authorization").map(<[u8]>::to_vec),
+            authorization
+        );
+        let call = fixture.call();
+        let success = fixture.success_reply(&call, &dispatch).0;
+        let answer = dispatch.sent.reply(&head(200, &[]), success.as_bytes(), 1);
+        says(&gateway.settled(answer), (fixture.means, "", ""));
+    }
+}
+
+#[test]
+fn the_look_carries_nothing_of_the_callers_but_tracing() {
+    for fixture in FIXTURES {
+        let asking = looked(gateway(fixture).send());
+        let (_, headers, _) = asking.request();
+        for (name, _) in headers.iter() {
+            let name = String::from_utf8(name.to_vec()).unwrap();
+            assert!(
+                !name.starts_with("x-envoy-") && !name.starts_with("x-forwarded-"),
+                "{name}"
+            );
+        }
+        assert_eq!(headers.first("x-request-id"), Some(&b"request-1"[..]));
+    }
+}
+
+/// Whether the same call is answered the same, without anything asked or sent.
+#[track_caller]
+fn says_again(gateway: &Gateway, fixture: &Fixture, answer: &Answer) {
+    let Asked::Answered(again) = gateway.send_as(KEY, &fixture.call()) else {
+        panic!("sent, and the key is spent")
+    };
+    assert_eq!((again.status, &again.body), (answer.status, &answer.body));
+}
+
+#[test]
+fn another_currency_is_not_sent() {
+    for fixture in FIXTURES {
+        let (paid, _) = states(fixture);
+        let shown = payment(fixture, "EUR", 100_000, 100_000, paid);
+        let gateway = gateway(fixture);
+        let answer = held_back(look(&gateway, &fixture.call(), 200, &shown), NOT_REFUNDABLE);
+        assert!(
+            answer.body.contains("Its currency is EUR"),
+            "{}",
+            answer.body
+        );
+        // The key is spent, as it was told: a late repeat of the call must not refund beside its successor.
+        says_again(&gateway, fixture, &answer);
+    }
+}
+
+/// What a payment is looked at for must be there.
+#[test]
+fn a_payment_that_does_not_show_its_currency_is_not_sent() {
+    for fixture in FIXTURES {
+        let (paid, _) = states(fixture);
+        for other in ["ZZZ", "gel", ""] {
+            let shown = payment(fixture, other, 100_000, 100_000, paid);
+            let unreadable = ("provider-reply-unreadable", "not_refunded", "same_key");
+            held_back(
+                look(&gateway(fixture), &fixture.call(), 200, &shown),
+                unreadable,
+            );
+        }
+    }
+}
+
+/// 10 JPY for an order in GEL would refund 10.00 GEL.
+#[test]
+fn ten_yen_of_an_order_in_lari_are_not_ten_lari() {
+    let fixture = fixture("bog");
+    let call = fixture.call_for("10", "JPY");
+    let shown = payment(fixture, "GEL", 100_000, 100_000, "completed");
+    held_back(look(&gateway(fixture), &call, 200, &shown), NOT_REFUNDABLE);
+}
+
+#[test]
+fn all_of_a_payment_in_a_currency_that_is_not_configured_is_not_sent() {
+    for fixture in FIXTURES.iter().filter(|fixture| fixture.takes_full) {
+        let mut call = fixture.call();
+        call["amount"] = json!("full");
+        let (paid, _) = states(fixture);
+        let mut provider = configured(fixture);
+        provider["currencies"] = json!([fixture.currency, "JPY"]);
+        for (currency, sent) in [(fixture.currency, true), ("CHF", false), ("XYZ", false)] {
+            let gateway = Gateway::with(fixture.name(), &provider);
+            let shown = payment(fixture, currency, 1_500, 1_500, paid);
+            let looked = look(&gateway, &call, 200, &shown);
+            assert_eq!(looked.is_ok(), sent, "{} {currency}", fixture.name());
+        }
+    }
+}
+
+#[test]
+fn more_than_is_left_is_not_sent() {
+    for fixture in FIXTURES {
+        let (paid, _) = states(fixture);
+        for (all, left, sent) in [(1_000, 1_000, true), (999, 999, false), (5_000, 999, false)] {
+            // beGateway does not show what is left of a payment, and BBMSL refunds an order once.
+            if all != left && matches!(fixture.name(), "begateway" | "bbmsl") {
+                continue;
+            }
+            let gateway = gateway(fixture);
+            let shown = payment(fixture, fixture.currency, all, left, paid);
+            match look(&gateway, &fixture.call(), 200, &shown) {
+                Ok(_) => assert!(sent, "{}", fixture.name()),
+                Err(answer) => {
+                    assert!(!sent);
+                    held_back(Err(answer), NOT_REFUNDABLE);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_paid_or_void_is_not_sent() {
+    for fixture in FIXTURES {
+        for state in states(fixture).1 {
+            let shown = payment(fixture, fixture.currency, 1_500, 1_500, state);
+            let answer = held_back(
+                look(&gateway(fixture), &fixture.call(), 200, &shown),
+                NOT_REFUNDABLE,
+            );
+            assert_eq!(json_of(&answer)["provider"]["name"], fixture.name());
+        }
+    }
+}
+
+#[test]
+fn a_payment_that_has_its_one_refund_is_not_sent() {
+    let fixture = fixture("bbmsl");
+    let stands: Told<'_> = ("payment-has-refund", "not_refunded", "no");
+    for state in ["REFUNDED", "SUCCESS", "SETTLED", "OPEN", "VOIDED", "CLOSED"] {
+        for left in [0, 500, 1_499] {
+            let shown = payment(fixture, "HKD", 1_500, left, state);
+            held_back(
+                look(&gateway(fixture), &fixture.call(), 200, &shown),
+                stands,
+            );
+        }
+    }
+    // Under a key that was sent before, it may be that key's own.
+    let gateway = gateway(fixture);
+    let clean = payment(fixture, "HKD", 1_500, 1_500, "SUCCESS");
+    let dispatch = look(&gateway, &fixture.call(), 200, &clean).unwrap();
+    gateway.settled(dispatch.sent.reply(&head(500, &[]), b"", 1));
+    gateway.later(common::gateway::SETTLE_MS);
+    says(
+        &gateway.look_up("&key=k-1", &clean),
+        common::gateway::ABSENT,
+    );
+    let refunded = payment(fixture, "HKD", 1_500, 500, "REFUNDED");
+    let answer = look(&gateway, &fixture.call(), 200, &refunded).unwrap_err();
+    says(&answer, ("payment-has-refund", "unknown", "look_up"));
+}
+
+#[test]
+fn the_names_that_the_look_shows_are_taken_before_anything_is_sent() {
+    let fixture = fixture("bbmsl");
+    let gateway = gateway(fixture);
+    let by = |payment: Value| {
+        let mut call = fixture.call();
+        call["payment"] = payment;
+        call
+    };
+    let clean = payment(fixture, "HKD", 1_500, 1_500, "SUCCESS");
+    // One by its reference, on its way; the other by its id.
+    let first = looked(gateway.send_as("k-1", &by(json!({"reference": "1655817171"}))));
+    let _sent = seen(&gateway, *first, 200, &clean).unwrap();
+    let answer = match gateway.send_as("k-2", &by(json!({"id": "4922"}))) {
+        Asked::Sent(Out::OnItsOwn(asking)) => seen(&gateway, *asking, 200, &clean).unwrap_err(),
+        Asked::Answered(answer) => answer,
+        Asked::Sent(Out::Routed(_)) => panic!("sent"),
+    };
+    says(&answer, ("payment-has-refund", "not_refunded", "same_key"));
+}
+
+#[test]
+fn a_look_that_fails_sends_nothing_and_is_the_providers_problem() {
+    for fixture in FIXTURES {
+        let (paid, _) = states(fixture);
+        let shown = payment(fixture, fixture.currency, 1_500, 1_500, paid);
+        let unreadable: Told<'_> = ("provider-reply-unreadable", "not_refunded", "same_key");
+        let mismatch: Told<'_> = ("provider-reply-mismatch", "not_refunded", "same_key");
+        let another = shown
+            .replace("ord-1", "ord-2")
+            .replace("0191f5a7", "ffffffff");
+        let another = another
+            .replace("1-310b0da80b", "1-ffffffffff")
+            .replace("4922", "4923");
+        let rows: Vec<(u16, String, Told<'_>)> = vec![
+            (200, "<html>".into(), unreadable),
+            (200, "{}".into(), unreadable),
+            (200, "[]".into(), unreadable),
+            (200, shown.replace(paid, "a word of no page"), unreadable),
+            (
+                200,
+                another,
+                mismatch,
+            ),
+            (401, "{}".into(), ("provider-auth-failed", "not_refunded", "same_key")),
+            (403, "{}".into(), ("provider-auth-failed", "not_refunded", "same_key")),
+            (404, "{}".into(), ("payment-not-found", "not_refunded", "no")),
+            (422, "{}".into(), ("provider-rejected", "not_refunded", "no")),
+            (429, "{}".into(), ("provider-rate-limited", "not_refunded", "same_key")),
+            (500, shown.clone(), ("provider-error", "not_refunded", "same_key")),
+            (302, "{}".into(), ("provider-error", "not_refunded", "same_key")),
+            (
+                504,
+                "upstream request timeout".into(),
+                ("provider-timeout", "not_refunded", "same_key"),
+            ),
+            (
+                503,
+                "upstream connect error or disconnect/reset before headers. reset reason: connection termination".into(),
+                ("provider-error", "not_refunded", "same_key"),
+            ),
+            (
+                503,
+                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure".into(),
+                ("provider-unreachable", "not_refunded", "same_key"),
+            ),
+            (
+                503,
+                "no healthy upstream".into(),
+                ("provider-unreachable", "not_refunded", "same_key"),
+            ),
+        ];
+        for (status, body, expected) in rows {
+            // Moyasar's state is no word, but amounts.
+            if fixture.name() == "moyasar" && body.contains("a word of no page")
+                || body == shown && status == 200
+            {
+                continue;
+            }
+            let gateway = gateway(fixture);
+            let answer = held_back(look(&gateway, &fixture.call(), status, &body), expected);
+            match expected.2 {
+                "no" => says_again(&gateway, fixture, &answer),
+                // It took nothing.
+                _ => assert!(look(&gateway, &fixture.call(), 200, &shown).is_ok()),
+            }
+        }
+        let gateway = gateway(fixture);
+        let answer = gateway.settled(looked(gateway.send()).failed());
+        says(
+            &answer,
+            ("provider-unreachable", "not_refunded", "same_key"),
+        );
+        let answer = gateway.settled(looked(gateway.send()).cut());
+        says(&answer, ("provider-error", "not_refunded", "same_key"));
+    }
+}
+
+#[test]
+fn a_token_that_the_look_is_refused_with_is_dropped() {
+    let fixture = fixture("bog");
+    let answer = look(&gateway(fixture), &fixture.call(), 401, "{}").unwrap_err();
+    assert!(answer.refused_token.is_some());
+}
+
+#[test]
+fn a_key_that_may_have_moved_money_stays_unknown_whatever_the_look_says() {
+    for fixture in FIXTURES
+        .iter()
+        .filter(|fixture| fixture.by_key() == "same_key")
+    {
+        let (paid, states) = states(fixture);
+        let gateway = gateway(fixture);
+        let clean = payment(fixture, fixture.currency, 1_500, 1_500, paid);
+        let dispatch = look(&gateway, &fixture.call(), 200, &clean).unwrap();
+        gateway.settled(dispatch.sent.reply(&head(500, &[]), b"", 1));
+        let void = payment(fixture, fixture.currency, 1_500, 1_500, states[0]);
+        for (status, body) in [(200, &*void), (401, "{}"), (404, "{}"), (500, "")] {
+            let answer = look(&gateway, &fixture.call(), status, body).unwrap_err();
+            assert_eq!(told(&answer).1, "unknown", "{}", answer.body);
+            assert_ne!(told(&answer).2, "no", "{}", answer.body);
+        }
+    }
+}
