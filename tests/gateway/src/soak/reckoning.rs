@@ -330,7 +330,12 @@ impl Case<'_> {
                 self.booked.is_empty() && look_ups.any(|call| call.word() == "refund-not-found")
             }
             Provider::Bog | Provider::BogToken | Provider::Begateway => {
-                self.booked.is_empty() && History::cannot_be_asked(refund, calls)
+                // A gateway that was started anew passes on a refusal of a later send as what it is.
+                let (first, last) = (calls.first(), calls.last());
+                let is_one_life = first
+                    .zip(last)
+                    .is_some_and(|(first, last)| self.is_one_life(first.began, last.ended));
+                (self.booked.is_empty() || !is_one_life) && History::cannot_be_asked(refund, calls)
             }
         }
     }
