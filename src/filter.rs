@@ -14,10 +14,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use getrandom::SysRng;
 use proxy_wasm::hostcalls::dispatch_http_call;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
-use rand_core::{OsRng, RngCore};
+use rand_core::TryRng as _;
 
 use crate::config::{Auth, Config, ProviderEntry};
 use crate::exchange::{
@@ -365,7 +366,7 @@ impl Shared {
         if let Some(table) = self.table.get() {
             return Some(table);
         }
-        let table = Table::open(&Host, entries, host::now(), &mut OsRng)?;
+        let table = Table::open(&Host, entries, host::now(), &mut SysRng)?;
         self.table.set(Some(table));
         if table.entries != entries {
             host::log(
@@ -715,7 +716,7 @@ impl Memory for Host {
 
 fn random_number() -> Option<u64> {
     let mut bytes = [0; 8];
-    OsRng.try_fill_bytes(&mut bytes).ok()?;
+    SysRng.try_fill_bytes(&mut bytes).ok()?;
     Some(u64::from_le_bytes(bytes))
 }
 
@@ -1127,7 +1128,7 @@ impl Signer for GatewaySigner<'_> {
         text: &[u8],
     ) -> Result<Vec<u8>, SignerFailed> {
         if self.0.signer_name(choice) == "vm" {
-            return VmSigner(OsRng).sign(choice, key, text);
+            return VmSigner(SysRng).sign(choice, key, text);
         }
         let result = host::call_foreign_function("sign", &host_arguments(key, text));
         host_signature(key, text, &result.map_err(|_| SignerFailed)?)

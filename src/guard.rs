@@ -9,7 +9,7 @@
 //! A key under which money may have moved is never forgotten to make room within its window. Keys are kept as digests, and
 //! answers as callers got them: no credential is in either. Times are those of the steady clock.
 
-use rand_core::RngCore;
+use rand_core::TryRng;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::{Now, Resend};
@@ -110,7 +110,7 @@ impl Table {
         memory: &dyn Memory,
         entries: u32,
         now: Now,
-        randomness: &mut dyn RngCore,
+        randomness: &mut impl TryRng,
     ) -> Option<Self> {
         let mut salt = [0; 16];
         randomness.try_fill_bytes(&mut salt).ok()?;

@@ -37,6 +37,7 @@ pub mod money;
 pub mod problem;
 pub mod provider;
 pub mod refund;
+pub mod rsa_key;
 pub mod secret;
 pub mod signing;
 mod text;

@@ -6,24 +6,23 @@ use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use pkcs1::{RsaPrivateKey, RsaPublicKey};
 use pkcs8::der::asn1::AnyRef;
 use pkcs8::der::pem::PemLabel;
 use pkcs8::der::{Decode, Document, SecretDocument};
-use pkcs8::{PrivateKeyInfo, SubjectPublicKeyInfoRef};
-use rand_core::CryptoRngCore;
-use rsa_signer::{Key, KeyFault, LEAST_BITS};
+use pkcs8::{PrivateKeyInfoRef, SubjectPublicKeyInfoRef};
+use rand_core::TryCryptoRng;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::headers::Headers;
 use crate::json::Json;
+use crate::rsa_key::{KeyFault, MIN_BITS, RsaPrivateKey, RsaPublicKey};
 use crate::secret::{Carried, Secret, SecretSource};
 
 /// A private RSA key of 2048 to 4096 bits, parsed and checked.
 pub struct PrivateKey {
-    key: Key,
+    key: RsaPrivateKey,
     encoded: Encoded,
 }
 
@@ -53,15 +52,15 @@ impl PrivateKey {
         {
             return Err("The private key is encrypted: give it without a passphrase.");
         } else if text.starts_with("-----BEGIN RSA PRIVATE KEY-----") {
-            let der = der_of(text, RsaPrivateKey::PEM_LABEL);
+            let der = der_of(text, pkcs1::RsaPrivateKeyRef::PEM_LABEL);
             der.and_then(|der| {
-                RsaPrivateKey::from_der(der.as_bytes())
+                pkcs1::RsaPrivateKeyRef::from_der(der.as_bytes())
                     .ok()
-                    .map(|numbers| Key::new(&numbers))
+                    .map(|numbers| RsaPrivateKey::new(&numbers))
             })
             .ok_or("This is no RSA private key in PKCS#1 that can be read.")?
         } else if text.starts_with("-----BEGIN PRIVATE KEY-----") {
-            let der = der_of(text, PrivateKeyInfo::PEM_LABEL);
+            let der = der_of(text, PrivateKeyInfoRef::PEM_LABEL);
             der.and_then(|der| pkcs8_key(der.as_bytes()))
                 .ok_or(NOT_RSA)?
         } else if text.starts_with("-----BEGIN") {
@@ -87,13 +86,8 @@ impl PrivateKey {
 }
 
 /// A public RSA key of 2048 to 4096 bits.
-pub struct PublicKey(rsa_signer::PublicKey);
-
-impl fmt::Debug for PublicKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("public key")
-    }
-}
+#[derive(Debug)]
+pub struct PublicKey(RsaPublicKey);
 
 impl PublicKey {
     /// Reads PEM (`PUBLIC KEY`: RFC 5280's SubjectPublicKeyInfo).
@@ -103,10 +97,9 @@ impl PublicKey {
             return None;
         }
         let info = SubjectPublicKeyInfoRef::from_der(der.as_bytes()).ok()?;
-        let key = RsaPublicKey::from_der(info.subject_public_key.as_bytes()?).ok()?;
+        let key = pkcs1::RsaPublicKeyRef::from_der(info.subject_public_key.as_bytes()?).ok()?;
         let is_rsa = info.algorithm.oid == pkcs1::ALGORITHM_OID;
-        let (modulus, exponent) = (key.modulus.as_bytes(), key.public_exponent.as_bytes());
-        let key = rsa_signer::PublicKey::new(modulus, exponent).ok();
+        let key = RsaPublicKey::new(&key).ok();
         key.filter(|_| is_rsa).map(PublicKey)
     }
 
@@ -125,12 +118,12 @@ fn der_of(pem: &str, label: &str) -> Option<SecretDocument> {
 }
 
 /// The key in PKCS#8 DER; none where it is not RSA.
-fn pkcs8_key(der: &[u8]) -> Option<Result<Key, KeyFault>> {
-    let info = PrivateKeyInfo::from_der(der).ok()?;
+fn pkcs8_key(der: &[u8]) -> Option<Result<RsaPrivateKey, KeyFault>> {
+    let info = PrivateKeyInfoRef::from_der(der).ok()?;
     let rsa = info.algorithm.oid == pkcs1::ALGORITHM_OID
         && info.algorithm.parameters == Some(AnyRef::NULL);
-    let numbers = RsaPrivateKey::from_der(info.private_key).ok()?;
-    rsa.then(|| Key::new(&numbers))
+    let numbers = pkcs1::RsaPrivateKeyRef::from_der(info.private_key.as_bytes()).ok()?;
+    rsa.then(|| RsaPrivateKey::new(&numbers))
 }
 
 /// One key of a ring, with the time in which it may sign.
@@ -284,13 +277,13 @@ pub trait Signer {
     ) -> Result<Vec<u8>, SignerFailed>;
 }
 
-/// The signer inside the module (the crate `rsa-signer`): blinded, and checked before anything leaves.
+/// The signer inside the module: blinded, and checked before anything leaves.
 pub struct VmSigner<R>(
     /// Randomness for the blinding.
     pub R,
 );
 
-impl<R: CryptoRngCore> Signer for VmSigner<R> {
+impl<R: TryCryptoRng> Signer for VmSigner<R> {
     fn sign(
         &mut self,
         _choice: SignerChoice,
@@ -514,7 +507,7 @@ impl Transit {
         let bytes = STANDARD.decode(base64).ok()?;
         let sound = !version.is_empty()
             && version.bytes().all(|b| b.is_ascii_digit())
-            && bytes.len().saturating_mul(8) >= LEAST_BITS;
+            && bytes.len().saturating_mul(8) >= MIN_BITS as usize;
         sound.then(|| TransitSignature {
             bytes,
             version: version.to_owned(),

@@ -3,6 +3,8 @@
 //! The state is a [`Record`] that the host keeps where every worker can read it and change it by compare-and-swap. What
 //! stands here decides; the filter carries it out.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -25,7 +27,8 @@ pub fn record_key(provider: &ProviderEntry) -> String {
         }
         digest.update(&endpoint.client_id);
     }
-    format!("refund.token.2.{}.{:x}", provider.name, digest.finalize())
+    let digest = STANDARD.encode(digest.finalize());
+    format!("refund.token.2.{}.{digest}", provider.name)
 }
 
 /// How long a token endpoint may take, in milliseconds.

@@ -546,7 +546,7 @@ fn bytes_that_are_no_key_are_refused_with_a_sentence() {
         ("PKCS#1 DER", pkcs1_der, "no RSA private key"),
         (
             "three primes",
-            include_str!("../rsa-signer/tests/keys/2048-three-primes.pem").to_owned(),
+            include_str!("common/keys/2048-three-primes.pem").to_owned(),
             "more than two primes",
         ),
         (
