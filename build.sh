@@ -198,7 +198,7 @@ end_to_end() {
 }
 
 # openapi.yaml against `serve`: what schemathesis makes of it, and what a client makes that is generated from it. (That it says
-# what the code says is tests/openapi.rs.)
+# what the code says is tests/core/openapi.rs.)
 api_description() {
   cargo build --locked --quiet --package gateway-testbed
   local folders=()
@@ -240,7 +240,7 @@ wasm_tests() {
   cargo build --locked --quiet --package wasm-runner
   say "tests: the core as WebAssembly in Node"
   CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$BINARIES/debug/wasm-runner" \
-    cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test golden --test conformance
+    cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test core
 }
 
 command="${1:-build}"

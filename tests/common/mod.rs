@@ -1,8 +1,6 @@
 //! What the core's tests share: golden files embedded in the binary (so that they also run in WebAssembly), and a
 //! refund taken through the exchange without a host.
 
-#![allow(dead_code, reason = "each test file uses its share of this module")]
-
 pub mod calls;
 pub mod fixtures;
 pub mod gateway;
@@ -11,6 +9,8 @@ pub mod oracles;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod properties;
 pub mod shared_data;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod world;
 
 use std::rc::Rc;
 

@@ -1,25 +1,14 @@
 //! The plugin configuration: what is taken, what is refused and where, and which key signs when.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use crate::common::fixtures::{FIXTURES, Fixture, checked, header, sent};
+use crate::common::{
+    FailingSigner, NOW, StubSigner, call_headers, golden_file, open, send, send_with,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::fixtures::{FIXTURES, Fixture, checked, header, sent};
-use common::{FailingSigner, NOW, StubSigner, call_headers, golden_file, open, send, send_with};
 use refund_filter::clock::Now;
 use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Dispatch, Opening};
@@ -33,8 +22,8 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-const SECOND: &str = include_str!("common/keys/second.pem");
-const SECOND_PUBLIC: &str = include_str!("common/keys/second.public.pem");
+const SECOND: &str = include_str!("../common/keys/second.pem");
+const SECOND_PUBLIC: &str = include_str!("../common/keys/second.public.pem");
 
 fn fixture(name: &str) -> &'static Fixture {
     FIXTURES
@@ -631,26 +620,29 @@ fn what_is_no_private_rsa_key_of_2048_bits_is_refused_with_a_sentence() {
         let lines: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
         lines
     };
-    let short = include_str!("common/keys/short.pem");
-    let ec = include_str!("common/keys/ec.pem");
+    let short = include_str!("../common/keys/short.pem");
+    let ec = include_str!("../common/keys/ec.pem");
     for (what, key) in [
         (
             "encrypted",
-            include_str!("common/keys/encrypted.pem").to_owned(),
+            include_str!("../common/keys/encrypted.pem").to_owned(),
         ),
         (
             "encrypted",
-            include_str!("common/keys/encrypted.pkcs1.pem").to_owned(),
+            include_str!("../common/keys/encrypted.pkcs1.pem").to_owned(),
         ),
         ("short", short.to_owned()),
         (
             "short",
-            include_str!("common/keys/short.pkcs1.pem").to_owned(),
+            include_str!("../common/keys/short.pkcs1.pem").to_owned(),
         ),
         ("short", der(short)),
         ("no RSA", ec.to_owned()),
         ("no RSA", der(ec)),
-        ("no RSA", include_str!("common/keys/ed25519.pem").to_owned()),
+        (
+            "no RSA",
+            include_str!("../common/keys/ed25519.pem").to_owned(),
+        ),
         ("no private", golden_file("bbmsl/public_key.pem").to_owned()),
         (
             "no private",

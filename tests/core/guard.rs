@@ -1,19 +1,8 @@
 //! The guard by itself: what it says to every order of calls, and what it forgets.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{NOW, Remembered, SharedData};
+use crate::common::{NOW, Remembered, SharedData};
 use proptest::prelude::{any, prop, proptest};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

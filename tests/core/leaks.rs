@@ -1,26 +1,13 @@
 //! No secret comes out: not by `Debug`, not in an answer, not in a fault of the configuration, not by way of a provider
 //! that sends it back. Every secret here has a canary in it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
 use std::fmt::Debug;
 
+use crate::common::fixtures::{FIXTURES, Fixture, TOKEN, checked, head, header, sent};
+use crate::common::gateway::Gateway;
+use crate::common::{NOW, StubSigner, call_headers, finish, golden_file, look_up, open};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::fixtures::{FIXTURES, Fixture, TOKEN, checked, head, header, sent};
-use common::gateway::Gateway;
-use common::{NOW, StubSigner, call_headers, finish, golden_file, look_up, open};
 use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Opening, Prepared, Waiting};
 use refund_filter::problem::Fault;
@@ -319,7 +306,7 @@ fn a_secret_with_spaces_is_not_passed_on_in_whole_or_in_part() {
         ] {
             let mut provider = fixture.provider_config();
             *provider.pointer_mut(pointer).unwrap() = json!({ "inline": secret });
-            let config = common::config(name, &provider);
+            let config = crate::common::config(name, &provider);
             for text in [secret.to_owned(), format!("bad key {secret}!")] {
                 let dispatch = sent(&config, "k-1", &fixture.call()).unwrap();
                 let reply = fixture.refusal_reply("c", &text);
@@ -501,7 +488,7 @@ fn a_call_with_faults_is_answered_without_what_stood_in_it() {
                 clean(pointer, &answer.body);
             }
         }
-        let answer = common::fixtures::sent_bytes(&config, "k-1", b"{\"CANARY\": \"CANARY")
+        let answer = crate::common::fixtures::sent_bytes(&config, "k-1", b"{\"CANARY\": \"CANARY")
             .map(|_| ())
             .unwrap_err();
         clean("malformed", &answer.body);

@@ -1,20 +1,7 @@
 //! The caller's key and the provider's: what is one key, what is none, and what a provider gets for it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
-use common::oracles::{derived_key as derived, quoted};
-use common::properties::cases;
+use crate::common::oracles::{derived_key as derived, quoted};
+use crate::common::properties::cases;
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::idempotency::{IdempotencyKey, KeyFault};

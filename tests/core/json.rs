@@ -1,17 +1,5 @@
 //! The reader of JSON against `serde_json`'s: whatever the text, both find the same values in it.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
-#[path = "common/properties.rs"]
-mod properties;
-
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use refund_filter::json::{Json, Kind, Node};
@@ -72,7 +60,7 @@ fn spaced(text: &str) -> String {
 }
 
 proptest! {
-    #![proptest_config(properties::cases(4_000))]
+    #![proptest_config(crate::common::properties::cases(4_000))]
 
     #[test]
     fn every_value_is_found_as_serde_json_finds_it(value in value()) {

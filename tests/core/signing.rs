@@ -1,25 +1,12 @@
 //! Signing without a host: the bytes that go to each signer and come back, keys in time, and a key that arrives with every call.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
+use crate::common::properties::cases;
+use crate::common::{FailingSigner, NOW, StubSigner, call_headers, golden_file, open};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::properties::cases;
-use common::{FailingSigner, NOW, StubSigner, call_headers, golden_file, open};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -32,8 +19,8 @@ use refund_filter::signing::{
 };
 use serde_json::{Value, json};
 
-const SECOND: &str = include_str!("common/keys/second.pem");
-const SECOND_PUBLIC: &str = include_str!("common/keys/second.public.pem");
+const SECOND: &str = include_str!("../common/keys/second.pem");
+const SECOND_PUBLIC: &str = include_str!("../common/keys/second.public.pem");
 
 /// `printf TEXT | openssl dgst -sha256 -sign tests/golden/bbmsl/private_key.pem | base64 -w0`
 const BY_OPENSSL: [(&str, &str); 4] = [
@@ -500,7 +487,7 @@ fn a_key_of_the_configuration_is_read_once_and_asks_no_call() {
 
 #[test]
 fn bytes_that_are_no_key_are_refused_with_a_sentence() {
-    let short = include_str!("common/keys/short.pem");
+    let short = include_str!("../common/keys/short.pem");
     let certificate =
         "-----BEGIN CERTIFICATE-----\nY2FuYXJ5\n-----END CERTIFICATE-----\n".to_owned();
     let twice = format!("{}{}", golden("private_key.pem"), golden("private_key.pem"));
@@ -514,49 +501,49 @@ fn bytes_that_are_no_key_are_refused_with_a_sentence() {
         ("short", short.to_owned(), "2048 bits"),
         (
             "short in PKCS#1",
-            include_str!("common/keys/short.pkcs1.pem").to_owned(),
+            include_str!("../common/keys/short.pkcs1.pem").to_owned(),
             "2048 bits",
         ),
         (
             "encrypted",
-            include_str!("common/keys/encrypted.pem").to_owned(),
+            include_str!("../common/keys/encrypted.pem").to_owned(),
             "encrypted",
         ),
         (
             "encrypted in PKCS#1",
-            include_str!("common/keys/encrypted.pkcs1.pem").to_owned(),
+            include_str!("../common/keys/encrypted.pkcs1.pem").to_owned(),
             "encrypted",
         ),
         (
             "an EC key",
-            include_str!("common/keys/ec.pem").to_owned(),
+            include_str!("../common/keys/ec.pem").to_owned(),
             "no RSA private key",
         ),
         (
             "an Ed25519 key",
-            include_str!("common/keys/ed25519.pem").to_owned(),
+            include_str!("../common/keys/ed25519.pem").to_owned(),
             "no RSA private key",
         ),
         (
             "a public key",
-            include_str!("common/keys/second.public.pem").to_owned(),
+            include_str!("../common/keys/second.public.pem").to_owned(),
             "no private RSA key",
         ),
         ("a certificate", certificate, "no private RSA key"),
         ("PKCS#1 DER", pkcs1_der, "no RSA private key"),
         (
             "three primes",
-            include_str!("common/keys/2048-three-primes.pem").to_owned(),
+            include_str!("../common/keys/2048-three-primes.pem").to_owned(),
             "more than two primes",
         ),
         (
             "a long one",
-            include_str!("common/keys/long.pem").to_owned(),
+            include_str!("../common/keys/long.pem").to_owned(),
             "4096 bits",
         ),
         (
             "a wrong number",
-            include_str!("common/keys/wrong.pem").to_owned(),
+            include_str!("../common/keys/wrong.pem").to_owned(),
             "do not belong together",
         ),
         ("a key twice", twice, ""),
@@ -798,7 +785,7 @@ fn finish(signing: &Value, signer: &mut dyn Signer, state: Option<&str>) -> Prep
     let Opening::Read(reading) = open(&config(signing), &call_headers("k-1"), NOW) else {
         panic!("not read")
     };
-    common::finish(reading, CALL.as_bytes(), NOW, signer, &|_| {
+    crate::common::finish(reading, CALL.as_bytes(), NOW, signer, &|_| {
         state.map(|text| text.as_bytes().to_vec())
     })
 }

@@ -1,21 +1,10 @@
 //! Every file under tests/golden, both ways: the canonical call, or look-up, becomes exactly this provider request, and the
 //! provider's reply exactly this answer. The same file runs natively and, compiled to WebAssembly, in Node.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::Out;
-use common::golden::Golden;
+use crate::common::Out;
+use crate::common::golden::Golden;
 use refund_filter::exchange::Answer;
 use refund_filter::headers::Headers;
 use serde_json::{Value, json};
@@ -24,7 +13,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 #[test]
 fn every_golden_file_holds_in_both_directions() {
-    let cases = common::golden_cases();
+    let cases = crate::common::golden_cases();
     let mut faults = Vec::new();
     for (path, case) in &cases {
         for fault in run(case) {

@@ -1,27 +1,15 @@
 //! openapi.yaml says what the code does: its codes, statuses, headers and schemas are held against real answers, and its examples
 //! are written from them. After a change: `UPDATE_DOCS=1 cargo test --package refund-filter --test openapi`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::rc::Rc;
 
-use common::fixtures::{FIXTURES, Fixture, TOKEN, head};
-use common::gateway::{Asked, Gateway, KEY, PROOFS, SETTLE_MS, fixture};
-use common::golden::Golden;
-use common::properties::cases;
-use common::{
+use crate::common::fixtures::{FIXTURES, Fixture, TOKEN, head};
+use crate::common::gateway::{Asked, Gateway, KEY, PROOFS, SETTLE_MS, fixture};
+use crate::common::golden::Golden;
+use crate::common::properties::cases;
+use crate::common::{
     FailingSigner, NOW, Out, StubSigner, call_headers, golden_cases, look_up, look_up_headers,
     open, send_with,
 };
@@ -410,7 +398,7 @@ fn golden(case: &Value) -> Option<(Operation, Answer)> {
 }
 
 fn golden_named(path: &str) -> Answer {
-    let case = serde_json::from_str(common::golden_file(path)).unwrap();
+    let case = serde_json::from_str(crate::common::golden_file(path)).unwrap();
     golden(&case).unwrap().1
 }
 

@@ -1,27 +1,16 @@
 //! Look-ups and previews: what a query may be, and what a provider's word means for the refund under a key. (What may be said for
-//! certain at all is tests/truth.rs, a look at the payment before it is refunded tests/query_first.rs.)
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
-mod common;
+//! certain at all is tests/core/truth.rs, a look at the payment before it is refunded tests/core/query_first.rs.)
 
 use std::rc::Rc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use common::fixtures::{FIXTURES, TOKEN, head};
-use common::gateway::{
+use crate::common::fixtures::{FIXTURES, TOKEN, head};
+use crate::common::gateway::{
     Asked, Gateway, KEY, MISMATCH, NOT_SHOWN, PROOFS, SETTLE_MS, SUCCEEDED, fixture, json_of,
     open_refunds, says, told,
 };
-use common::{NOW, Out, StubSigner, call_headers, look_up_headers, look_up_with};
+use crate::common::{NOW, Out, StubSigner, call_headers, look_up_headers, look_up_with};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, Opening, Prepared, open};
 use refund_filter::guard::Claim;

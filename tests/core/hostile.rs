@@ -1,26 +1,13 @@
 //! Calls and replies made to hurt: they cost bounded work, break out of nothing, and end in a problem of the catalogue.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use common::fixtures::{
+use crate::common::fixtures::{
     FIXTURES, Fixture, TOKEN, checked, head, header, pointers, sent, sent_bytes,
 };
-use common::properties::cases;
-use common::{NOW, StubSigner, call_headers, look_up, open, send_with};
+use crate::common::properties::cases;
+use crate::common::{NOW, StubSigner, call_headers, look_up, open, send_with};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::clock::Now;

@@ -1,23 +1,11 @@
 //! One suite for every kind of provider: what the contract promises of all of them, held against each fixture. A new
 //! provider is held to it by one more fixture.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use common::fixtures::{Counts, FIXTURES, Fixture, TOKEN, checked, head, pointers, sent};
-use common::{NOW, StubSigner, call_headers, config, send_with};
+use crate::common::fixtures::{Counts, FIXTURES, Fixture, TOKEN, checked, head, pointers, sent};
+use crate::common::{NOW, StubSigner, call_headers, config, send_with};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use refund_filter::config::Config;
@@ -225,7 +213,7 @@ fn the_same_call_gives_the_same_bytes_whatever_the_randomness() {
             body.as_bytes(),
             TOKEN,
             NOW.plus(86_400_000),
-            &mut common::signer(),
+            &mut crate::common::signer(),
         )
         .unwrap();
         assert_eq!(first.headers, later.headers);
@@ -247,7 +235,8 @@ fn spelling_the_call_otherwise_changes_nothing_that_is_sent() {
             .collect();
         let mut spelled = format!("\r\n{{ {} }}\n", reversed.join(" ,\n "));
         spelled = spelled.replace("\"10.00\"", "\"\\u00310.0\"");
-        let other = common::fixtures::sent_bytes(config, "\"k-1\"", spelled.as_bytes()).unwrap();
+        let other =
+            crate::common::fixtures::sent_bytes(config, "\"k-1\"", spelled.as_bytes()).unwrap();
         assert_eq!(dispatch.headers, other.headers, "{spelled}");
         assert_eq!(dispatch.body, other.body);
     });
@@ -475,7 +464,11 @@ fn a_full_refund_has_no_amount_or_is_refused() {
         call["amount"] = json!("full");
         let mut provider = fixture.provider_config();
         provider["currencies"] = json!([fixture.currency]);
-        let sent = sent(&common::config(fixture.name(), &provider), KEY, &call);
+        let sent = sent(
+            &crate::common::config(fixture.name(), &provider),
+            KEY,
+            &call,
+        );
         assert_eq!(config.providers().count(), 1);
         if fixture.takes_full {
             let dispatch = sent.unwrap();
@@ -552,7 +545,7 @@ fn a_reason_is_asked_for_where_the_provider_needs_one() {
         );
         let mut provider = fixture.provider_config();
         provider["default_reason"] = json!("the default");
-        let config = common::config(fixture.name(), &provider);
+        let config = crate::common::config(fixture.name(), &provider);
         assert!(
             sent(&config, KEY, &call)
                 .unwrap()
@@ -1611,7 +1604,7 @@ fn what_was_not_handed_to_envoy_was_not_sent() {
 #[test]
 fn the_core_keeps_to_its_path_and_method() {
     each(|fixture, config| {
-        use common::open;
+        use crate::common::open;
         use refund_filter::exchange::Opening;
         let with = |path: &str, method: &str| {
             let mut headers = Headers::default();

@@ -9,36 +9,18 @@
 //!
 //! `common/world.rs` says what may never be.
 
-#![cfg(not(target_arch = "wasm32"))]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::string_slice,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
-mod common;
-
-#[path = "common/world.rs"]
-mod world;
-
 use std::collections::{BTreeMap, HashSet};
 
-// What the world is made of.
-use common::fixtures::{self, FIXTURES, Fixture};
-use common::{NOW, Remembered, StubSigner, call_headers, look_up_headers};
-use serde_json::{Value, json};
-use world::{
+use crate::common::fixtures::{FIXTURES, Fixture};
+use crate::common::world::{
     Event, FULL, LOOKED_UP, ONE_KEY, RESTARTED, Scene, TAKEN_BACK, TWO_KEYS, TWO_SPELLINGS,
     Without, World,
 };
+use serde_json::{Value, json};
 
 /// Goes through every world that can be reached; gives how many there were.
 fn explore(fixture: &Fixture, provider: &Value, scene: Scene) -> usize {
-    let configs = [(); 2].map(|()| common::config(fixture.name(), provider));
+    let configs = [(); 2].map(|()| crate::common::config(fixture.name(), provider));
     let replay = |trace: &[Event]| {
         let mut world = World::new(fixture, &configs, scene);
         for event in trace {

@@ -3,23 +3,12 @@
 //! could have chosen, never by a word that the rest of the reply contradicts, and never by an absence at a moment at which a send
 //! could still be on its way.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
-mod common;
-
-use common::fixtures::{FIXTURES, Fixture};
-use common::gateway::{
+use crate::common::fixtures::{FIXTURES, Fixture};
+use crate::common::gateway::{
     ABSENT, AMBIGUOUS, Asked, Gateway, KEY, MISMATCH, NOT_SHOWN, PROOFS, SETTLE_MS, SUCCEEDED,
     Told, fixture, json_of, open_refunds, says, told,
 };
-use common::{NOW, Out, call_headers, config, look_up_headers, oracles};
+use crate::common::{NOW, Out, call_headers, config, look_up_headers, oracles};
 use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, LocalReply, Opening, open};
 use refund_filter::guard::GuardSettings;
@@ -80,7 +69,11 @@ fn a_uuid_in_capitals_is_the_same_refund_to_the_guard_the_provider_and_look_ups(
                 says(&answer, ("refund-in-progress", "unknown", fixture.by_key()));
             }
             let key = (fixture.sent_key)(&first);
-            gateway.settled(first.sent.reply(&common::fixtures::head(500, &[]), b"", 1));
+            gateway.settled(
+                first
+                    .sent
+                    .reply(&crate::common::fixtures::head(500, &[]), b"", 1),
+            );
             match (gateway.send_as(&upper, &call), fixture.by_key()) {
                 // The provider gets the same key, so the second send is no second refund.
                 (asked, "same_key") => {
@@ -488,7 +481,7 @@ fn the_newest_word_of_the_provider_counts_and_its_change_is_counted() {
             let out = gateway.ask(&gateway.query("&key=k-1"));
             let shown = gateway.shows(&payment, &id, 1_000, word);
             let (answer, counted) = gateway.counted(out.reply(
-                &common::fixtures::head(200, &[]),
+                &crate::common::fixtures::head(200, &[]),
                 shown.as_bytes(),
                 gateway.now(),
             ));
@@ -762,7 +755,7 @@ fn a_reply_that_cannot_be_read_leaves_no_status_certain() {
         for status in [400, 401, 403, 404, 422, 429] {
             let gateway = Gateway::of(fixture.name());
             let dispatch = routed(gateway.send());
-            let head = common::fixtures::head(status, &[("content-encoding", "gzip")]);
+            let head = crate::common::fixtures::head(status, &[("content-encoding", "gzip")]);
             let answer = gateway.settled(dispatch.sent.reply(&head, b"\x1f\x8b", 1));
             assert_eq!(told(&answer).1, "unknown", "{} {status}", fixture.name());
         }
@@ -905,7 +898,7 @@ fn a_currency_whose_factor_is_in_dispute_is_refused_before_sending() {
                 "amount": sent.parse::<u64>().unwrap(),
             }});
             let answer = gateway.settled(dispatch.sent.reply(
-                &common::fixtures::head(200, &[]),
+                &crate::common::fixtures::head(200, &[]),
                 reply.to_string().as_bytes(),
                 1,
             ));

@@ -1,22 +1,9 @@
 //! Amounts are exact: properties over every currency and every provider, against an oracle that only moves digits about.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
-use common::config;
-use common::fixtures::{Counts, FIXTURES, pointers, sent};
-use common::oracles::{is_u64, read_value, text_of, units};
-use common::properties::cases;
+use crate::common::config;
+use crate::common::fixtures::{Counts, FIXTURES, pointers, sent};
+use crate::common::oracles::{is_u64, read_value, text_of, units};
+use crate::common::properties::cases;
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::money::{AmountFault, Currency, Money};
@@ -399,8 +386,8 @@ proptest! {
             let call = fixture.call_for(&text_of(minor, digits), currency.code());
             let Ok(dispatch) = sent(&config, "k-1", &call) else { continue };
             let (reply, _) = fixture.success_reply(&call, &dispatch);
-            let answer = dispatch.sent.reply(&common::fixtures::head(200, &[]), reply.as_bytes(), 1);
-            let body = common::fixtures::checked(&answer);
+            let answer = dispatch.sent.reply(&crate::common::fixtures::head(200, &[]), reply.as_bytes(), 1);
+            let body = crate::common::fixtures::checked(&answer);
             prop_assert_eq!(&body["status"], fixture.means, "{}", &body);
             prop_assert_eq!(&body["amount"], &call["amount"]);
         }

@@ -1,20 +1,9 @@
 //! Whole keys and signatures, against openssl and an older version of the crate `rsa`, whose arithmetic is another one.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
 use std::convert::Infallible;
 use std::fmt;
 
-use common::properties::cases;
+use crate::common::properties::cases;
 use pkcs1::UintRef;
 use proptest::prelude::*;
 use rand::SeedableRng as _;
@@ -30,27 +19,27 @@ use rsa_oracle::{BigUint, Pkcs1v15Sign, RsaPrivateKey};
 /// A key, and the SHA-256 of `printf abc | openssl dgst -sha256 -sign KEY`.
 const KEYS: [(&str, &str); 6] = [
     (
-        include_str!("golden/bbmsl/private_key.pem"),
+        include_str!("../golden/bbmsl/private_key.pem"),
         "75106f9df6c36499dbbaf0785b2a56da7d67805a90387fa44382f19720271a20",
     ),
     (
-        include_str!("common/keys/second.pem"),
+        include_str!("../common/keys/second.pem"),
         "9bfcc5b699ede765934a2a3e0631a27d70767e4b6d7982ffde3e9feea49686ee",
     ),
     (
-        include_str!("common/keys/2048-e3.pem"),
+        include_str!("../common/keys/2048-e3.pem"),
         "c7e9cdaa5c7829db883f1fa470a96282705ca30407dea138976ff3793b5272a0",
     ),
     (
-        include_str!("common/keys/2049.pem"),
+        include_str!("../common/keys/2049.pem"),
         "16f08e0c28c3b32978a9a0cd246bc5fb8acfad093069aa1686e3c0221cd2ddff",
     ),
     (
-        include_str!("common/keys/3072.pem"),
+        include_str!("../common/keys/3072.pem"),
         "9fbb2ea77e164bf48c907e0d43a683a0ef18ba68225f3bddf47d33760a6d58b5",
     ),
     (
-        include_str!("common/keys/4096.pem"),
+        include_str!("../common/keys/4096.pem"),
         "4565c650cd374f9b52121343a50bc8520b0b4966fa6c9cf4c70650c7822ecb33",
     ),
 ];

@@ -1,24 +1,11 @@
 //! No reply but the provider's own word becomes a success, and none but its plain refusal a certain "no": properties over
 //! replies that are cut, bent, doubled and made up.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-#![cfg(not(target_arch = "wasm32"))]
-
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::NOW;
-use common::fixtures::{FIXTURES, Fixture, checked, head, sent};
-use common::properties::cases;
+use crate::common::NOW;
+use crate::common::fixtures::{FIXTURES, Fixture, checked, head, sent};
+use crate::common::properties::cases;
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::token;

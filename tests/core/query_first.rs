@@ -1,19 +1,8 @@
 //! `query_first`: the payment is looked at before it is refunded, at every provider, and what the look shows is used.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
-mod common;
-
-use common::fixtures::{FIXTURES, Fixture, head};
-use common::gateway::{Asked, Gateway, KEY, Told, fixture, json_of, says, told};
-use common::{Out, StubSigner};
+use crate::common::fixtures::{FIXTURES, Fixture, head};
+use crate::common::gateway::{Asked, Gateway, KEY, Told, fixture, json_of, says, told};
+use crate::common::{Out, StubSigner};
 use refund_filter::exchange::{Answer, Asking, Dispatch, Prepared};
 use serde_json::{Value, json};
 
@@ -309,10 +298,10 @@ fn a_payment_that_has_its_one_refund_is_not_sent() {
     let clean = payment(fixture, "HKD", 1_500, 1_500, "SUCCESS");
     let dispatch = look(&gateway, &fixture.call(), 200, &clean).unwrap();
     gateway.settled(dispatch.sent.reply(&head(500, &[]), b"", 1));
-    gateway.later(common::gateway::SETTLE_MS);
+    gateway.later(crate::common::gateway::SETTLE_MS);
     says(
         &gateway.look_up("&key=k-1", &clean),
-        common::gateway::ABSENT,
+        crate::common::gateway::ABSENT,
     );
     let refunded = payment(fixture, "HKD", 1_500, 500, "REFUNDED");
     let answer = look(&gateway, &fixture.call(), 200, &refunded).unwrap_err();
