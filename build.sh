@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|demo|serve|test|compat|bench|soak]. Everything it needs goes into folders of the checkout.
+# The one entry: ./build.sh [build|check|demo|serve|test|compat|bench|soak]. Everything it needs goes into folders of the checkout.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -133,6 +133,18 @@ testbed() {
   exec "$BINARIES/debug/testbed" "$@"
 }
 
+# The inner loop: what one runs while editing the core, in less than a minute once it is built.
+check() {
+  need_rust
+  target wasm32-wasip1
+  say "formatting and lints"
+  cargo fmt --all --check
+  cargo clippy --locked --quiet --package refund-filter --all-targets -- --deny warnings
+  cargo clippy --locked --quiet --package refund-filter --lib --target wasm32-wasip1 -- --deny warnings
+  say "tests: the core, the model in its short form"
+  cargo test --locked --quiet
+}
+
 tests() {
   need_rust
   need_node
@@ -149,7 +161,7 @@ tests() {
   trap_module
   get_openbao
   say "tests: the core, the simulators, and real Envoy in front of them"
-  cargo test --locked --workspace
+  WHOLE_MODEL=1 cargo test --locked --workspace
   api_description
   wasm_tests
   fuzz_corpora
@@ -244,12 +256,13 @@ wasm_tests() {
 }
 
 command="${1:-build}"
-[ $# -le 1 ] || fail "one word at most: build, demo, serve, test, compat, bench or soak."
+[ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, compat, bench or soak."
 case "$command" in
   build) build ;;
   demo | serve | soak) testbed "$command" ;;
+  check) check ;;
   test) tests ;;
   compat) compat ;;
   bench) bench ;;
-  *) fail "'$command' is none of build, demo, serve, test, compat, bench and soak." ;;
+  *) fail "'$command' is none of build, check, demo, serve, test, compat, bench and soak." ;;
 esac

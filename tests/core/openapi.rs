@@ -1,5 +1,5 @@
 //! openapi.yaml says what the code does: its codes, statuses, headers and schemas are held against real answers, and its examples
-//! are written from them. After a change: `UPDATE_DOCS=1 cargo test --package refund-filter --test openapi`.
+//! are written from them. After a change: `UPDATE_DOCS=1 cargo test openapi::`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
