@@ -11,13 +11,12 @@ use time::format_description::well_known::Rfc3339;
 use crate::guard::{Digest, GuardSettings};
 use crate::json::{Json, Kind, Members, Node};
 use crate::money::Currency;
-use crate::problem::Fault;
+use crate::problem::{Fault, pointer_token};
 use crate::provider::bbmsl::Bbmsl;
 use crate::provider::begateway::Begateway;
 use crate::provider::bog::Bog;
 use crate::provider::moyasar::Moyasar;
 use crate::provider::{Provider, ProviderKind, Reason};
-use crate::refund::pointer_token;
 use crate::secret::{Carried, Secret, SecretSource};
 use crate::signing::{KeyRing, PublicKey, RingKey, SignerChoice, Signing, Transit};
 

@@ -20,6 +20,8 @@ use base64::engine::general_purpose::STANDARD;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::authorization::{basic, basic_pair, bearer};
+use crate::call::{Unacceptable, payment_digests};
 use crate::clock::{Now, Resend};
 use crate::config::{Auth, Config, ProviderEntry};
 use crate::guard::{
@@ -35,7 +37,7 @@ use crate::provider::{
     Attempt, Doubt, Idempotency, Names, Outcome, Payload, ProviderReply, ProviderRequest, Receipt,
     Refunds, Refusal, Wanted, Word,
 };
-use crate::refund::{Amount, Refund, Refunded, Status, Unacceptable, payment_digests};
+use crate::refund::{Amount, Refund, Refunded, Status};
 use crate::secret::{Carried, Secret};
 use crate::signing::{
     KeyRing, Signer, SignerChoice, Signing, Told, Transit, TransitKeys, TransitSignature, Verified,
@@ -830,22 +832,6 @@ impl Caller {
         answer.replayed = true;
         answer
     }
-}
-
-/// The value of an `authorization` header (RFC 6750, 2.1).
-fn bearer(token: &Secret) -> Secret {
-    Secret::new(format!("Bearer {}", token.expose()))
-}
-
-/// The value of an `authorization` header (RFC 7617).
-pub(crate) fn basic(user: &str, password: &Secret) -> Secret {
-    Secret::new(format!("Basic {}", basic_pair(user, password).expose()))
-}
-
-/// The base64 of user and password, as it goes over the wire.
-pub(crate) fn basic_pair(user: &str, password: &Secret) -> Secret {
-    let pair = Secret::new(format!("{user}:{}", password.expose()));
-    Secret::new(STANDARD.encode(pair.expose()))
 }
 
 fn sign(

@@ -20,6 +20,8 @@
     )
 )]
 
+mod authorization;
+pub mod call;
 pub mod clock;
 pub mod config;
 pub mod exchange;

@@ -5,11 +5,12 @@
 
 use percent_encoding::percent_decode;
 
+use crate::call::PaymentNames;
 use crate::config::{Config, ProviderEntry};
 use crate::idempotency::{IdempotencyKey, ProviderKey};
-use crate::problem::Fault;
+use crate::problem::{Fault, MAX_TOLD, pointer_token};
 use crate::provider::{Idempotency, Refunds, Wanted};
-use crate::refund::{MAX_TOLD, Payment, PaymentNames, pointer_token};
+use crate::refund::Payment;
 
 /// The longest id of a refund that is taken, in characters: no provider gives one that is longer.
 const MAX_ID: usize = 255;

@@ -465,3 +465,20 @@ impl Problem {
         })
     }
 }
+
+/// How many unknown or doubled members are told one by one.
+pub(crate) const MAX_TOLD: usize = 20;
+
+/// A member's name as a token of a JSON pointer, cut where a name is absurdly long.
+pub(crate) fn pointer_token(name: &str) -> String {
+    let escaped: String = name
+        .chars()
+        .take(64)
+        .flat_map(|c| match c {
+            '~' => vec!['~', '0'],
+            '/' => vec!['~', '1'],
+            other => vec![other],
+        })
+        .collect();
+    escaped
+}

@@ -8,9 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::authorization::{basic, basic_pair};
 use crate::clock::Now;
 use crate::config::{Auth, ProviderEntry, TokenEndpoint};
-use crate::exchange::{basic, basic_pair};
 use crate::headers::Headers;
 use crate::json::Json;
 use crate::provider::{Word, scalar};

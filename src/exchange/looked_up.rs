@@ -1,6 +1,7 @@
 //! What a look-up has found: its answer, and what it means for the refund's key.
 
 use super::{Answer, Call, ReplyHead, Task, answer, of_refusal};
+use crate::call::{about_amount, about_payment};
 use crate::clock::Now;
 use crate::config::ProviderEntry;
 use crate::guard::{
@@ -9,7 +10,7 @@ use crate::guard::{
 use crate::json::Json;
 use crate::problem::{Code, Moved, Problem, Retry};
 use crate::provider::{Absence, Doubt, Finding, Receipt, Refunds, Refusal, ShownBy, Wanted, Word};
-use crate::refund::{Refund, Status, about_amount, about_payment};
+use crate::refund::{Refund, Status};
 
 /// What a look-up means for the key that it named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,7 +190,7 @@ impl Call {
         let names = || {
             let mut names = self.payment_names(&receipt.payment);
             if let Some(wanted) = self.wanted() {
-                names.extend(crate::refund::payment_digests(
+                names.extend(crate::call::payment_digests(
                     &self.entry,
                     &wanted.payment.id,
                     &wanted.payment.reference,

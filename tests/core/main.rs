@@ -7,6 +7,7 @@
     clippy::unreachable,
     clippy::indexing_slicing,
     clippy::string_slice,
+    clippy::print_stdout,
     clippy::arithmetic_side_effects,
     reason = "a test that panics has failed, which is what it is for"
 )]
@@ -28,6 +29,8 @@ mod hostile;
 mod json;
 #[cfg(not(target_arch = "wasm32"))]
 mod keys;
+#[cfg(not(target_arch = "wasm32"))]
+mod layers;
 #[cfg(not(target_arch = "wasm32"))]
 mod leaks;
 #[cfg(not(target_arch = "wasm32"))]
