@@ -279,7 +279,7 @@ impl Shared {
         Action::Pause
     }
 
-    /// Does what goes with an answer: settles its key, and tells who watches. Returns the word that counts.
+    /// Settles the key, logs and counts. Returns the metric's outcome label.
     fn note(&self, provider: &str, answer: &mut Answer) -> &'static str {
         self.settle(answer);
         if let Some(alarm) = &answer.alarm {
@@ -846,7 +846,7 @@ impl RootContext for Root {
             self.fetch(fetch);
         }
         self.look_after_streams();
-        // Whoever found that nobody fetches any more has taken it on.
+        // Starts the fetches that waiting streams took over in this tick.
         let wanted = mem::take(&mut *self.shared.wanted.borrow_mut());
         for fetch in wanted {
             self.fetch(fetch);

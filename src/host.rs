@@ -43,7 +43,7 @@ pub enum Buffer {
 pub enum Level {
     /// For who follows what happens.
     Info = 2,
-    /// For who must look sooner or later.
+    /// Needs attention.
     Warn = 3,
     /// For who must look now.
     Error = 4,

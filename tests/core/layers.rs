@@ -7,7 +7,8 @@ use std::path::Path;
 const LAYERS: &[&[&str]] = &[
     &["filter"],
     &["host", "exchange"],
-    &["call", "look_up", "token"],
+    &["look_up", "token"],
+    &["call"],
     &["config"],
     &["provider"],
     &["signing", "refund", "idempotency"],
