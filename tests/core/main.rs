@@ -12,6 +12,10 @@
     reason = "a test that panics has failed, which is what it is for"
 )]
 
+#[cfg_attr(
+    target_arch = "wasm32",
+    allow(dead_code, unused_imports, reason = "two suites run there")
+)]
 #[path = "../common/mod.rs"]
 mod common;
 
