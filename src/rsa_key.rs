@@ -10,7 +10,7 @@ use std::fmt;
 use pkcs1::UintRef;
 use rand_core::TryCryptoRng;
 use rsa::BoxedUint;
-use rsa::traits::{PrivateKeyParts as _, PublicKeyParts as _};
+use rsa::traits::PrivateKeyParts as _;
 use sha2::Sha256;
 
 /// The shortest modulus that is taken, in bits. Nobody should trust a shorter one.
@@ -45,10 +45,13 @@ impl RsaPublicKey {
 
     /// Whether this is the key's signature over a text of this SHA-256.
     pub fn verify(&self, digest: &[u8; 32], signature: &[u8]) -> bool {
-        self.0
-            .pkcs1v15_verify_prehash::<Sha256>(digest, signature)
-            .is_ok()
+        verifies(&self.0, digest, signature)
     }
+}
+
+fn verifies(key: &rsa::PublicKey, digest: &[u8; 32], signature: &[u8]) -> bool {
+    key.pkcs1v15_verify_prehash::<Sha256>(digest, signature)
+        .is_ok()
 }
 
 impl fmt::Debug for RsaPublicKey {
@@ -58,10 +61,7 @@ impl fmt::Debug for RsaPublicKey {
 }
 
 /// A private key of 2048 to 4096 bits. The crate wipes its numbers when it is dropped.
-pub struct RsaPrivateKey {
-    key: rsa::PrivateKey,
-    public: RsaPublicKey,
-}
+pub struct RsaPrivateKey(rsa::PrivateKey);
 
 impl fmt::Debug for RsaPrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,24 +97,18 @@ impl RsaPrivateKey {
         if !is_one_key {
             return Err(KeyFault::Numbers);
         }
-        let public = RsaPublicKey(key.to_public_key());
-        Ok(RsaPrivateKey { key, public })
+        Ok(RsaPrivateKey(key))
     }
 
-    /// The public half.
-    pub fn public(&self) -> &RsaPublicKey {
-        &self.public
-    }
-
-    /// The bytes of a signature.
-    pub fn size(&self) -> usize {
-        self.key.size()
+    /// Whether this is the key's signature over a text of this SHA-256.
+    pub fn verify(&self, digest: &[u8; 32], signature: &[u8]) -> bool {
+        verifies(self.0.as_public_key(), digest, signature)
     }
 
     /// The signature over a text of this SHA-256; none where the computation went wrong. It is the
     /// same for the same text: the randomness goes into the blinding alone.
     pub fn sign(&self, digest: &[u8; 32], random: &mut impl TryCryptoRng) -> Option<Vec<u8>> {
-        self.key
+        self.0
             .pkcs1v15_sign_prehash_with_rng::<Sha256, _>(random, digest)
             .ok()
     }

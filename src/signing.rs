@@ -333,7 +333,7 @@ pub fn host_signature(
     }
     let digest = Sha256::digest(text).into();
     signature
-        .filter(|signature| good && key.key.public().verify(&digest, signature))
+        .filter(|signature| good && key.key.verify(&digest, signature))
         .map(<[u8]>::to_vec)
         .ok_or(SignerFailed)
 }

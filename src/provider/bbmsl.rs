@@ -174,25 +174,18 @@ impl Provider for Bbmsl {
         };
         match (&*order.status, order.missing()) {
             ("REFUNDED", Some(0)) | (_, None) => Look::Unknown(Doubt::Unreadable, order.word),
-            ("SUCCESS" | "SETTLED" | "OPEN" | "VOIDED" | "CLOSED" | "REFUNDED", Some(missing))
-                if missing > 0 =>
-            {
+            ("OPEN" | "VOIDED" | "CLOSED", Some(0)) => {
+                Look::NotRefundable(order.status, order.word)
+            }
+            ("SUCCESS" | "SETTLED" | "OPEN" | "VOIDED" | "CLOSED" | "REFUNDED", Some(missing)) => {
                 Look::Refundable(Shown {
                     currency: Some(order.all.currency),
                     left: Some(order.left),
-                    refunded: true,
+                    refunded: missing > 0,
                     names: order.names,
                     word: order.word,
                 })
             }
-            ("SUCCESS" | "SETTLED", _) => Look::Refundable(Shown {
-                currency: Some(order.all.currency),
-                left: Some(order.left),
-                refunded: false,
-                names: order.names,
-                word: order.word,
-            }),
-            ("OPEN" | "VOIDED" | "CLOSED", _) => Look::NotRefundable(order.status, order.word),
             _ => Look::Unknown(Doubt::Unreadable, order.word),
         }
     }
