@@ -248,10 +248,8 @@ impl Call {
                         Retry::LookUp,
                         "The provider refused, and its payment shows a refund since that may be this one.",
                     );
-                    let body = self.with_words(head, refused, receipt.word.clone()).body();
-                    let told = (Code::ProviderRejected.status(), body);
-                    let (names, otherwise) = (Some(names()), Some(problem));
-                    answer.concludes = self.conclusion(End::Unknown, told, None, names, otherwise);
+                    let doubt = self.with_words(head, refused, receipt.word.clone());
+                    answer.concludes = self.doubt(&doubt, Some(names()), problem);
                 }
                 return answer;
             }
@@ -375,11 +373,7 @@ impl Call {
                     self.retry_when_unknown(),
                     "The provider has said that it refunded, and shows no refund any more.",
                 );
-                let told = (
-                    Code::ProviderError.status(),
-                    self.with_words(head, doubt, word).body(),
-                );
-                answer.concludes = self.conclusion(End::Unknown, told, None, None, Some(problem));
+                answer.concludes = self.doubt(&self.with_words(head, doubt, word), None, problem);
             }
             return answer;
         }
@@ -411,6 +405,17 @@ impl Call {
             .into_iter()
             .filter_map(|name| Some((name, json.root().get(name)?.raw().to_owned())));
         add(body, known);
+    }
+
+    /// That a final word no longer holds: from now on the key's calls are told this problem.
+    fn doubt(
+        &self,
+        told: &Problem,
+        alone: Option<Vec<Digest>>,
+        otherwise: Problem,
+    ) -> Option<Box<Conclusion>> {
+        let told = (told.status, told.body());
+        self.conclusion(End::Unknown, told, None, alone, Some(otherwise))
     }
 
     fn conclusion(
