@@ -3,6 +3,7 @@
 use sha2::{Digest as _, Sha256};
 use uuid::{Builder, Uuid, Variant};
 
+use crate::caller::CallerName;
 use crate::guard::Digest;
 
 /// The longest key that is taken, in characters.
@@ -12,8 +13,13 @@ const MAX_LENGTH: usize = 255;
 ///
 /// It is made once, where the header (or a look-up's `key`) is read, and nothing else ever sees the text as it was written:
 /// the guard, the provider's key and look-ups cannot be of two minds about what one key is.
+///
+/// Where the configuration says who calls, each caller has keys of its own: one key of two callers is two refunds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdempotencyKey(String);
+pub struct IdempotencyKey {
+    text: String,
+    caller: Option<CallerName>,
+}
 
 /// Why there is no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,28 +48,37 @@ impl IdempotencyKey {
         if is_uuid(&text) {
             text.make_ascii_lowercase();
         }
-        Ok(IdempotencyKey(text))
+        Ok(IdempotencyKey { text, caller: None })
+    }
+
+    /// The same key as this caller's; none where the configuration does not tell callers apart.
+    pub fn of_caller(self, caller: Option<CallerName>) -> Self {
+        IdempotencyKey { caller, ..self }
     }
 
     /// The identity itself. It is the caller's: never for a log.
     pub fn identity(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// The name of this key in the guard, which keeps no key's text.
     pub fn digest(&self) -> Digest {
-        Digest::of([self.0.as_bytes()])
+        match &self.caller {
+            None => Digest::of([self.text.as_bytes()]),
+            Some(caller) => Digest::of([caller.as_str().as_bytes(), self.text.as_bytes()]),
+        }
     }
 
     /// The key for the provider configured under `provider`: the caller's own where it is a UUID of version 4 (or of
-    /// version 7, where `takes_v7`), else one made from it, always the same.
+    /// version 7, where `takes_v7`), else one made from it, always the same. Where callers are told apart it is always made, since
+    /// two of them could choose one UUID.
     pub fn for_provider(&self, provider: &str, takes_v7: bool) -> ProviderKey {
         ProviderKey(self.as_uuid(takes_v7).unwrap_or_else(|| {
-            let digest = Sha256::new()
-                .chain_update(provider)
-                .chain_update([0])
-                .chain_update(&self.0)
-                .finalize();
+            let mut hash = Sha256::new().chain_update(provider).chain_update([0]);
+            if let Some(caller) = &self.caller {
+                hash = hash.chain_update(caller.as_str()).chain_update([0]);
+            }
+            let digest = hash.chain_update(&self.text).finalize();
             let mut bytes = [0; 16];
             bytes
                 .iter_mut()
@@ -74,7 +89,12 @@ impl IdempotencyKey {
     }
 
     fn as_uuid(&self, takes_v7: bool) -> Option<Uuid> {
-        let uuid = Uuid::try_parse(&self.0).ok().filter(|_| is_uuid(&self.0))?;
+        if self.caller.is_some() {
+            return None;
+        }
+        let uuid = Uuid::try_parse(&self.text)
+            .ok()
+            .filter(|_| is_uuid(&self.text))?;
         let version = uuid.get_version_num();
         (uuid.get_variant() == Variant::RFC4122 && (version == 4 || version == 7 && takes_v7))
             .then_some(uuid)
@@ -119,7 +139,7 @@ mod tests {
     use super::*;
 
     fn key(values: &[&[u8]]) -> Result<String, KeyFault> {
-        IdempotencyKey::from_header(values.iter().copied()).map(|key| key.0)
+        IdempotencyKey::from_header(values.iter().copied()).map(|key| key.text)
     }
 
     #[test]
@@ -154,9 +174,11 @@ mod tests {
     #[test]
     fn a_uuid_is_kept_and_anything_else_derived() {
         let for_provider = |key: &str, takes_v7| {
-            IdempotencyKey(key.into())
-                .for_provider("bog", takes_v7)
-                .text()
+            let key = IdempotencyKey {
+                text: key.into(),
+                caller: None,
+            };
+            key.for_provider("bog", takes_v7).text()
         };
         let v4 = "0f8fad5b-d9cb-469f-a165-70867728950e";
         let v7 = "0191f5a7-44d3-7430-8739-2d80821416bf";
@@ -176,7 +198,14 @@ mod tests {
     #[test]
     fn the_derived_key_is_the_contracts() {
         // From `printf 'bog\0k-1' | sha256sum`, with the version and variant bits set by hand.
-        let derived = IdempotencyKey("k-1".into()).for_provider("bog", false);
+        let key = IdempotencyKey::from_header([&b"k-1"[..]].into_iter()).unwrap();
+        let derived = key.for_provider("bog", false);
         assert_eq!(derived.text(), "9595f64c-6305-4965-aaf2-bd52f7343244");
+        // From `printf 'bog\0shop\0k-1' | sha256sum`, likewise.
+        let caller = CallerName::from_property(Some(b"shop".to_vec()));
+        let of_caller = key.clone().of_caller(caller);
+        let derived = of_caller.for_provider("bog", false);
+        assert_eq!(derived.text(), "05b3c2a2-03c1-4042-bc71-640b5bca4360");
+        assert_ne!(of_caller.digest(), key.digest());
     }
 }

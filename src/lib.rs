@@ -22,6 +22,7 @@
 
 mod authorization;
 pub mod call;
+pub mod caller;
 pub mod clock;
 pub mod config;
 pub mod exchange;

@@ -13,7 +13,9 @@ const LAYERS: &[&[&str]] = &[
     &["provider"],
     &["signing", "refund", "idempotency"],
     &["guard", "money", "text", "authorization"],
-    &["clock", "secret", "json", "headers", "memory", "rsa_key"],
+    &[
+        "caller", "clock", "secret", "json", "headers", "memory", "rsa_key",
+    ],
     &["problem"],
 ];
 

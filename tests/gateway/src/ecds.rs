@@ -25,6 +25,7 @@ pub(crate) fn discover(config: &mut Value, folder: &Path) -> Result<()> {
         .context("envoy.yaml has no refund_filter")?;
     let discovered = json!({
         "name": NAME,
+        "disabled": true,
         "config_discovery": {
             "config_source": {
                 "resource_api_version": "V3",

@@ -21,7 +21,18 @@ fn read(name: &str) -> Result<Value> {
     let path = project().join("envoy").join(name);
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("{} cannot be read", path.display()))?;
-    Ok(serde_saphyr::from_str(&text)?)
+    parse(&text)
+}
+
+/// Reads a configuration of Envoy.
+pub fn parse(text: &str) -> Result<Value> {
+    Ok(serde_saphyr::from_str(text)?)
+}
+
+pub(crate) fn has_cluster(config: &Value, name: &str) -> bool {
+    let clusters = config["static_resources"]["clusters"].as_array();
+    let mut clusters = clusters.into_iter().flatten();
+    clusters.any(|cluster| cluster["name"] == name)
 }
 
 fn at<'a>(config: &'a mut Value, pointer: &str) -> Result<&'a mut Value> {
@@ -52,7 +63,7 @@ pub(crate) fn set_listener_port(config: &mut Value, port: u16) -> Result<()> {
         config,
         &format!("{LISTENER}/address/socket_address/port_value"),
     )? = json!(port);
-    *at(config, "/admin/address/socket_address/port_value")? = json!(0);
+    config["admin"]["address"]["socket_address"] = json!({"address": "127.0.0.1", "port_value": 0});
     Ok(())
 }
 
@@ -98,6 +109,10 @@ pub fn set_secrets(config: &mut Value, by: SecretsBy, folder: &Path) -> Result<(
             {
                 filters.splice(0..0, injectors);
             }
+            let enabled = parts["typed_per_filter_config"].take();
+            for route in ["refunds", "refunds-preview"] {
+                enable(route_mut(config, route)?, &enabled)?;
+            }
         }
         SecretsBy::Environment => {
             let filter = named(manager, "/http_filters", "refund_filter")?;
@@ -107,6 +122,15 @@ pub fn set_secrets(config: &mut Value, by: SecretsBy, folder: &Path) -> Result<(
     }
     change_plugin(config, |plugin| take_secrets_by(plugin, by))?;
     move_secrets(config, folder);
+    Ok(())
+}
+
+/// Switches more filters on for a route.
+fn enable(route: &mut Value, filters: &Value) -> Result<()> {
+    let known = at(route, "/typed_per_filter_config")?;
+    if let (Some(known), Some(filters)) = (known.as_object_mut(), filters.as_object()) {
+        known.extend(filters.clone());
+    }
     Ok(())
 }
 

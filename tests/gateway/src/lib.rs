@@ -25,7 +25,8 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 pub use envoy_yaml::{
-    change_plugin, filter_mut, inject_credentials, load, route_mut, set_secrets, sign_by_transit,
+    change_plugin, filter_mut, inject_credentials, load, parse, route_mut, set_secrets,
+    sign_by_transit,
 };
 
 /// The path of the canonical call.
@@ -89,6 +90,8 @@ pub struct Options {
     pub simulators: simulator::Options,
     /// By which way the secrets come.
     pub secrets_by: SecretsBy,
+    /// Another whole configuration than envoy.yaml, with some of its providers.
+    pub base: Option<Value>,
     /// Worker threads of Envoy.
     pub concurrency: u32,
     /// The port to listen on; 0 is any free one.
@@ -122,6 +125,7 @@ impl Default for Options {
         Options {
             simulators: simulator::Options::default(),
             secrets_by: SecretsBy::of_this_envoy(),
+            base: None,
             concurrency: 2,
             port: 0,
             change: Box::new(|_, _| {}),
@@ -361,17 +365,18 @@ impl Gateway {
         }
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, simulators.ca_pem())?;
-        let mut config = load()?;
+        let mut config = match options.base {
+            Some(base) => base,
+            None => load()?,
+        };
         envoy_yaml::set_listener_port(&mut config, options.port)?;
         envoy_yaml::set_module(&mut config, &module()?)?;
         envoy_yaml::set_secrets(&mut config, options.secrets_by, &secret_folder)?;
         for provider in Provider::ALL {
-            envoy_yaml::set_upstream(
-                &mut config,
-                cluster(provider),
-                simulators.address(provider),
-                &ca,
-            )?;
+            let (cluster, address) = (cluster(provider), simulators.address(provider));
+            if envoy_yaml::has_cluster(&config, cluster) {
+                envoy_yaml::set_upstream(&mut config, cluster, address, &ca)?;
+            }
         }
         (options.change)(&mut config, &secret_folder);
         if options.ecds {

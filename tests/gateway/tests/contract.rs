@@ -867,6 +867,8 @@ async fn a_refund_call_with_a_query_is_refused() {
 async fn the_path_is_the_configured_one() {
     let caller = Caller::start(Options::changed(|config| {
         plugin(config, |plugin| plugin["path"] = json!("/pay/back"));
+        let route = route_mut(config, "refunds").expect("the route");
+        route["match"]["path"] = json!("/pay/back");
     }))
     .await;
     let refund = body(Provider::Moyasar, 1).to_string();

@@ -327,19 +327,22 @@ async fn a_provider_without_a_route_is_the_gateways_error_and_gets_nothing() -> 
         ("no route of its own", |config| {
             without(config, &["bog", "moyasar", "begateway", "bbmsl"]);
         }),
-        ("none but another application's", |config| {
-            without(
-                config,
-                &[
-                    "bog",
-                    "moyasar",
-                    "begateway",
-                    "bbmsl",
-                    "refund-without-route",
-                ],
-            );
+        ("none but the refunds' own", |config| {
+            routes_mut(config).retain(|route| {
+                let name = route["name"].as_str();
+                name.is_some_and(|name| name.starts_with("refunds"))
+            });
         }),
-        ("none at all", |config| routes_mut(config).clear()),
+        ("another application's in front of it", |config| {
+            let any =
+                json!({"name": "any", "match": {"prefix": "/"}, "route": {"cluster": "moyasar"}});
+            routes_mut(config).insert(0, any);
+            let own = routes_mut(config)
+                .iter()
+                .position(|route| route["name"] == "refunds");
+            let own = routes_mut(config).remove(own.expect("the refunds' own"));
+            routes_mut(config).insert(0, own);
+        }),
         ("a route to a cluster that is not there", |config| {
             let routes = format!("{MANAGER}/route_config");
             config.pointer_mut(&routes).expect("routes")["validate_clusters"] = false.into();
@@ -997,6 +1000,10 @@ async fn trapping_gateway() -> Result<Gateway> {
         set_manager(config, &json!({"stream_idle_timeout": "3s"}));
         set_routes(config, &json!({"timeout": "4s"}));
         with_another_application(config);
+        // A team that has the filter on for another application's route, too.
+        let refunds = route_mut(config, "refunds").expect("a route");
+        let enabled = refunds["typed_per_filter_config"].clone();
+        route_mut(config, "another").expect("a route")["typed_per_filter_config"] = enabled;
     };
     Gateway::start(Options {
         concurrency: 1,
