@@ -683,7 +683,7 @@ impl Reader<'_> {
         if let Some(node) = signing.take("transit") {
             let transit = self.transit(&signing.at("transit"), node);
             self.refuse_the_rest(signing, "transit, or keys and signer,");
-            return transit.map(Signing::Transit);
+            return transit.map(|transit| Signing::Transit(Rc::new(transit)));
         }
         let signer = match self.optional_text(&mut signing, "signer").as_deref() {
             None | Some("auto") => SignerChoice::Auto,

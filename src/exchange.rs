@@ -39,18 +39,20 @@ use crate::provider::{
 };
 use crate::refund::{Amount, Refund, Refunded, Status};
 use crate::secret::{Carried, Secret};
-use crate::signing::{
-    KeyRing, Signer, SignerChoice, Signing, Told, Transit, TransitKeys, TransitSignature, Verified,
-};
+use crate::signing::{KeyRing, Signer, SignerChoice, Signing};
 use crate::text;
 use crate::token::{Failure, FailureKind};
 
-mod asking;
+mod callout;
+mod inquiry;
 mod looked_up;
 mod preview;
+mod signing;
 
-pub use asking::{ASK_TIMEOUT_MS, Asking};
+pub use callout::{Callout, CalloutRequest, Environment};
+pub use inquiry::Inquiry;
 pub use looked_up::Conclusion;
+pub use signing::{Unsigned, Unverified};
 
 /// The largest body of a canonical call, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -392,6 +394,40 @@ pub fn unreadable_call() -> Answer {
     nobody.not_sent(gateway_error(500, sentence))
 }
 
+/// Where a call stands after a step. What it holds makes the next step, and is consumed by it.
+#[derive(Debug)]
+pub enum Step {
+    /// It is answered: nothing more is to be done.
+    Answered(Answer),
+    /// Its body is being read.
+    Reading(Reading),
+    /// It waits for a bearer token.
+    Waiting(Box<Waiting>),
+    /// It waits for the answer to a call of the gateway's own.
+    Calling(Callout),
+    /// The provider's request is to be handed over.
+    Leaving(Box<Dispatch>),
+    /// The provider's request may have left.
+    Sent(Sent),
+    /// The provider's reply is being read.
+    Replying(Replying),
+}
+
+impl Step {
+    /// The answer where Envoy answers in the filter's place, or the stream ends without an answer: it settles the key.
+    pub fn local_reply(self, reply: LocalReply<'_>, earlier: Earlier<'_>) -> Answer {
+        match self {
+            Step::Answered(answer) => answer,
+            Step::Reading(reading) => reading.local_reply(reply, earlier),
+            Step::Waiting(waiting) => waiting.local_reply(reply),
+            Step::Calling(callout) => callout.local_reply(reply),
+            Step::Leaving(dispatch) => dispatch.sent.local_reply(reply),
+            Step::Sent(sent) => sent.local_reply(reply),
+            Step::Replying(replying) => replying.local_reply(reply),
+        }
+    }
+}
+
 /// What is kept of the caller's headers, and of its key.
 #[derive(Debug, Clone)]
 struct Caller {
@@ -531,23 +567,6 @@ enum Task {
     Refund(Refund, ProviderKey),
     /// How a refund stands; with the caller's key of it.
     LookUp(Wanted, Option<Digest>),
-}
-
-/// What becomes of a call when its body is there.
-#[derive(Debug)]
-pub enum Prepared {
-    /// It is answered at once: nothing is sent.
-    Answer(Answer),
-    /// It goes to the provider.
-    Dispatch(Box<Dispatch>),
-    /// It needs a bearer token first.
-    Wait(Box<Waiting>),
-    /// It must be signed by OpenBao first.
-    Sign(Box<Unsigned>),
-    /// OpenBao's signature must be verified, and its public key is not known yet.
-    Verify(Box<Unverified>),
-    /// The provider is asked by a call of the gateway's own first.
-    Ask(Box<Asking>),
 }
 
 impl Reading {
@@ -717,7 +736,7 @@ impl Accepted {
         now: Now,
         signer: &mut dyn Signer,
         filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
-    ) -> Prepared {
+    ) -> Step {
         // What was known of the key when the headers came is out of date.
         self.caller.standing = None;
         let idempotency = self.entry.dialect.capabilities().idempotency;
@@ -737,7 +756,7 @@ impl Accepted {
                 self.caller.standing = Some(Standing { resend });
             }
             Claim::NoRoom => {
-                return Prepared::Answer(self.caller.not_sent(gateway_error(
+                return Step::Answered(self.caller.not_sent(gateway_error(
                     503,
                     "Nothing was sent: this provider knows no keys, and the gateway can remember no more of them. The \
                      platform team must look at its guard.",
@@ -759,19 +778,19 @@ impl Accepted {
                 );
             }
             Claim::Reused => {
-                return Prepared::Answer(self.caller.not_sent(Problem::unknown(
+                return Step::Answered(self.caller.not_sent(Problem::unknown(
                     Code::IdempotencyKeyReused,
                     Retry::No,
                     "Nothing was sent: this key was used with another refund.",
                 )));
             }
             Claim::PaymentTaken { is_open } => {
-                return Prepared::Answer(self.caller.not_sent(payment_has_refund(is_open)));
+                return Step::Answered(self.caller.not_sent(payment_has_refund(is_open)));
             }
             Claim::Answered {
                 answer: Some(answer),
                 ..
-            } => return Prepared::Answer(self.caller.again(answer, &self.task)),
+            } => return Step::Answered(self.caller.again(answer, &self.task)),
             Claim::Answered { standing, .. } => {
                 return self.held(
                     Code::GatewayError,
@@ -802,13 +821,13 @@ impl Accepted {
     }
 
     /// The answer to a call that is not sent, since another under its key is open.
-    fn held(self, code: Code, now: Now, standing: Standing, sentence: &str) -> Prepared {
+    fn held(self, code: Code, now: Now, standing: Standing, sentence: &str) -> Step {
         let retry = standing.retry(now);
         let mut problem = Problem::unknown(code, retry, sentence);
         if retry == Retry::SameKey {
             problem.retry_until = standing.resend.retry_until();
         }
-        Prepared::Answer(self.caller.not_sent(problem))
+        Step::Answered(self.caller.not_sent(problem))
     }
 }
 
@@ -891,7 +910,7 @@ enum Via {
 
 impl Call {
     /// What goes to the provider first.
-    fn begin(self, now: Now, signer: &mut dyn Signer, carried: &Carried<'_>) -> Prepared {
+    fn begin(self, now: Now, signer: &mut dyn Signer, carried: &Carried<'_>) -> Step {
         match &self.task {
             Task::Refund(refund, _) if self.entry.query_first && !self.preview => {
                 let question = self.entry.dialect.look(&refund.payment);
@@ -910,9 +929,9 @@ impl Call {
     }
 
     /// The refund itself.
-    fn refund(self, now: Now, signer: &mut dyn Signer, carried: &Carried<'_>) -> Prepared {
+    fn refund(self, now: Now, signer: &mut dyn Signer, carried: &Carried<'_>) -> Step {
         let Task::Refund(refund, key) = &self.task else {
-            return Prepared::Answer(self.caller.not_sent(gateway_error(
+            return Step::Answered(self.caller.not_sent(gateway_error(
                 500,
                 "Nothing was sent. The gateway took a look-up for a refund.",
             )));
@@ -932,7 +951,7 @@ impl Call {
         now: Now,
         signer: &mut dyn Signer,
         carried: &Carried<'_>,
-    ) -> Prepared {
+    ) -> Step {
         let entry = Rc::clone(&self.entry);
         let draft = Draft {
             call: self,
@@ -949,7 +968,7 @@ impl Call {
             Auth::Signature(signing) if draft.call.preview => {
                 match signing.is_ready(now.unix_ms.div_euclid(1_000), carried) {
                     Ok(()) => draft.show(Some(seal(&text, preview::REDACTED)), None),
-                    Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
+                    Err(sentence) => Step::Answered(draft.call.unsigned(sentence)),
                 }
             }
             Auth::Signature(Signing::Keys {
@@ -957,21 +976,20 @@ impl Call {
                 signer: choice,
             }) => match sign(ring, *choice, &text, now, signer, carried) {
                 Ok((signature, key_id)) => draft.signed(&text, seal, &signature, key_id),
-                Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
+                Err(sentence) => Step::Answered(draft.call.unsigned(sentence)),
             },
             Auth::Signature(Signing::Transit(transit)) => {
                 match transit.token.resolve_for_header(carried) {
-                    Ok(token) => Prepared::Sign(Box::new(Unsigned {
-                        draft,
-                        text,
-                        seal,
-                        token,
-                    })),
-                    Err(sentence) => Prepared::Answer(draft.call.unsigned(sentence)),
+                    Ok(token) => {
+                        let transit = Rc::clone(transit);
+                        let unsigned = Unsigned::new(draft, transit, text, seal, token);
+                        Step::Calling(Callout::Signature(Box::new(unsigned)))
+                    }
+                    Err(sentence) => Step::Answered(draft.call.unsigned(sentence)),
                 }
             }
             Auth::Token(_) | Auth::Bearer(_) | Auth::Basic { .. } | Auth::Injected => {
-                Prepared::Answer(
+                Step::Answered(
                     draft
                         .call
                         .unsigned("No signing key is configured for this provider."),
@@ -987,126 +1005,6 @@ pub struct Waiting {
     draft: Draft,
     body: Option<String>,
     client_secret: Secret,
-}
-
-/// A call that waits for OpenBao's signature. Nothing was sent.
-#[derive(Debug)]
-pub struct Unsigned {
-    draft: Draft,
-    text: String,
-    seal: fn(&str, &str) -> String,
-    token: Secret,
-}
-
-/// A call whose signature waits for OpenBao's word on the public key. Nothing was sent.
-#[derive(Debug)]
-pub struct Unverified {
-    unsigned: Unsigned,
-    signature: TransitSignature,
-}
-
-impl Unsigned {
-    /// The configured provider.
-    pub fn entry(&self) -> &Rc<ProviderEntry> {
-        &self.draft.call.entry
-    }
-
-    /// The request to OpenBao: its cluster, headers and body.
-    pub fn request(&self) -> Option<(&str, Headers<'static>, String)> {
-        let transit = self.transit()?;
-        Some((
-            &transit.cluster,
-            transit.request_headers(&self.token),
-            Transit::request_body(&self.text),
-        ))
-    }
-
-    /// Goes on with OpenBao's answer. `told` is what it has told of its public keys before.
-    pub fn reply(self, status: u16, body: &[u8], told: &Told) -> Prepared {
-        let signature = self
-            .transit()
-            .and_then(|transit| transit.read_reply(status, body));
-        let Some(signature) = signature else {
-            return Prepared::Answer(self.failed());
-        };
-        match (self.verify(&signature, told), told) {
-            (Verified::NotKnown, Told::NotAsked | Told::Keys(_)) => {
-                Prepared::Verify(Box::new(Unverified {
-                    unsigned: self,
-                    signature,
-                }))
-            }
-            (verified, _) => self.go_on(verified, &signature),
-        }
-    }
-
-    fn verify(&self, signature: &TransitSignature, told: &Told) -> Verified {
-        let none = TransitKeys::default();
-        let told = match told {
-            Told::Keys(keys) => keys,
-            Told::NotAsked | Told::Unavailable => &none,
-        };
-        match self.transit() {
-            Some(transit) => transit.verify(&self.text, signature, told),
-            None => Verified::No,
-        }
-    }
-
-    fn go_on(self, verified: Verified, signature: &TransitSignature) -> Prepared {
-        let key_id = self.transit().map(|transit| transit.key_id(signature));
-        match (verified, key_id) {
-            (Verified::Yes | Verified::NotKnown, Some(key_id)) => {
-                let signature = STANDARD.encode(&signature.bytes);
-                self.draft.signed(&self.text, self.seal, &signature, key_id)
-            }
-            _ => Prepared::Answer(
-                self.draft
-                    .call
-                    .unsigned("OpenBao gave a signature that its public key does not verify."),
-            ),
-        }
-    }
-
-    /// The answer in place of Envoy's own while the signature is awaited. Nothing was sent.
-    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.draft.call.caller.not_sent(nothing_left(reply))
-    }
-
-    /// The answer where OpenBao gives no signature.
-    pub fn failed(self) -> Answer {
-        self.draft.call.unsigned("OpenBao gave no signature.")
-    }
-
-    fn transit(&self) -> Option<&Transit> {
-        match &self.draft.call.entry.auth {
-            Auth::Signature(Signing::Transit(transit)) => Some(transit),
-            _ => None,
-        }
-    }
-}
-
-impl Unverified {
-    /// The configured provider.
-    pub fn entry(&self) -> &Rc<ProviderEntry> {
-        self.unsigned.entry()
-    }
-
-    /// The request to OpenBao for its public keys: its cluster and headers.
-    pub fn request(&self) -> Option<(&str, Headers<'static>)> {
-        let transit = self.unsigned.transit()?;
-        Some((&transit.cluster, transit.keys_headers(&self.unsigned.token)))
-    }
-
-    /// Goes on with what OpenBao has told now: without a public key the signature cannot be verified, and goes out as it is.
-    pub fn reply(self, told: &Told) -> Prepared {
-        let verified = self.unsigned.verify(&self.signature, told);
-        self.unsigned.go_on(verified, &self.signature)
-    }
-
-    /// The answer in place of Envoy's own meanwhile. Nothing was sent.
-    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.unsigned.local_reply(reply)
-    }
 }
 
 /// A provider's request, ready to leave.
@@ -1155,7 +1053,7 @@ impl Waiting {
     }
 
     /// Goes on with a token.
-    pub fn with_token(mut self, token: Secret) -> Prepared {
+    pub fn with_token(mut self, token: Secret) -> Step {
         let authorization = bearer(&token);
         // The token first: a 401 of the provider's drops it.
         let mut shown = vec![token.clone()];
@@ -1203,7 +1101,7 @@ impl Waiting {
 
 impl Draft {
     /// Adds the credentials of a provider that wants them in a header.
-    fn authorize(mut self, body: Option<String>, auth: &Auth, carried: &Carried<'_>) -> Prepared {
+    fn authorize(mut self, body: Option<String>, auth: &Auth, carried: &Carried<'_>) -> Step {
         let authorization = match auth {
             Auth::Token(endpoint) => match endpoint.client_secret.resolve_for_header(carried) {
                 // A preview fetches no token; that it would have one is all that is to be seen.
@@ -1211,7 +1109,7 @@ impl Draft {
                 Ok(client_secret) => match &self.call.token {
                     Some(token) => Ok(Some(bearer(token))),
                     None => {
-                        return Prepared::Wait(Box::new(Waiting {
+                        return Step::Waiting(Box::new(Waiting {
                             draft: self,
                             body,
                             client_secret,
@@ -1236,7 +1134,7 @@ impl Draft {
         };
         match authorization {
             Ok(authorization) => self.leave(body, authorization, None),
-            Err(sentence) => Prepared::Answer(self.call.alarm(503, Code::GatewayError, sentence)),
+            Err(sentence) => Step::Answered(self.call.alarm(503, Code::GatewayError, sentence)),
         }
     }
 
@@ -1247,7 +1145,7 @@ impl Draft {
         seal: fn(&str, &str) -> String,
         signature: &str,
         key_id: String,
-    ) -> Prepared {
+    ) -> Step {
         self.leave(Some(seal(text, signature)), None, Some(key_id))
     }
 
@@ -1257,14 +1155,14 @@ impl Draft {
         body: Option<String>,
         authorization: Option<Secret>,
         key_id: Option<String>,
-    ) -> Prepared {
+    ) -> Step {
         if self.call.preview {
             return self.show(body, authorization);
         }
         let headers = self.request_headers(body.as_deref(), authorization.as_ref());
         let (call, body) = (self.call, body.unwrap_or_default());
         match self.via {
-            Via::Route => Prepared::Dispatch(Box::new(Dispatch {
+            Via::Route => Step::Leaving(Box::new(Dispatch {
                 provider: call.entry.name.clone(),
                 headers,
                 body,
@@ -1273,14 +1171,16 @@ impl Draft {
                 retry_until: call.retry_until(),
                 sent: Sent { call },
             })),
-            Via::Callout => Prepared::Ask(Box::new(Asking::new(call, headers, body, key_id))),
+            Via::Callout => Step::Calling(Callout::Inquiry(Box::new(Inquiry::new(
+                call, headers, body, key_id,
+            )))),
         }
     }
 
     /// The answer that shows the request. `body`: without a signature.
-    fn show(self, body: Option<String>, authorization: Option<Secret>) -> Prepared {
+    fn show(self, body: Option<String>, authorization: Option<Secret>) -> Step {
         let headers = self.request_headers(body.as_deref(), authorization.as_ref());
-        Prepared::Answer(self.call.show(&headers, body.as_deref()))
+        Step::Answered(self.call.show(&headers, body.as_deref()))
     }
 
     fn request_headers(
@@ -1330,6 +1230,44 @@ impl Draft {
 #[derive(Debug)]
 pub struct Sent {
     call: Call,
+}
+
+/// A refund whose reply has begun.
+#[derive(Debug)]
+pub struct Replying {
+    sent: Sent,
+    head: ReplyHead,
+}
+
+impl Replying {
+    /// The configured provider.
+    pub fn entry(&self) -> Rc<ProviderEntry> {
+        self.sent.entry()
+    }
+
+    /// Whether it counts, with this reply, how often the route has sent the request.
+    pub fn counts_attempts(&self) -> bool {
+        self.sent.counts_attempts(&self.head)
+    }
+
+    /// Turns the whole reply into the answer. `attempts` is `upstream.request_attempt_count`.
+    pub fn reply(self, body: &[u8], attempts: u64) -> Answer {
+        self.sent.reply(&self.head, body, attempts)
+    }
+
+    /// The answer in place of Envoy's own after the reply has begun.
+    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
+        self.sent.local_reply(LocalReply {
+            connected: true,
+            // A reply that has begun is not one that was refused before.
+            details: if reply.details.contains("refused_stream") {
+                "upstream_reset"
+            } else {
+                reply.details
+            },
+            ..reply
+        })
+    }
 }
 
 /// The head of a provider's reply, as far as it counts.
@@ -1420,7 +1358,7 @@ impl Sent {
     ///
     /// A verdict in the body of a 2xx is about the refund under this key. A status is about one send, and where the provider
     /// has no key so is everything: after a retry by the route the send before it may have been the refund.
-    pub fn counts_attempts(&self, head: &ReplyHead) -> bool {
+    fn counts_attempts(&self, head: &ReplyHead) -> bool {
         let keyed = self.call.entry.dialect.capabilities().idempotency != Idempotency::None;
         !(keyed && (200..300).contains(&head.status))
     }
@@ -1496,19 +1434,9 @@ impl Sent {
         call.caller.problem(problem, End::Unknown)
     }
 
-    /// What would have been the answer where the stream ended without one: the caller left, or Envoy answered past the
-    /// filter. It settles the key. `replying`: the provider's reply had begun.
-    pub fn ended(self, reply: LocalReply<'_>, replying: bool) -> Answer {
-        self.local_reply(LocalReply {
-            connected: reply.connected || replying,
-            // A reply that has begun is not one that was refused before.
-            details: if replying && reply.details.contains("refused_stream") {
-                "upstream_reset"
-            } else {
-                reply.details
-            },
-            ..reply
-        })
+    /// Goes on when the head of the provider's reply is there.
+    pub fn replying(self, head: ReplyHead) -> Replying {
+        Replying { sent: self, head }
     }
 
     fn refunded(self, status: Status, receipt: Receipt) -> Answer {

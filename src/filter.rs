@@ -22,8 +22,8 @@ use rand_core::TryRng as _;
 
 use crate::config::{Auth, Config, ProviderEntry};
 use crate::exchange::{
-    ASK_TIMEOUT_MS, Answer, Asking, Dispatch, LocalReply, MAX_BODY, Opening, Prepared, Reading,
-    ReplyHead, Sent, Unsigned, Unverified, Waiting, open, retry_after, unreadable_call,
+    Answer, CalloutRequest, Dispatch, Environment, LocalReply, MAX_BODY, Opening, ReplyHead, Step,
+    Waiting, open, retry_after, unreadable_call,
 };
 use crate::guard::{Asks, Claim, Digest, Guard, Standing, Table};
 use crate::headers::Headers;
@@ -32,7 +32,7 @@ use crate::memory::{Memory, NotWritten, swap};
 use crate::problem::Fault;
 use crate::secret::Secret;
 use crate::signing::{
-    PrivateKey, Signer, SignerChoice, SignerFailed, Signing, TRANSIT_TIMEOUT_MS, Told, TransitKeys,
+    PrivateKey, PublicKeys, Signer, SignerChoice, SignerFailed, Signing, Told, TransitKeys,
     VmSigner, host_arguments, host_signature,
 };
 use crate::token::{self, Failure, FailureKind, Look, Record, Token, Turn};
@@ -112,7 +112,8 @@ struct Fetch {
 /// A stream's state, where the root can reach it.
 #[derive(Default)]
 struct Watch {
-    state: RefCell<State>,
+    /// Where its call stands; none where it is not ours, or answered.
+    step: RefCell<Option<Step>>,
     /// When the present state began, by the steady clock.
     since_ms: Cell<i64>,
     /// The provider's configured name, once it is known.
@@ -121,28 +122,6 @@ struct Watch {
     body_seen: Cell<bool>,
     /// [`body_bytes`] at the headers, when no body had come.
     body_base: Cell<u64>,
-}
-
-/// Where a stream stands.
-#[derive(Default)]
-enum State {
-    /// Not ours, or answered: nothing more to do.
-    #[default]
-    Done,
-    /// The call's body is being read.
-    Reading(Reading),
-    /// The call waits for a token.
-    Waiting(Box<Waiting>),
-    /// The call waits for OpenBao's signature.
-    Signing(Box<Unsigned>),
-    /// The call waits for OpenBao's public keys.
-    Verifying(Box<Unverified>),
-    /// The call waits for the provider's word on a payment.
-    Asking(Box<Asking>),
-    /// The provider's request may have left.
-    Sent(Sent),
-    /// The provider's reply is being read.
-    Replying(Sent, ReplyHead),
 }
 
 impl Shared {
@@ -330,7 +309,7 @@ impl Shared {
                 if dispatch.key_id.is_some() {
                     self.count_signature(&dispatch.sent.entry());
                 }
-                watch.state.replace(State::Sent(dispatch.sent));
+                watch.step.replace(Some(Step::Sent(dispatch.sent)));
                 true
             }
             Err(refused) => {
@@ -428,6 +407,21 @@ impl Shared {
         claim
     }
 
+    /// The answer in place of one of Envoy's own, or where a stream ends without one.
+    fn local_reply(&self, step: Step) -> Answer {
+        let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
+        let bytes = host::headers(Map::Response).unwrap_or_default();
+        let status = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default()).status;
+        let reply = LocalReply {
+            status,
+            details: &details,
+            connected: may_have_connected(),
+            attempts: host::integer_property(&["upstream", "request_attempt_count"])
+                .unwrap_or(u64::MAX),
+        };
+        step.local_reply(reply, &|key| self.standing(key))
+    }
+
     /// Tells the guard how a call ended. Where its key has become another call's, the answer says no more than is known.
     fn settle(&self, answer: &mut Answer) {
         if answer.settles.is_none() && answer.concludes.is_none() {
@@ -460,10 +454,10 @@ impl Shared {
 
     /// Does what the exchange says, on the stream that the host's calls speak of. `body_is_set`: the body was replaced before
     /// the stream was paused.
-    fn go_on(&self, id: u32, watch: &Rc<Watch>, prepared: Prepared, body_is_set: bool) -> Action {
-        match prepared {
-            Prepared::Answer(answer) => self.end(id, watch, answer),
-            Prepared::Dispatch(dispatch) => {
+    fn go_on(&self, id: u32, watch: &Rc<Watch>, step: Step, body_is_set: bool) -> Action {
+        match step {
+            Step::Answered(answer) => self.end(id, watch, answer),
+            Step::Leaving(dispatch) => {
                 watch.provider.replace(dispatch.provider.clone());
                 if self.send(watch, *dispatch, body_is_set) {
                     Action::Continue
@@ -471,42 +465,24 @@ impl Shared {
                     Action::Pause
                 }
             }
-            Prepared::Sign(unsigned) => {
-                watch.provider.replace(unsigned.entry().name.clone());
-                let called = unsigned.request().is_some_and(|(cluster, headers, body)| {
-                    self.call(id, watch, cluster, &headers, &body, TRANSIT_TIMEOUT_MS)
-                });
-                if !called {
-                    return self.end(id, watch, unsigned.failed());
-                }
-                watch.state.replace(State::Signing(unsigned));
-                Action::Pause
-            }
-            Prepared::Verify(unverified) => {
-                let called = unverified.request().is_some_and(|(cluster, headers)| {
-                    self.call(id, watch, cluster, &headers, "", TRANSIT_TIMEOUT_MS)
-                });
-                if !called {
-                    let told = self.untold(&unverified.entry().name);
-                    return self.go_on(id, watch, unverified.reply(&told), body_is_set);
-                }
-                watch.state.replace(State::Verifying(unverified));
-                Action::Pause
-            }
-            Prepared::Ask(asking) => {
-                watch.provider.replace(asking.entry().name.clone());
-                if let Some(key_id) = asking.key_id() {
+            Step::Calling(callout) => {
+                watch.provider.replace(callout.entry().name.clone());
+                if let Some(key_id) = callout.key_id() {
                     let _ = host::set_property("refund_key_id", key_id);
-                    self.count_signature(asking.entry());
+                    self.count_signature(callout.entry());
                 }
-                let (cluster, headers, body) = asking.request();
-                if !self.call(id, watch, cluster, headers, body, ASK_TIMEOUT_MS) {
-                    return self.end(id, watch, asking.failed());
+                if !self.call(id, watch, &callout.request()) {
+                    return self.go_on(id, watch, callout.not_made(self), body_is_set);
                 }
-                watch.state.replace(State::Asking(asking));
+                watch.step.replace(Some(Step::Calling(callout)));
                 Action::Pause
             }
-            Prepared::Wait(waiting) => {
+            // The host says when it goes on.
+            step @ (Step::Reading(_) | Step::Sent(_) | Step::Replying(_)) => {
+                watch.step.replace(Some(step));
+                Action::Pause
+            }
+            Step::Waiting(waiting) => {
                 watch.provider.replace(waiting.entry().name.clone());
                 match self.ask(waiting.entry(), waiting.client_secret()) {
                     Some(Turn::Use(token)) => {
@@ -525,7 +501,7 @@ impl Shared {
     /// Answers a stream; nothing more is to be done for it.
     fn end(&self, id: u32, watch: &Watch, answer: Answer) -> Action {
         self.unwatch(id);
-        watch.state.replace(State::Done);
+        watch.step.take();
         let mut provider = watch.provider.borrow_mut();
         if provider.is_empty() {
             let known = answer.alarm.as_ref().map(|alarm| &*alarm.provider);
@@ -537,20 +513,18 @@ impl Shared {
 
     /// Makes a call of the filter's own that a stream waits for. The host binds it to the context that it speaks of, the SDK to the
     /// one whose callback runs: those must be one and the same.
-    fn call(
-        &self,
-        id: u32,
-        watch: &Rc<Watch>,
-        cluster: &str,
-        headers: &Headers<'_>,
-        body: &str,
-        timeout_ms: u32,
-    ) -> bool {
+    fn call(&self, id: u32, watch: &Rc<Watch>, request: &CalloutRequest<'_>) -> bool {
         let root = self.acting_root.get();
         if let Some(root) = root {
             let _ = host::set_effective_context(root);
         }
-        let call = dispatch(cluster, headers, body, timeout_ms);
+        let CalloutRequest {
+            cluster,
+            headers,
+            body,
+            timeout_ms,
+        } = request;
+        let call = dispatch(cluster, headers, body, *timeout_ms);
         if root.is_some() {
             let _ = host::set_effective_context(id);
         }
@@ -576,79 +550,34 @@ impl Shared {
         if host::set_effective_context(id).is_err() {
             return;
         }
-        let prepared = match watch.state.take() {
-            State::Signing(unsigned) if !came => Prepared::Answer(unsigned.failed()),
-            State::Signing(unsigned) => {
-                let told = self.told(&unsigned.entry().name);
-                unsigned.reply(head.status, &body, &told)
-            }
-            State::Verifying(unverified) => {
-                let provider = unverified.entry().name.clone();
-                let told = match TransitKeys::read(head.status, &body) {
-                    Some(keys) => self.tell_keys(&provider, keys),
-                    None => self.untold(&provider),
-                };
-                unverified.reply(&told)
-            }
-            State::Asking(asking) if !came => Prepared::Answer(asking.cut()),
-            State::Asking(asking) => {
-                let filter_state = |key: &str| host::property(&["filter_state", key]);
-                let mut signer = GatewaySigner(self);
-                let (entry, guard) = (Rc::clone(asking.entry()), self.guard());
-                let prepared = asking.reply(
-                    &head,
-                    &body,
-                    host::now(),
-                    &mut signer,
-                    &filter_state,
-                    guard.as_ref(),
-                );
-                if let Prepared::Answer(answer) = &prepared {
-                    drop_token(&entry, answer);
-                }
-                prepared
-            }
+        let callout = match watch.step.take() {
+            Some(Step::Calling(callout)) => callout,
             other => {
-                watch.state.replace(other);
+                watch.step.replace(other);
                 return;
             }
         };
-        if self.go_on(id, watch, prepared, false) == Action::Continue {
+        let step = if came {
+            let entry = Rc::clone(callout.entry());
+            let guard = self.guard();
+            let mut environment = Environment {
+                now: host::now(),
+                signer: &mut GatewaySigner(self),
+                filter_state: &|key| host::property(&["filter_state", key]),
+                guard: guard.as_ref(),
+                public_keys: self,
+            };
+            let step = callout.reply(&head, &body, &mut environment);
+            if let Step::Answered(answer) = &step {
+                drop_token(&entry, answer);
+            }
+            step
+        } else {
+            callout.cut(self)
+        };
+        if self.go_on(id, watch, step, false) == Action::Continue {
             let _ = host::resume_request();
         }
-    }
-
-    /// What OpenBao has told of a provider's public keys.
-    fn told(&self, provider: &str) -> Told {
-        let now_ms = host::now().steady_ms;
-        let told = self.told.borrow();
-        match told.get(provider) {
-            Some((Told::Unavailable, until_ms)) if now_ms >= *until_ms => Told::NotAsked,
-            Some((told, _)) => told.clone(),
-            None => Told::NotAsked,
-        }
-    }
-
-    fn tell_keys(&self, provider: &str, keys: TransitKeys) -> Told {
-        let told = Told::Keys(keys);
-        let mut known = self.told.borrow_mut();
-        known.insert(provider.to_owned(), (told.clone(), i64::MAX));
-        told
-    }
-
-    /// OpenBao does not tell its public keys.
-    fn untold(&self, provider: &str) -> Told {
-        host::log(
-            Level::Warn,
-            &format!(
-                "refund-filter: {provider}: OpenBao's signatures are not verified before they are sent: its public keys cannot be \
-                 read (allow `read` on the path keys/NAME, or give signing.transit.public_keys)"
-            ),
-        );
-        let until_ms = host::now().steady_ms.saturating_add(UNTOLD_MS);
-        let mut known = self.told.borrow_mut();
-        known.insert(provider.to_owned(), (Told::Unavailable, until_ms));
-        Told::Unavailable
     }
 
     fn wait(&self, id: u32, watch: &Rc<Watch>, waiting: Box<Waiting>, turn: Turn) -> Action {
@@ -660,7 +589,7 @@ impl Shared {
             let answer = waiting.without_token(&Failure::unreachable());
             return self.end(id, watch, answer);
         }
-        watch.state.replace(State::Waiting(waiting));
+        watch.step.replace(Some(Step::Waiting(waiting)));
         self.watch_from_now(
             id,
             watch,
@@ -676,6 +605,38 @@ impl Shared {
         watch.since_ms.set(host::now().steady_ms);
         self.watched.borrow_mut().insert(id, Rc::clone(watch));
         self.tick_within(tick_ms);
+    }
+}
+
+impl PublicKeys for Shared {
+    fn told(&self, provider: &str) -> Told {
+        let now_ms = host::now().steady_ms;
+        let told = self.told.borrow();
+        match told.get(provider) {
+            Some((Told::Unavailable, until_ms)) if now_ms >= *until_ms => Told::NotAsked,
+            Some((told, _)) => told.clone(),
+            None => Told::NotAsked,
+        }
+    }
+
+    fn remember(&self, provider: &str, keys: Option<TransitKeys>) -> Told {
+        let (told, until_ms) = match keys {
+            Some(keys) => (Told::Keys(keys), i64::MAX),
+            None => {
+                host::log(
+                    Level::Warn,
+                    &format!(
+                        "refund-filter: {provider}: OpenBao's signatures are not verified before they are sent: its public \
+                         keys cannot be read (allow `read` on the path keys/NAME, or give signing.transit.public_keys)"
+                    ),
+                );
+                let until_ms = host::now().steady_ms.saturating_add(UNTOLD_MS);
+                (Told::Unavailable, until_ms)
+            }
+        };
+        let mut known = self.told.borrow_mut();
+        known.insert(provider.to_owned(), (told.clone(), until_ms));
+        told
     }
 }
 
@@ -854,7 +815,7 @@ impl RootContext for Root {
         let _ = host::set_effective_context(self.id);
         self.shared.acting_root.set(None);
         let watched = self.shared.watched.borrow();
-        let waits = |watch: &Rc<Watch>| matches!(*watch.state.borrow(), State::Waiting(_));
+        let waits = |watch: &Rc<Watch>| matches!(*watch.step.borrow(), Some(Step::Waiting(_)));
         self.shared.set_tick(if watched.is_empty() {
             self.shared.idle_tick_ms()
         } else if watched.values().any(waits) {
@@ -974,8 +935,8 @@ impl Root {
             ((), record.settle(fetch.lease, &result))
         });
         for (id, watch) in self.watched() {
-            let ours = match &*watch.state.borrow() {
-                State::Waiting(waiting) => Rc::ptr_eq(waiting.entry(), &fetch.provider),
+            let ours = match &*watch.step.borrow() {
+                Some(Step::Waiting(waiting)) => Rc::ptr_eq(waiting.entry(), &fetch.provider),
                 _ => false,
             };
             if ours {
@@ -1000,7 +961,7 @@ impl Root {
     /// Lets a waiting call go on with a token, or answers it without one.
     fn wake(&self, id: u32, watch: &Rc<Watch>, found: Result<Secret, Failure>) {
         self.shared.unwatch(id);
-        let State::Waiting(waiting) = watch.state.replace(State::Done) else {
+        let Some(Step::Waiting(waiting)) = watch.step.take() else {
             return;
         };
         if host::set_effective_context(id).is_err() {
@@ -1009,8 +970,8 @@ impl Root {
         match found {
             Ok(token) => {
                 // What was to be sent in place of the caller's body was set when the call began to wait.
-                let prepared = waiting.with_token(token);
-                if self.shared.go_on(id, watch, prepared, true) == Action::Continue {
+                let step = waiting.with_token(token);
+                if self.shared.go_on(id, watch, step, true) == Action::Continue {
                     let _ = host::resume_request();
                 }
             }
@@ -1028,9 +989,9 @@ impl Root {
         let earlier = |key: &Digest| self.shared.standing(key);
         for (id, watch) in self.watched() {
             let waited_ms = now.steady_ms.saturating_sub(watch.since_ms.get());
-            let state = watch.state.borrow();
-            match &*state {
-                State::Reading(reading) => {
+            let step = watch.step.borrow();
+            match &*step {
+                Some(Step::Reading(reading)) => {
                     let answer = if waited_ms > BODY_TIMEOUT_MS {
                         if !watch.body_seen.get() {
                             self.shared.tell(
@@ -1052,18 +1013,18 @@ impl Root {
                     } else {
                         continue;
                     };
-                    drop(state);
+                    drop(step);
                     if host::set_effective_context(id).is_ok() {
                         self.shared.end(id, &watch, answer);
                     } else {
-                        watch.state.replace(State::Done);
+                        watch.step.take();
                         self.shared.unwatch(id);
                     }
                 }
-                State::Waiting(waiting) => {
+                Some(Step::Waiting(waiting)) => {
                     let entry = Rc::clone(waiting.entry());
                     let client_secret = waiting.client_secret().clone();
-                    drop(state);
+                    drop(step);
                     let look = looks.entry(entry.name.clone()).or_insert_with(|| {
                         Shared::with_record(&entry, |record| (record.look(now), false))
                     });
@@ -1083,13 +1044,15 @@ impl Root {
                         Some(Look::Wait) | None => {}
                     }
                 }
-                State::Done
-                | State::Signing(_)
-                | State::Verifying(_)
-                | State::Asking(_)
-                | State::Sent(_)
-                | State::Replying(..) => {
-                    drop(state);
+                None
+                | Some(
+                    Step::Answered(_)
+                    | Step::Calling(_)
+                    | Step::Leaving(_)
+                    | Step::Sent(_)
+                    | Step::Replying(_),
+                ) => {
+                    drop(step);
                     self.shared.unwatch(id);
                 }
             }
@@ -1177,7 +1140,7 @@ impl HttpContext for Stream {
                 if let Some(retry) = reading.standing() {
                     let _ = host::set_property("refund_retry", retry.as_str());
                 }
-                self.watch.state.replace(State::Reading(reading));
+                self.watch.step.replace(Some(Step::Reading(reading)));
                 if end_of_stream {
                     return self.call_is_whole();
                 }
@@ -1192,8 +1155,8 @@ impl HttpContext for Stream {
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
-        let state = self.watch.state.borrow();
-        let State::Reading(reading) = &*state else {
+        let step = self.watch.step.borrow();
+        let Some(Step::Reading(reading)) = &*step else {
             // What is answered gets no further; what is not ours goes through.
             return if self.watch.provider.borrow().is_empty() {
                 Action::Continue
@@ -1206,10 +1169,10 @@ impl HttpContext for Stream {
         // The host counts what it has buffered; more than this is never wanted.
         if size > MAX_BODY {
             let answer = reading.too_large(&|key| self.shared.standing(key));
-            drop(state);
+            drop(step);
             return self.answer(answer);
         }
-        drop(state);
+        drop(step);
         if end_of_stream {
             self.call_is_whole()
         } else {
@@ -1218,7 +1181,7 @@ impl HttpContext for Stream {
     }
 
     fn on_http_request_trailers(&mut self, _count: usize) -> Action {
-        if !matches!(*self.watch.state.borrow(), State::Reading(_)) {
+        if !matches!(*self.watch.step.borrow(), Some(Step::Reading(_))) {
             return Action::Continue;
         }
         let _ = host::set_headers(Map::RequestTrailers, &Headers::default());
@@ -1226,58 +1189,32 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
-        match self.watch.state.take() {
-            State::Done => Action::Continue,
-            State::Reading(reading) => {
-                let answer = {
-                    let earlier = |key: &Digest| self.shared.standing(key);
-                    with_local_reply(|reply| reading.local_reply(reply, &earlier))
-                };
-                self.answer(answer)
-            }
-            State::Waiting(waiting) => {
-                let answer = with_local_reply(|reply| waiting.local_reply(reply));
-                self.answer(answer)
-            }
-            State::Signing(unsigned) => {
-                let answer = with_local_reply(|reply| unsigned.local_reply(reply));
-                self.answer(answer)
-            }
-            State::Verifying(unverified) => {
-                let answer = with_local_reply(|reply| unverified.local_reply(reply));
-                self.answer(answer)
-            }
-            State::Asking(asking) => {
-                let answer = with_local_reply(|reply| asking.local_reply(reply));
-                self.answer(answer)
-            }
-            // An answer of Envoy's own after the provider's has begun.
-            State::Replying(sent, _) => {
-                let answer = with_local_reply(|reply| sent.ended(reply, true));
-                self.answer(answer)
-            }
-            State::Sent(sent) => {
+        match self.watch.step.take() {
+            None => Action::Continue,
+            Some(Step::Sent(sent))
                 if host::text_property(&["response", "code_details"]).as_deref()
-                    != Some("via_upstream")
-                {
-                    let answer = with_local_reply(|reply| sent.local_reply(reply));
-                    return self.answer(answer);
-                }
+                    == Some("via_upstream") =>
+            {
                 // For local_reply_config: what Envoy answers from here on does not pass the filter.
                 let _ = host::set_property("refund_reply", "started");
                 let bytes = host::headers(Map::Response).unwrap_or_default();
                 let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
-                self.watch.state.replace(State::Replying(sent, head));
+                let replying = Step::Replying(sent.replying(head));
+                self.watch.step.replace(Some(replying));
                 if end_of_stream {
                     return self.reply_is_whole(&[], false);
                 }
                 Action::Pause
             }
+            Some(step) => {
+                let answer = self.shared.local_reply(step);
+                self.answer(answer)
+            }
         }
     }
 
     fn on_http_response_body(&mut self, _size: usize, end_of_stream: bool) -> Action {
-        if !matches!(*self.watch.state.borrow(), State::Replying(..)) {
+        if !matches!(*self.watch.step.borrow(), Some(Step::Replying(_))) {
             return Action::Continue;
         }
         if !end_of_stream {
@@ -1288,26 +1225,12 @@ impl HttpContext for Stream {
     }
 
     fn on_http_response_trailers(&mut self, _count: usize) -> Action {
-        if !matches!(*self.watch.state.borrow(), State::Replying(..)) {
+        if !matches!(*self.watch.step.borrow(), Some(Step::Replying(_))) {
             return Action::Continue;
         }
         let body = host::buffer(Buffer::Response).unwrap_or_default();
         self.reply_is_whole(&body, false)
     }
-}
-
-/// What Envoy tells about an answer of its own, or about the end of a stream.
-fn with_local_reply(answer: impl FnOnce(LocalReply<'_>) -> Answer) -> Answer {
-    let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
-    let bytes = host::headers(Map::Response).unwrap_or_default();
-    let status = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default()).status;
-    answer(LocalReply {
-        status,
-        details: &details,
-        connected: may_have_connected(),
-        attempts: host::integer_property(&["upstream", "request_attempt_count"])
-            .unwrap_or(u64::MAX),
-    })
 }
 
 /// Whether a connection was handed out, so that bytes may have left.
@@ -1324,16 +1247,10 @@ impl Stream {
     /// Settles the key of a call that ended without an answer of the filter's: the caller left, or Envoy answered past the
     /// filter.
     fn settle_without_answer(&self) {
-        let mut answer = match self.watch.state.take() {
-            State::Done | State::Reading(_) => return,
-            State::Waiting(waiting) => with_local_reply(|reply| waiting.local_reply(reply)),
-            State::Signing(unsigned) => with_local_reply(|reply| unsigned.local_reply(reply)),
-            State::Verifying(unverified) => with_local_reply(|reply| unverified.local_reply(reply)),
-            State::Asking(asking) => with_local_reply(|reply| asking.local_reply(reply)),
-            State::Sent(sent) => with_local_reply(|reply| sent.ended(reply, false)),
-            State::Replying(sent, _) => with_local_reply(|reply| sent.ended(reply, true)),
-        };
-        self.shared.settle(&mut answer);
+        if let Some(step) = self.watch.step.take() {
+            let mut answer = self.shared.local_reply(step);
+            self.shared.settle(&mut answer);
+        }
     }
 
     fn answer(&mut self, answer: Answer) -> Action {
@@ -1342,7 +1259,7 @@ impl Stream {
 
     /// The call is here, whole: translate it and let it go, or answer it, or have it wait.
     fn call_is_whole(&mut self) -> Action {
-        let State::Reading(reading) = self.watch.state.take() else {
+        let Some(Step::Reading(reading)) = self.watch.step.take() else {
             return Action::Continue;
         };
         self.shared.unwatch(self.id);
@@ -1354,24 +1271,24 @@ impl Stream {
         let claim = self.shared.ask_guard(accepted.asks());
         let filter_state = |key: &str| host::property(&["filter_state", key]);
         let mut signer = GatewaySigner(&self.shared);
-        let prepared = accepted.proceed(claim, host::now(), &mut signer, &filter_state);
-        self.shared.go_on(self.id, &self.watch, prepared, false)
+        let step = accepted.proceed(claim, host::now(), &mut signer, &filter_state);
+        self.shared.go_on(self.id, &self.watch, step, false)
     }
 
     /// The provider's reply is here, whole.
     ///
     /// `in_place`: its body is before us, and ends the message.
     fn reply_is_whole(&mut self, body: &[u8], in_place: bool) -> Action {
-        let State::Replying(sent, head) = self.watch.state.take() else {
+        let Some(Step::Replying(replying)) = self.watch.step.take() else {
             return Action::Continue;
         };
-        let attempts = if sent.counts_attempts(&head) {
+        let attempts = if replying.counts_attempts() {
             host::integer_property(&["upstream", "request_attempt_count"]).unwrap_or(u64::MAX)
         } else {
             1
         };
-        let entry = sent.entry();
-        let answer = sent.reply(&head, body, attempts);
+        let entry = replying.entry();
+        let answer = replying.reply(body, attempts);
         drop_token(&entry, &answer);
         if in_place {
             self.shared

@@ -248,7 +248,7 @@ pub enum Signing {
         signer: SignerChoice,
     },
     /// By OpenBao, which never gives the key away.
-    Transit(Transit),
+    Transit(Rc<Transit>),
 }
 
 impl Signing {
@@ -406,6 +406,14 @@ pub enum Told {
     Keys(TransitKeys),
     /// It was asked, and does not tell.
     Unavailable,
+}
+
+/// What is remembered of OpenBao's public keys, by the provider's configured name.
+pub trait PublicKeys {
+    /// What OpenBao has told.
+    fn told(&self, provider: &str) -> Told;
+    /// Remembers what it has told now, and returns that; none: it does not tell.
+    fn remember(&self, provider: &str, keys: Option<TransitKeys>) -> Told;
 }
 
 /// Whether a signature of OpenBao's is what it should be.

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, Opening, Prepared, ReplyHead, Sent, open};
+use refund_filter::exchange::{Answer, Opening, ReplyHead, Sent, Step, open, unreadable_call};
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
 use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed};
@@ -93,23 +93,22 @@ impl Core {
         let reading = match open(&self.config, headers, now, &earlier) {
             Opening::Read(reading) => reading,
             Opening::Answer(answer) => return Err(answer),
-            Opening::NotOurs => return Err(refund_filter::exchange::unreadable_call()),
+            Opening::NotOurs => return Err(unreadable_call()),
         };
         let accepted = reading.accept(body, &earlier)?;
         let mut signer = RingSigner(&self.key);
         match accepted.proceed(Claim::Unguarded, now, &mut signer, &|_| None) {
-            Prepared::Dispatch(dispatch) => Ok(Going {
+            Step::Leaving(dispatch) => Ok(Going {
                 headers: dispatch.headers,
                 body: dispatch.body,
                 sent: dispatch.sent,
             }),
-            Prepared::Answer(answer) => Err(answer),
-            Prepared::Wait(waiting) => {
+            Step::Answered(answer) => Err(answer),
+            Step::Waiting(waiting) => {
                 Err(waiting.without_token(&refund_filter::token::Failure::unreachable()))
             }
-            Prepared::Sign(unsigned) => Err(unsigned.failed()),
-            Prepared::Verify(_) => Err(refund_filter::exchange::unreadable_call()),
-            Prepared::Ask(asking) => Err(asking.failed()),
+            // No peer makes calls of its own.
+            _ => Err(unreadable_call()),
         }
     }
 

@@ -192,8 +192,7 @@ fn is_usable(config: &Rc<Config>, entry: &ProviderEntry, canary_is_a_name: bool)
         headers.push(name.to_vec(), value.to_vec());
     }
     match step(config, &headers, call.to_string().as_bytes(), TOKEN) {
-        Step::NotOurs => panic!("{} is not ours", config.path),
-        Step::Answered(answer) => {
+        Some(Step::Answered(answer)) => {
             let body = checked(&answer);
             assert_eq!(body["outcome"], "not_refunded");
             let code = body["code"].as_str().unwrap_or_default();
@@ -206,15 +205,16 @@ fn is_usable(config: &Rc<Config>, entry: &ProviderEntry, canary_is_a_name: bool)
             );
             assert!(canary_is_a_name || !answer.body.contains(CANARY), "{body}");
         }
-        Step::Sent(dispatch) => {
+        Some(Step::Leaving(dispatch)) => {
             assert!(no_line_ends(&dispatch.headers), "{:?}", dispatch.headers);
             json::read(dispatch.body.as_bytes()).expect("JSON");
         }
-        Step::Asks(asking) => {
-            let (cluster, headers, body) = asking.request();
-            assert!(entry.query_first && *cluster == *entry.cluster);
-            assert!(no_line_ends(headers), "{headers:?}");
-            json::read(body.as_bytes()).expect("JSON");
+        Some(Step::Calling(callout)) => {
+            let request = callout.request();
+            assert!(entry.query_first && *request.cluster == *entry.cluster);
+            assert!(no_line_ends(&request.headers), "{:?}", request.headers);
+            json::read(request.body.as_bytes()).expect("JSON");
         }
+        other => panic!("{}: {other:?}", config.path),
     }
 }

@@ -5,13 +5,11 @@ use std::rc::Rc;
 
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
-use refund_filter::exchange::{
-    Answer, Asking, Dispatch, LocalReply, Opening, Prepared, ReplyHead, open,
-};
+pub use refund_filter::exchange::Step;
+use refund_filter::exchange::{Answer, Callout, Dispatch, LocalReply, Opening, ReplyHead, open};
 use refund_filter::guard::{Claim, GuardSettings};
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
-use refund_filter::signing::Told;
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "the core's suites use more of it")]
@@ -30,26 +28,15 @@ use shared_data::Remembered;
 
 #[path = "../../tests/common/calls.rs"]
 mod calls;
-use calls::StubSigner;
+use calls::{Keys, StubSigner, call_reply};
 pub use calls::{NOW, call_headers, look_up_headers};
 
 /// A sound private key.
 pub const PRIVATE_KEY: &str = include_str!("../../tests/golden/bbmsl/private_key.pem");
 
-/// What becomes of a call.
-pub enum Step {
-    /// It passes untouched.
-    NotOurs,
-    /// It is answered and nothing is sent.
-    Answered(Answer),
-    /// It goes to the provider, once its token and its signature are there.
-    Sent(Box<Dispatch>),
-    /// The provider is asked by a call of the gateway's own.
-    Asks(Box<Asking>),
-}
-
-/// Takes a call as far as it goes. A token and OpenBao's signature are given where they are asked for. Nothing is remembered.
-pub fn step(config: &Rc<Config>, headers: &Headers<'_>, body: &[u8], token: &str) -> Step {
+/// Takes a call until it is answered, leaves or the provider is asked by a call of the gateway's own; none where it is not ours.
+/// A token and OpenBao's signature are given where they are asked for. Nothing is remembered.
+pub fn step(config: &Rc<Config>, headers: &Headers<'_>, body: &[u8], token: &str) -> Option<Step> {
     step_with(config, headers, body, token, None)
 }
 
@@ -60,47 +47,50 @@ fn step_with(
     body: &[u8],
     token: &str,
     memory: Option<&Remembered>,
-) -> Step {
+) -> Option<Step> {
     let reading = match open(config, headers, NOW, &|_| None) {
-        Opening::NotOurs => return Step::NotOurs,
-        Opening::Answer(answer) => return Step::Answered(answer),
+        Opening::NotOurs => return None,
+        Opening::Answer(answer) => return Some(Step::Answered(answer)),
         Opening::Read(reading) => reading,
     };
-    match reading.accept(body, &|_| None) {
+    Some(match reading.accept(body, &|_| None) {
         Ok(accepted) => {
             let claim = match memory {
                 Some(memory) => memory.guard().ask(accepted.asks(), 1, NOW),
                 None => Claim::Unguarded,
             };
             let step = accepted.proceed(claim, NOW, &mut StubSigner, &|_| None);
-            prepared(step, token)
+            go_on(step, token)
         }
         Err(answer) => Step::Answered(answer),
-    }
+    })
 }
 
-fn prepared(prepared: Prepared, token: &str) -> Step {
-    match prepared {
-        Prepared::Answer(answer) => Step::Answered(answer),
-        Prepared::Dispatch(dispatch) => Step::Sent(dispatch),
-        Prepared::Ask(asking) => Step::Asks(asking),
-        Prepared::Wait(waiting) => {
-            self::prepared(waiting.with_token(Secret::new(token.to_owned())), token)
-        }
-        Prepared::Verify(_) => panic!("what verifies is not asked for twice"),
-        Prepared::Sign(unsigned) => {
-            let (_, headers, body) = unsigned
-                .request()
-                .expect("a provider that OpenBao signs for");
-            assert!(no_line_ends(&headers), "to OpenBao: {headers:?}");
-            crate::json::read(body.as_bytes()).expect("JSON for OpenBao");
+fn go_on(step: Step, token: &str) -> Step {
+    match step {
+        Step::Waiting(waiting) => go_on(waiting.with_token(Secret::new(token.to_owned())), token),
+        Step::Calling(callout @ Callout::Signature(_)) => {
+            let request = callout.request();
+            assert!(
+                no_line_ends(&request.headers),
+                "to OpenBao: {:?}",
+                request.headers
+            );
+            crate::json::read(request.body.as_bytes()).expect("JSON for OpenBao");
             let signature = format!("vault:v1:{}", "QUJD".repeat(86));
             let reply = json!({"data": {"signature": signature}}).to_string();
             // What the signature is has the suites of the core.
-            let told = Told::Unavailable;
-            self::prepared(unsigned.reply(200, reply.as_bytes(), &told), token)
+            go_on(
+                called(callout, &fixtures::head(200, &[]), reply.as_bytes()),
+                token,
+            )
         }
+        step => step,
     }
+}
+
+fn called(callout: Callout, head: &ReplyHead, body: &[u8]) -> Step {
+    call_reply(callout, head, body, NOW, &|_| None, None)
 }
 
 /// A look-up by a gateway that has been up for long enough to know, with what it remembers.
@@ -123,7 +113,7 @@ impl Asked {
             let accepted = reading.accept(body, &|_| None).expect("a sound call");
             let claim = memory.guard().ask(accepted.asks(), 1, long_ago);
             let step = accepted.proceed(claim, long_ago, &mut StubSigner, &|_| None);
-            let Step::Sent(dispatch) = prepared(step, fixtures::TOKEN) else {
+            let Step::Leaving(dispatch) = go_on(step, fixtures::TOKEN) else {
                 panic!("a sound call");
             };
             let mut answer = dispatch.sent.local_reply(LocalReply {
@@ -135,6 +125,7 @@ impl Asked {
             answer.settle(&memory.guard(), None, long_ago);
         }
         let step = step_with(config, headers, b"", fixtures::TOKEN, Some(&memory));
+        let step = step.expect("a look-up of ours");
         Asked { step, memory }
     }
 
@@ -147,9 +138,8 @@ impl Asked {
 }
 
 /// What such a call's reply is made of.
-pub fn asked(asking: Asking, head: &ReplyHead, body: &[u8]) -> Step {
-    let step = asking.reply(head, body, NOW, &mut StubSigner, &|_| None, None);
-    prepared(step, fixtures::TOKEN)
+pub fn asked(callout: Callout, head: &ReplyHead, body: &[u8]) -> Step {
+    go_on(called(callout, head, body), fixtures::TOKEN)
 }
 
 /// Whether no value ends a header before its time, and no name is anything but a name.
@@ -194,9 +184,8 @@ fn send_with(
     _signer: &mut StubSigner,
 ) -> Result<Box<Dispatch>, Answer> {
     match step(config, headers, body, token) {
-        Step::Sent(dispatch) => Ok(dispatch),
-        Step::Answered(answer) => Err(answer),
-        Step::NotOurs => panic!("not ours"),
-        Step::Asks(_) => panic!("a refund is sent at once"),
+        Some(Step::Leaving(dispatch)) => Ok(dispatch),
+        Some(Step::Answered(answer)) => Err(answer),
+        other => panic!("a refund is sent at once: {other:?}"),
     }
 }

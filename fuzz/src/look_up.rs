@@ -107,13 +107,12 @@ pub fn check(data: &[u8]) {
     let sent = remembered.then_some(call.as_bytes());
     let looked = Asked::new(&plain, &look_up_headers(&query), sent);
     let answer = looked.answer(|step| match step {
-        Step::Sent(dispatch) => dispatch.sent.reply(&head, body, 1),
-        Step::Asks(asking) => match asked(*asking, &head, body) {
+        Step::Leaving(dispatch) => dispatch.sent.reply(&head, body, 1),
+        Step::Calling(callout) => match asked(callout, &head, body) {
             Step::Answered(answer) => answer,
             _ => panic!("a look-up goes on"),
         },
-        Step::Answered(answer) => panic!("{}", answer.body),
-        Step::NotOurs => panic!("not ours"),
+        other => panic!("{other:?}"),
     });
     assert!(answer.look_up && answer.settles.is_none());
     assert!(by_key || answer.concludes.is_none());
@@ -147,11 +146,12 @@ pub fn check(data: &[u8]) {
 fn before_a_refund(reply: &Reply<'_>, config: &Rc<Config>, body: &[u8]) {
     let fixture = reply.fixture;
     let call = fixture.call().to_string();
-    let Step::Asks(asking) = step(config, &call_headers("k-1"), call.as_bytes(), TOKEN) else {
+    let step = step(config, &call_headers("k-1"), call.as_bytes(), TOKEN);
+    let Some(Step::Calling(callout)) = step else {
         panic!("the payment is not looked at");
     };
-    match asked(*asking, reply.head, body) {
-        Step::Sent(_) => assert!(reply.can_be_refunded(), "sent after {:?}", reply.json),
+    match asked(callout, reply.head, body) {
+        Step::Leaving(_) => assert!(reply.can_be_refunded(), "sent after {:?}", reply.json),
         Step::Answered(answer) => {
             let said = told(fixture, &answer, reply.head.status);
             let detail = said["detail"].as_str().expect("a detail");

@@ -43,7 +43,7 @@ pub fn check(data: &[u8]) {
     let headers = look_up_headers(query);
     let read = read(query);
     match step(&config, &headers, b"", TOKEN) {
-        Step::Answered(answer) => {
+        Some(Step::Answered(answer)) => {
             let said: Value = serde_json::from_str(&answer.body).expect("JSON");
             assert_eq!(said["code"], "invalid-request", "{said}");
             assert_eq!(
@@ -66,7 +66,7 @@ pub fn check(data: &[u8]) {
                 "{query} is refused: {said}"
             );
         }
-        Step::Sent(dispatch) => {
+        Some(Step::Leaving(dispatch)) => {
             let read = read.unwrap_or_else(|| panic!("{query} is taken"));
             assert!(is_sound(&read), "{query} is taken");
             assert!(no_line_ends(&dispatch.headers));
@@ -93,15 +93,15 @@ pub fn check(data: &[u8]) {
             assert_eq!(decoded(segment, false).as_ref(), Some(name), "{path}");
             assert_eq!(dispatch.body, "");
         }
-        Step::Asks(asking) => {
+        Some(Step::Calling(callout)) => {
             let read = read.unwrap_or_else(|| panic!("{query} is taken"));
             assert!(
                 is_sound(&read) && read["provider"] == "bbmsl",
                 "{query} is taken"
             );
-            let (_, headers, body) = asking.request();
-            assert!(no_line_ends(headers));
-            let body: Value = serde_json::from_str(body).expect("JSON");
+            let request = callout.request();
+            assert!(no_line_ends(&request.headers));
+            let body: Value = serde_json::from_str(&request.body).expect("JSON");
             let inner: Value =
                 serde_json::from_str(body["request"].as_str().expect("a text")).expect("JSON");
             let id = inner["orderId"].as_u64().map(|id| id.to_string());
@@ -109,7 +109,7 @@ pub fn check(data: &[u8]) {
             let reference = inner["merchantReference"].as_str();
             assert_eq!(reference, read.get("payment_reference").map(String::as_str));
         }
-        Step::NotOurs => panic!("not ours"),
+        other => panic!("{other:?}"),
     }
 }
 

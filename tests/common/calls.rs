@@ -1,8 +1,12 @@
 //! Sound calls, and who signs them where the signature is not the subject: for the core's suites and the fuzz targets.
 
 use refund_filter::clock::Now;
+use refund_filter::exchange::{Callout, Environment, ReplyHead, Step};
+use refund_filter::guard::Guard;
 use refund_filter::headers::Headers;
-use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed};
+use refund_filter::signing::{
+    PrivateKey, PublicKeys, Signer, SignerChoice, SignerFailed, Told, TransitKeys,
+};
 
 /// 2026-11-22T08:00:00Z, on a machine that began to count five days and some hours before.
 pub const NOW: Now = Now {
@@ -46,4 +50,36 @@ impl Signer for StubSigner {
     ) -> Result<Vec<u8>, SignerFailed> {
         Ok(vec![0x5a; 256])
     }
+}
+
+/// What OpenBao has told of its public keys.
+pub struct Keys(pub Told);
+
+impl PublicKeys for Keys {
+    fn told(&self, _provider: &str) -> Told {
+        self.0.clone()
+    }
+
+    fn remember(&self, _provider: &str, keys: Option<TransitKeys>) -> Told {
+        keys.map_or(Told::Unavailable, Told::Keys)
+    }
+}
+
+/// Goes on with the reply to a call of the gateway's own. OpenBao tells no public keys.
+pub fn call_reply(
+    callout: Callout,
+    head: &ReplyHead,
+    body: &[u8],
+    now: Now,
+    filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
+    guard: Option<&Guard<'_>>,
+) -> Step {
+    let mut environment = Environment {
+        now,
+        signer: &mut StubSigner,
+        filter_state,
+        guard,
+        public_keys: &Keys(Told::Unavailable),
+    };
+    callout.reply(head, body, &mut environment)
 }

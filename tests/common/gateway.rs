@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, LocalReply, Opening, Prepared, open};
+use refund_filter::exchange::{Answer, Callout, LocalReply, Opening, Step, open};
 use refund_filter::guard::{Digest, GuardSettings};
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
@@ -160,13 +160,13 @@ impl Gateway {
         self.go_on(accepted.proceed(claim, self.now(), &mut StubSigner, &|_| None))
     }
 
-    fn go_on(&self, prepared: Prepared) -> Asked {
-        match prepared {
-            Prepared::Dispatch(dispatch) => Asked::Sent(Out::Routed(dispatch)),
-            Prepared::Ask(asking) => Asked::Sent(Out::OnItsOwn(asking)),
-            Prepared::Wait(waiting) => self.go_on(waiting.with_token(Secret::new(TOKEN.into()))),
-            Prepared::Answer(answer) => Asked::Answered(self.settled(answer)),
-            Prepared::Sign(_) | Prepared::Verify(_) => panic!("this needs OpenBao"),
+    fn go_on(&self, step: Step) -> Asked {
+        match step {
+            Step::Leaving(dispatch) => Asked::Sent(Out::Routed(dispatch)),
+            Step::Calling(callout @ Callout::Inquiry(_)) => Asked::Sent(Out::Callout(callout)),
+            Step::Waiting(waiting) => self.go_on(waiting.with_token(Secret::new(TOKEN.into()))),
+            Step::Answered(answer) => Asked::Answered(self.settled(answer)),
+            other => panic!("not sent: {other:?}"),
         }
     }
 
@@ -211,7 +211,7 @@ impl Gateway {
                     attempts: 1,
                 }))
             }
-            Asked::Sent(Out::OnItsOwn(_)) => panic!("the payment is looked at first"),
+            Asked::Sent(Out::Callout(_)) => panic!("the payment is looked at first"),
             Asked::Answered(answer) => answer,
         }
     }

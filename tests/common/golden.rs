@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, LocalReply, Opening, Prepared, ReplyHead};
+use refund_filter::exchange::{Answer, LocalReply, Opening, ReplyHead, Step};
 use refund_filter::guard::GuardSettings;
 use refund_filter::headers::Headers;
 use serde_json::Value;
@@ -57,10 +57,10 @@ impl<'c> Golden<'c> {
         };
         let accepted = reading.accept(body.as_bytes(), &|_| None).unwrap();
         let claim = self.memory.guard().ask(accepted.asks(), 0, now);
-        let prepared = accepted.proceed(claim, now, &mut StubSigner, &|_| None);
-        let dispatch = match prepared {
-            Prepared::Wait(waiting) => super::with_token(waiting, self.token),
-            Prepared::Dispatch(dispatch) => dispatch,
+        let step = accepted.proceed(claim, now, &mut StubSigner, &|_| None);
+        let dispatch = match step {
+            Step::Waiting(waiting) => super::with_token(waiting, self.token),
+            Step::Leaving(dispatch) => dispatch,
             other => panic!("{other:?}"),
         };
         let mut answer = match &remembered["provider_reply"] {

@@ -14,14 +14,14 @@ pub mod world;
 
 use std::rc::Rc;
 
-pub use calls::{NOW, StubSigner, call_headers, look_up_headers};
+pub use calls::{Keys, NOW, StubSigner, call_headers, call_reply, look_up_headers};
 use include_dir::{Dir, include_dir};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
 use refund_filter::exchange::{
-    self, Answer, Asking, Dispatch, Opening, Prepared, Reading, ReplyHead, Waiting,
+    self, Answer, Callout, Dispatch, Opening, Reading, ReplyHead, Step, Waiting,
 };
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
@@ -100,10 +100,10 @@ pub fn finish(
     now: Now,
     signer: &mut dyn Signer,
     filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
-) -> Prepared {
+) -> Step {
     match reading.accept(body, &|_| None) {
         Ok(accepted) => accepted.proceed(Claim::Unguarded, now, signer, filter_state),
-        Err(answer) => Prepared::Answer(answer),
+        Err(answer) => Step::Answered(answer),
     }
 }
 
@@ -133,18 +133,17 @@ pub fn send_with(
         Opening::NotOurs => panic!("not ours"),
     };
     match finish(reading, body, now, signer, &|_| None) {
-        Prepared::Dispatch(dispatch) => Ok(dispatch),
-        Prepared::Answer(answer) => Err(answer),
-        Prepared::Sign(_) | Prepared::Verify(_) => panic!("this needs OpenBao"),
-        Prepared::Ask(_) => panic!("this asks for the order first"),
-        Prepared::Wait(waiting) => Ok(with_token(waiting, token)),
+        Step::Leaving(dispatch) => Ok(dispatch),
+        Step::Answered(answer) => Err(answer),
+        Step::Waiting(waiting) => Ok(with_token(waiting, token)),
+        other => panic!("not sent: {other:?}"),
     }
 }
 
 /// What leaves by the route, with this token.
 pub fn with_token(waiting: Box<Waiting>, token: &str) -> Box<Dispatch> {
     match waiting.with_token(Secret::new(token.to_owned())) {
-        Prepared::Dispatch(dispatch) => dispatch,
+        Step::Leaving(dispatch) => dispatch,
         other => panic!("not sent: {other:?}"),
     }
 }
@@ -154,7 +153,7 @@ pub enum Out {
     /// By the route.
     Routed(Box<Dispatch>),
     /// By a call of the gateway's own.
-    OnItsOwn(Box<Asking>),
+    Callout(Callout),
 }
 
 impl Out {
@@ -162,12 +161,10 @@ impl Out {
     pub fn reply(self, head: &ReplyHead, body: &[u8], now: Now) -> Answer {
         match self {
             Out::Routed(dispatch) => dispatch.sent.reply(head, body, 1),
-            Out::OnItsOwn(asking) => {
-                match asking.reply(head, body, now, &mut signer(), &|_| None, None) {
-                    Prepared::Answer(answer) => answer,
-                    other => panic!("a look-up went on: {other:?}"),
-                }
-            }
+            Out::Callout(callout) => match call_reply(callout, head, body, now, &|_| None, None) {
+                Step::Answered(answer) => answer,
+                other => panic!("a look-up went on: {other:?}"),
+            },
         }
     }
 }
@@ -196,11 +193,11 @@ pub fn look_up_with(
     };
     let accepted = reading.accept(b"", &|_| None)?;
     match accepted.proceed(claim, now, &mut signer(), &|_| None) {
-        Prepared::Dispatch(dispatch) => Ok(Out::Routed(dispatch)),
-        Prepared::Ask(asking) => Ok(Out::OnItsOwn(asking)),
-        Prepared::Answer(answer) => Err(answer),
-        Prepared::Sign(_) | Prepared::Verify(_) => panic!("this needs OpenBao"),
-        Prepared::Wait(waiting) => Ok(Out::Routed(with_token(waiting, token))),
+        Step::Leaving(dispatch) => Ok(Out::Routed(dispatch)),
+        Step::Calling(callout @ Callout::Inquiry(_)) => Ok(Out::Callout(callout)),
+        Step::Answered(answer) => Err(answer),
+        Step::Waiting(waiting) => Ok(Out::Routed(with_token(waiting, token))),
+        other => panic!("not sent: {other:?}"),
     }
 }
 

@@ -13,18 +13,16 @@ use std::rc::Rc;
 
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
-use refund_filter::exchange::{
-    Answer, Asking, Dispatch, LocalReply, Opening, Prepared, Sent, Unsigned, Waiting, open,
-};
+use refund_filter::exchange::{Answer, Callout, Dispatch, LocalReply, Opening, Sent, Step, open};
 use refund_filter::guard::{Asks, Claim, Digest, GuardSettings, Past, Recalled};
 use refund_filter::idempotency::IdempotencyKey;
 use refund_filter::secret::Secret;
-use refund_filter::signing;
+use refund_filter::signing::Told;
 use refund_filter::token::{Failure, FailureKind};
 use serde_json::{Value, json};
 
 use super::fixtures::{Fixture, TOKEN, head};
-use super::{NOW, Remembered, StubSigner, call_headers, look_up_headers};
+use super::{Keys, NOW, Remembered, StubSigner, call_headers, call_reply, look_up_headers};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
@@ -224,12 +222,14 @@ struct Said {
     of: Vec<(usize, u32)>,
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a world has three of them at most"
+)]
 enum Stage {
     NotYet,
-    Waiting(Box<Waiting>),
-    Signing(Box<Unsigned>),
-    /// Its order is asked for.
-    Asking(Box<Asking>),
+    /// It waits for something before it is sent.
+    Waits(Step),
     Sent(Box<Away>),
     Over,
 }
@@ -262,8 +262,8 @@ struct Asked {
 #[derive(Debug)]
 enum By {
     /// The route, with the path's last part, which may name a refund.
-    Route(Sent, String),
-    Itself(Asking),
+    Route(Box<Sent>, String),
+    Itself(Callout),
 }
 
 /// The world at one moment.
@@ -345,19 +345,19 @@ impl<'f> World<'f> {
                         events.push(Comes(nth));
                     }
                 }
-                Stage::Waiting(_) => {
+                Stage::Waits(Step::Waiting(_)) => {
                     events.push(Token(nth));
                     if detailed {
                         events.extend([NoToken(nth), Leaves(nth)]);
                     }
                 }
-                Stage::Signing(_) => {
+                Stage::Waits(Step::Calling(Callout::Signature(_))) => {
                     events.push(Signature(nth));
                     if detailed {
                         events.extend([NoSignature(nth), Leaves(nth)]);
                     }
                 }
-                Stage::Asking(_) => {
+                Stage::Waits(_) => {
                     events.extend([Order(nth), NoOrder(nth)]);
                     if detailed {
                         events.push(Leaves(nth));
@@ -443,19 +443,15 @@ impl<'f> World<'f> {
         match event {
             Comes(nth) => self.comes(nth),
             Token(nth) => {
-                let Stage::Waiting(waiting) = self.take(nth) else {
+                let Stage::Waits(Step::Waiting(waiting)) = self.take(nth) else {
                     unreachable!()
                 };
                 self.go_on(nth, waiting.with_token(Secret::new(TOKEN.into())));
             }
             Signature(nth) => {
-                let Stage::Signing(unsigned) = self.take(nth) else {
-                    unreachable!()
-                };
                 let signature = format!("vault:v1:{}", "A".repeat(344));
                 let reply = json!({"data": {"signature": signature}}).to_string();
-                let unverified = signing::Told::Unavailable;
-                self.go_on(nth, unsigned.reply(200, reply.as_bytes(), &unverified));
+                self.called(nth, &reply);
             }
             NoToken(nth) | NoSignature(nth) | NoOrder(nth) => self.comes_to_nothing(nth),
             Refused(nth) => {
@@ -473,7 +469,8 @@ impl<'f> World<'f> {
                 let said = away.said.unwrap();
                 self.learns(&said, away.crossed);
                 let head = head(said.status, &[]);
-                self.answer(nth, away.sent.reply(&head, said.body.as_bytes(), 1));
+                let replying = away.sent.replying(head);
+                self.answer(nth, replying.reply(said.body.as_bytes(), 1));
             }
             Garbage(nth) => {
                 let sent = self.take_sent(nth).sent;
@@ -482,19 +479,8 @@ impl<'f> World<'f> {
             NoReply(nth) => self.waits_no_longer(nth),
             Leaves(nth) => self.leaves(nth),
             Order(nth) => {
-                let Stage::Asking(asking) = self.take(nth) else {
-                    unreachable!()
-                };
                 let shown = self.shown("");
-                let went_on = asking.reply(
-                    &head(200, &[]),
-                    shown.body.as_bytes(),
-                    self.now,
-                    &mut StubSigner,
-                    &secret,
-                    Some(&self.memory.guard()),
-                );
-                self.go_on(nth, went_on);
+                self.called(nth, &shown.body);
             }
             Asks(nth) => self.asks(nth),
             Looks(nth) => {
@@ -607,28 +593,41 @@ impl<'f> World<'f> {
             Claim::NoRoom if self.lacks(Without::RoomForDoubt) && self.keyed() => Claim::Unguarded,
             claim => claim,
         };
-        let prepared = accepted.proceed(claim, self.now, &mut StubSigner, &secret);
-        self.go_on(nth, prepared);
+        let step = accepted.proceed(claim, self.now, &mut StubSigner, &secret);
+        self.go_on(nth, step);
     }
 
-    fn go_on(&mut self, nth: usize, prepared: Prepared) {
-        match prepared {
-            Prepared::Answer(answer) => {
+    fn go_on(&mut self, nth: usize, step: Step) {
+        match step {
+            Step::Answered(answer) => {
                 self.calls[nth] = Stage::Over;
                 self.answer(nth, answer);
             }
-            Prepared::Wait(waiting) if self.scene.detailed => {
-                self.calls[nth] = Stage::Waiting(waiting);
-            }
             // Its token is there.
-            Prepared::Wait(waiting) => {
+            Step::Waiting(waiting) if !self.scene.detailed => {
                 self.go_on(nth, waiting.with_token(Secret::new(TOKEN.into())));
             }
-            Prepared::Sign(unsigned) => self.calls[nth] = Stage::Signing(unsigned),
-            Prepared::Ask(asking) => self.calls[nth] = Stage::Asking(asking),
-            Prepared::Dispatch(dispatch) => self.leave(nth, *dispatch),
-            Prepared::Verify(_) => unreachable!(),
+            Step::Leaving(dispatch) => self.leave(nth, *dispatch),
+            Step::Waiting(_) | Step::Calling(_) => self.calls[nth] = Stage::Waits(step),
+            Step::Reading(_) | Step::Sent(_) | Step::Replying(_) => unreachable!(),
         }
+    }
+
+    /// The gateway's own call is answered.
+    fn called(&mut self, nth: usize, body: &str) {
+        let Stage::Waits(Step::Calling(callout)) = self.take(nth) else {
+            unreachable!()
+        };
+        let (head, guard) = (head(200, &[]), self.memory.guard());
+        let step = call_reply(
+            callout,
+            &head,
+            body.as_bytes(),
+            self.now,
+            &secret,
+            Some(&guard),
+        );
+        self.go_on(nth, step);
     }
 
     fn leave(&mut self, nth: usize, dispatch: Dispatch) {
@@ -687,12 +686,11 @@ impl<'f> World<'f> {
     /// It ends before anything is sent.
     fn comes_to_nothing(&mut self, nth: usize) {
         let answer = match self.take(nth) {
-            Stage::Waiting(waiting) => waiting.without_token(&Failure {
+            Stage::Waits(Step::Waiting(waiting)) => waiting.without_token(&Failure {
                 kind: FailureKind::Refused,
                 ..Failure::unreachable()
             }),
-            Stage::Signing(unsigned) => unsigned.failed(),
-            Stage::Asking(asking) => asking.failed(),
+            Stage::Waits(Step::Calling(callout)) => not_made(callout),
             _ => unreachable!(),
         };
         self.answer(nth, answer);
@@ -708,14 +706,16 @@ impl<'f> World<'f> {
 
     fn leaves(&mut self, nth: usize) {
         let answer = match self.take(nth) {
-            Stage::Waiting(waiting) => waiting.local_reply(left(false)),
-            Stage::Signing(unsigned) => unsigned.local_reply(left(false)),
-            Stage::Asking(asking) => asking.local_reply(left(false)),
+            Stage::Waits(step) => step.local_reply(left(false), &|_| None),
             Stage::Sent(away) => {
-                if away.said.is_none() {
-                    self.adrift.push(away.request);
-                }
-                away.sent.ended(left(true), away.said.is_some())
+                let step = match away.said {
+                    None => {
+                        self.adrift.push(away.request);
+                        Step::Sent(away.sent)
+                    }
+                    Some(said) => Step::Replying(away.sent.replying(head(said.status, &[]))),
+                };
+                step.local_reply(left(true), &|_| None)
             }
             Stage::NotYet | Stage::Over => unreachable!(),
         };
@@ -957,22 +957,22 @@ impl<'f> World<'f> {
             false => self.now,
         };
         let claim = self.memory.guard().ask(accepted.asks(), 0, asked_at);
-        let mut prepared = accepted.proceed(claim, asked_at, &mut StubSigner, &secret);
+        let mut step = accepted.proceed(claim, asked_at, &mut StubSigner, &secret);
         // Its token is there: waiting for it takes nothing, so that it is the same as to come later.
-        if let Prepared::Wait(waiting) = prepared {
-            prepared = waiting.with_token(Secret::new(TOKEN.into()));
+        if let Step::Waiting(waiting) = step {
+            step = waiting.with_token(Secret::new(TOKEN.into()));
         }
-        let by = match prepared {
-            Prepared::Dispatch(dispatch) => {
+        let by = match step {
+            Step::Leaving(dispatch) => {
                 let path = dispatch.headers.first(":path").unwrap_or_default();
                 let path = String::from_utf8(path.to_vec()).unwrap();
                 let name = match self.lacks(Without::OneIdentity) {
                     true => KEYS[key][spelling],
                     false => path.rsplit('/').next().unwrap_or_default(),
                 };
-                By::Route(dispatch.sent, name.to_owned())
+                By::Route(Box::new(dispatch.sent), name.to_owned())
             }
-            Prepared::Ask(asking) => By::Itself(*asking),
+            Step::Calling(callout) => By::Itself(callout),
             other => panic!("{other:?}"),
         };
         self.look_ups[nth] = LookUp::Asked(Box::new(Asked {
@@ -996,14 +996,20 @@ impl<'f> World<'f> {
         let mut answer = match (asked.by, seen) {
             (By::Route(sent, _), Some(seen)) => sent.reply(&head, seen.body.as_bytes(), 1),
             (By::Route(sent, _), None) => sent.local_reply(timeout()),
-            (By::Itself(asking), Some(seen)) => {
-                let body = seen.body.as_bytes();
-                match asking.reply(&head, body, self.now, &mut StubSigner, &secret, None) {
-                    Prepared::Answer(answer) => answer,
+            (By::Itself(callout), Some(seen)) => {
+                match call_reply(
+                    callout,
+                    &head,
+                    seen.body.as_bytes(),
+                    self.now,
+                    &secret,
+                    None,
+                ) {
+                    Step::Answered(answer) => answer,
                     other => panic!("{other:?}"),
                 }
             }
-            (By::Itself(asking), None) => asking.failed(),
+            (By::Itself(callout), None) => not_made(callout),
         };
         let (key, _) = self.scene.look_ups[nth];
         let lease = Some(100 + nth as u64);
@@ -1127,9 +1133,7 @@ fn debug_of(call: &Stage) -> String {
     match call {
         Stage::NotYet => "not yet".to_owned(),
         Stage::Over => "over".to_owned(),
-        Stage::Waiting(waiting) => format!("{waiting:?}"),
-        Stage::Signing(unsigned) => format!("{unsigned:?}"),
-        Stage::Asking(asking) => format!("{asking:?}"),
+        Stage::Waits(step) => format!("{step:?}"),
         Stage::Sent(away) => format!("{away:?}"),
     }
 }
@@ -1139,6 +1143,14 @@ fn debug_of_look_up(look_up: &LookUp) -> String {
         LookUp::NotYet => "not yet".to_owned(),
         LookUp::Asked(asked) => format!("{asked:?}"),
         LookUp::Over => "over".to_owned(),
+    }
+}
+
+/// The answer where a call of the gateway's own is not made.
+fn not_made(callout: Callout) -> Answer {
+    match callout.not_made(&Keys(Told::Unavailable)) {
+        Step::Answered(answer) => answer,
+        other => panic!("{other:?}"),
     }
 }
 

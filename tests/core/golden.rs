@@ -46,15 +46,18 @@ fn run(case: &Value) -> Vec<String> {
             }
         }
         Ok(out) => {
-            let (headers, body) = match out {
-                Out::Routed(dispatch) => (&dispatch.headers, &*dispatch.body),
-                Out::OnItsOwn(asking) => {
-                    let (cluster, headers, body) = asking.request();
-                    assert_eq!(cluster, case["configured_as"].as_str().unwrap());
-                    (headers, body)
+            let expected = &case["provider_request"];
+            match out {
+                Out::Routed(dispatch) => {
+                    compare_request(&dispatch.headers, &dispatch.body, expected, &mut faults);
                 }
-            };
-            compare_request(headers, body, &case["provider_request"], &mut faults);
+                Out::Callout(callout) => {
+                    let request = callout.request();
+                    assert_eq!(request.cluster, case["configured_as"].as_str().unwrap());
+                    let (headers, body) = (request.headers, request.body);
+                    compare_request(&headers, &body, expected, &mut faults);
+                }
+            }
         }
     }
     if let Some(answer) = golden.answer(asked) {

@@ -9,7 +9,7 @@ use crate::common::{NOW, StubSigner, call_headers, finish, golden_file, look_up,
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use refund_filter::config::{Auth, Config};
-use refund_filter::exchange::{Opening, Prepared, Waiting};
+use refund_filter::exchange::{Opening, Step, Waiting};
 use refund_filter::problem::Fault;
 use refund_filter::secret::Secret;
 use refund_filter::token::{self, Failure, FailureKind, Record, Token};
@@ -51,7 +51,7 @@ fn waiting(fixture: &Fixture) -> Option<Box<Waiting>> {
         &mut StubSigner,
         &|_| None,
     ) {
-        Prepared::Wait(waiting) => Some(waiting),
+        Step::Waiting(waiting) => Some(waiting),
         _ => None,
     }
 }

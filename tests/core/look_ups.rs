@@ -8,11 +8,11 @@ use crate::common::gateway::{
     Asked, Gateway, KEY, MISMATCH, NOT_SHOWN, PROOFS, SETTLE_MS, SUCCEEDED, fixture, json_of,
     open_refunds, says, told,
 };
-use crate::common::{NOW, Out, StubSigner, call_headers, look_up_headers, look_up_with};
+use crate::common::{NOW, Out, call_headers, call_reply, look_up_headers, look_up_with};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, Opening, Prepared, open};
+use refund_filter::exchange::{Answer, Opening, Step, open};
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
 use serde_json::{Value, json};
@@ -668,18 +668,18 @@ fn other_paths_are_not_ours() {
 fn a_look_up_by_callout_that_comes_to_nothing_says_so() {
     let gateway = Gateway::of("bbmsl");
     let out = gateway.ask(&gateway.query("&key=k-1"));
-    let Out::OnItsOwn(asking) = out else {
+    let Out::Callout(callout) = out else {
         panic!("by the route")
     };
-    let reply = asking.reply(
+    let reply = call_reply(
+        callout,
         &head(504, &[]),
         b"upstream request timeout",
         NOW,
-        &mut StubSigner,
         &|_| None,
         None,
     );
-    let Prepared::Answer(answer) = reply else {
+    let Step::Answered(answer) = reply else {
         panic!("{reply:?}")
     };
     says(&answer, ("provider-timeout", "unknown", "look_up"));

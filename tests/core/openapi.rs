@@ -10,16 +10,14 @@ use crate::common::gateway::{Asked, Gateway, KEY, PROOFS, SETTLE_MS, fixture};
 use crate::common::golden::Golden;
 use crate::common::properties::cases;
 use crate::common::{
-    FailingSigner, NOW, Out, StubSigner, call_headers, golden_cases, look_up, look_up_headers,
-    open, send_with,
+    FailingSigner, NOW, Out, StubSigner, call_headers, call_reply, golden_cases, look_up,
+    look_up_headers, open, send_with,
 };
 use jsonschema::{Draft, Registry, Validator};
 use proptest::prelude::*;
 use refund_filter::clock::Resend;
 use refund_filter::config::Config;
-use refund_filter::exchange::{
-    Answer, Dispatch, LocalReply, Opening, Prepared, Reading, ReplyHead,
-};
+use refund_filter::exchange::{Answer, Dispatch, LocalReply, Opening, Reading, ReplyHead, Step};
 use refund_filter::guard::{Claim, Digest, Standing, StoredAnswer};
 use refund_filter::headers::Headers;
 use refund_filter::idempotency::IdempotencyKey;
@@ -321,7 +319,7 @@ fn replied(fixture: &Fixture, head: &ReplyHead, body: &str, attempts: u64) -> An
 }
 
 /// What becomes of a sound refund of which the guard says this.
-fn claimed(fixture: &Fixture, headers: &Headers<'_>, claim: Claim) -> Prepared {
+fn claimed(fixture: &Fixture, headers: &Headers<'_>, claim: Claim) -> Step {
     let reading = reading(&fixture.config_once(), headers);
     let body = fixture.call().to_string();
     let accepted = reading.accept(body.as_bytes(), &|_| None).unwrap();
@@ -329,7 +327,7 @@ fn claimed(fixture: &Fixture, headers: &Headers<'_>, claim: Claim) -> Prepared {
 }
 
 /// What becomes of a look-up of which the guard says this.
-fn asked(fixture: &Fixture, headers: &Headers<'_>, claim: Claim) -> Prepared {
+fn asked(fixture: &Fixture, headers: &Headers<'_>, claim: Claim) -> Step {
     let accepted = reading(&fixture.config_once(), headers).accept(b"", &|_| None);
     accepted
         .unwrap()
@@ -350,9 +348,9 @@ fn preview_headers(headers: &Headers<'_>) -> Headers<'static> {
     preview
 }
 
-fn answered(prepared: Prepared) -> Answer {
-    match prepared {
-        Prepared::Answer(answer) => answer,
+fn answered(step: Step) -> Answer {
+    match step {
+        Step::Answered(answer) => answer,
         other => panic!("{other:?}"),
     }
 }
@@ -718,16 +716,16 @@ fn looked_at() -> Answer {
     let mut provider = fixture("bbmsl").provider_config();
     provider["query_first"] = json!(true);
     let gateway = Gateway::with("bbmsl", &provider);
-    let Asked::Sent(Out::OnItsOwn(asking)) = gateway.send() else {
+    let Asked::Sent(Out::Callout(callout)) = gateway.send() else {
         panic!("not looked at")
     };
     let shown = r#"{"responseCode": "0000", "order": {"id": 4922, "merchantReference": "1655817171", "currency": "USD",
         "amount": 15.00, "netAmount": 15.00, "status": "SUCCESS"}}"#;
-    answered(asking.reply(
+    answered(call_reply(
+        callout,
         &head(200, &[]),
         shown.as_bytes(),
         gateway.now(),
-        &mut StubSigner,
         &|_| None,
         Some(&gateway.memory.guard()),
     ))
@@ -864,7 +862,7 @@ fn faults_of_a_look_up() -> Vec<Example> {
     };
     let sent = |reply| match looking_up(bog) {
         Out::Routed(dispatch) => dispatch.sent.local_reply(reply),
-        Out::OnItsOwn(_) => panic!("not routed"),
+        Out::Callout(_) => panic!("not routed"),
     };
     let (begateway, one) = (Gateway::of("begateway"), Gateway::of("bbmsl"));
     begateway.lost();
@@ -1272,7 +1270,7 @@ fn check_local_replies(checker: &mut Checker) {
                 }
                 let asked = match looking_up(fixture) {
                     Out::Routed(dispatch) => dispatch.sent.local_reply(reply),
-                    Out::OnItsOwn(asking) => asking.local_reply(reply),
+                    Out::Callout(callout) => callout.local_reply(reply),
                 };
                 checker.check(&what, GET, &asked);
             }
@@ -1350,7 +1348,7 @@ fn check_what_else(checker: &mut Checker) {
                     POST => claimed(bog, &sound, Claim::Unguarded),
                     _ => asked(bog, &look_up_headers(&query(bog)), Claim::Unguarded),
                 };
-                let Prepared::Wait(waiting) = prepared else {
+                let Step::Waiting(waiting) = prepared else {
                     panic!("no token is needed")
                 };
                 checker.check("no token", method, &waiting.without_token(&failure));

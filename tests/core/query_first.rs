@@ -2,8 +2,9 @@
 
 use crate::common::fixtures::{FIXTURES, Fixture, head};
 use crate::common::gateway::{Asked, Gateway, KEY, Told, fixture, json_of, says, told};
-use crate::common::{Out, StubSigner};
-use refund_filter::exchange::{Answer, Asking, Dispatch, Prepared};
+use crate::common::{Keys, Out, call_reply};
+use refund_filter::exchange::{Answer, Callout, CalloutRequest, Dispatch, Step};
+use refund_filter::signing::{self, PublicKeys};
 use serde_json::{Value, json};
 
 fn configured(fixture: &Fixture) -> Value {
@@ -85,9 +86,9 @@ fn states(fixture: &Fixture) -> (&'static str, &'static [&'static str]) {
     }
 }
 
-fn looked(asked: Asked) -> Box<Asking> {
+fn looked(asked: Asked) -> Callout {
     match asked {
-        Asked::Sent(Out::OnItsOwn(asking)) => asking,
+        Asked::Sent(Out::Callout(callout)) => callout,
         Asked::Sent(Out::Routed(_)) => panic!("sent without a look"),
         Asked::Answered(answer) => panic!("answered: {}", answer.body),
     }
@@ -96,29 +97,37 @@ fn looked(asked: Asked) -> Box<Asking> {
 /// What becomes of the call when the provider replies to the look.
 fn seen(
     gateway: &Gateway,
-    asking: Asking,
+    callout: Callout,
     status: u16,
     body: &str,
 ) -> Result<Box<Dispatch>, Answer> {
     let guard = gateway.memory.guard();
-    let reply = asking.reply(
+    let reply = call_reply(
+        callout,
         &head(status, &[]),
         body.as_bytes(),
         gateway.now(),
-        &mut StubSigner,
         &|_| None,
         Some(&guard),
     );
     match reply {
-        Prepared::Dispatch(dispatch) => Ok(dispatch),
-        Prepared::Answer(answer) => Err(gateway.settled(answer)),
+        Step::Leaving(dispatch) => Ok(dispatch),
+        Step::Answered(answer) => Err(gateway.settled(answer)),
         other => panic!("{other:?}"),
     }
 }
 
 fn look(gateway: &Gateway, call: &Value, status: u16, body: &str) -> Result<Box<Dispatch>, Answer> {
-    let asking = looked(gateway.send_as(KEY, call));
-    seen(gateway, *asking, status, body)
+    let callout = looked(gateway.send_as(KEY, call));
+    seen(gateway, callout, status, body)
+}
+
+/// The answer where there is no reply to the look.
+fn unanswered(gateway: &Gateway, how: fn(Callout, &dyn PublicKeys) -> Step) -> Answer {
+    match how(looked(gateway.send()), &Keys(signing::Told::Unavailable)) {
+        Step::Answered(answer) => gateway.settled(answer),
+        other => panic!("{other:?}"),
+    }
 }
 
 const NOT_REFUNDABLE: Told<'_> = ("payment-not-refundable", "not_refunded", "no");
@@ -143,11 +152,13 @@ fn a_payment_that_can_be_refunded_is_refunded() {
         let gateway = gateway(fixture);
         let (paid, _) = states(fixture);
         let shown = payment(fixture, fixture.currency, 1_500, 1_500, paid);
-        let asking = looked(gateway.send());
-        let (cluster, headers, _) = asking.request();
+        let callout = looked(gateway.send());
+        let CalloutRequest {
+            cluster, headers, ..
+        } = callout.request();
         assert_eq!(cluster, fixture.name());
         let authorization = headers.first("authorization").map(<[u8]>::to_vec);
-        let dispatch = seen(&gateway, *asking, 200, &shown).unwrap();
+        let dispatch = seen(&gateway, callout, 200, &shown).unwrap();
         // The same credentials go with both, and no second token is fetched for it.
         assert_eq!(
             dispatch.headers.first("authorization").map(<[u8]>::to_vec),
@@ -163,8 +174,8 @@ fn a_payment_that_can_be_refunded_is_refunded() {
 #[test]
 fn the_look_carries_nothing_of_the_callers_but_tracing() {
     for fixture in FIXTURES {
-        let asking = looked(gateway(fixture).send());
-        let (_, headers, _) = asking.request();
+        let callout = looked(gateway(fixture).send());
+        let headers = callout.request().headers;
         for (name, _) in headers.iter() {
             let name = String::from_utf8(name.to_vec()).unwrap();
             assert!(
@@ -320,9 +331,9 @@ fn the_names_that_the_look_shows_are_taken_before_anything_is_sent() {
     let clean = payment(fixture, "HKD", 1_500, 1_500, "SUCCESS");
     // One by its reference, on its way; the other by its id.
     let first = looked(gateway.send_as("k-1", &by(json!({"reference": "1655817171"}))));
-    let _sent = seen(&gateway, *first, 200, &clean).unwrap();
+    let _sent = seen(&gateway, first, 200, &clean).unwrap();
     let answer = match gateway.send_as("k-2", &by(json!({"id": "4922"}))) {
-        Asked::Sent(Out::OnItsOwn(asking)) => seen(&gateway, *asking, 200, &clean).unwrap_err(),
+        Asked::Sent(Out::Callout(callout)) => seen(&gateway, callout, 200, &clean).unwrap_err(),
         Asked::Answered(answer) => answer,
         Asked::Sent(Out::Routed(_)) => panic!("sent"),
     };
@@ -396,12 +407,12 @@ fn a_look_that_fails_sends_nothing_and_is_the_providers_problem() {
             }
         }
         let gateway = gateway(fixture);
-        let answer = gateway.settled(looked(gateway.send()).failed());
+        let answer = unanswered(&gateway, Callout::not_made);
         says(
             &answer,
             ("provider-unreachable", "not_refunded", "same_key"),
         );
-        let answer = gateway.settled(looked(gateway.send()).cut());
+        let answer = unanswered(&gateway, Callout::cut);
         says(&answer, ("provider-error", "not_refunded", "same_key"));
     }
 }

@@ -4,14 +4,14 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::common::properties::cases;
-use crate::common::{FailingSigner, NOW, StubSigner, call_headers, golden_file, open};
+use crate::common::{FailingSigner, Keys, NOW, StubSigner, call_headers, golden_file, open};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Opening, Prepared};
+use refund_filter::exchange::{Callout, CalloutRequest, Environment, Opening, ReplyHead, Step};
 use refund_filter::secret::{Carried, Secret, SecretSource};
 use refund_filter::signing::{
     KeyRing, PrivateKey, RingKey, Signer, SignerChoice, SignerFailed, Told, Transit, TransitKeys,
@@ -781,7 +781,7 @@ fn config(signing: &Value) -> Rc<Config> {
 const CALL: &str =
     r#"{"provider":"bbmsl","payment":{"id":"4922"},"amount":{"value":"10.00","currency":"USD"}}"#;
 
-fn finish(signing: &Value, signer: &mut dyn Signer, state: Option<&str>) -> Prepared {
+fn finish(signing: &Value, signer: &mut dyn Signer, state: Option<&str>) -> Step {
     let Opening::Read(reading) = open(&config(signing), &call_headers("k-1"), NOW) else {
         panic!("not read")
     };
@@ -790,9 +790,25 @@ fn finish(signing: &Value, signer: &mut dyn Signer, state: Option<&str>) -> Prep
     })
 }
 
+/// What becomes of a call when OpenBao replies. `told`: what it has told of its public keys before.
+fn openbao_replies(callout: Callout, status: u16, body: &str, told: &Told) -> Step {
+    let head = ReplyHead {
+        status,
+        ..ReplyHead::default()
+    };
+    let mut environment = Environment {
+        now: NOW,
+        signer: &mut FailingSigner,
+        filter_state: &|_| None,
+        guard: None,
+        public_keys: &Keys(told.clone()),
+    };
+    callout.reply(&head, body.as_bytes(), &mut environment)
+}
+
 #[track_caller]
-fn assert_unsigned(case: &str, prepared: Prepared, said: &str) {
-    let Prepared::Answer(answer) = prepared else {
+fn assert_unsigned(case: &str, step: Step, said: &str) {
+    let Step::Answered(answer) = step else {
         panic!("{case}: no answer")
     };
     let body: Value = serde_json::from_str(&answer.body).unwrap();
@@ -820,8 +836,7 @@ fn the_signed_text_goes_to_bbmsl_with_openssls_signature() {
     let by_state = json!({"keys": [{"id": "a", "private_key": {"filter_state": "refund.key"}}]});
     for form in FORMS {
         let mut signer = VmSigner(StdRng::seed_from_u64(1));
-        let Prepared::Dispatch(dispatch) = finish(&by_state, &mut signer, Some(golden(form)))
-        else {
+        let Step::Leaving(dispatch) = finish(&by_state, &mut signer, Some(golden(form))) else {
             panic!("{form}: not sent")
         };
         assert_eq!(dispatch.key_id.as_deref(), Some("a"), "{form}");
@@ -832,19 +847,25 @@ fn the_signed_text_goes_to_bbmsl_with_openssls_signature() {
     let by_openbao = json!({"transit": {
         "cluster": "openbao", "mount": "transit", "key": "k", "token": {"filter_state": "refund.token"},
     }});
-    let Prepared::Sign(unsigned) = finish(&by_openbao, &mut FailingSigner, Some("canary-token"))
+    let Step::Calling(unsigned @ Callout::Signature(_)) =
+        finish(&by_openbao, &mut FailingSigner, Some("canary-token"))
     else {
         panic!("not to be signed")
     };
     assert!(!format!("{unsigned:?}").contains("canary"));
-    let (cluster, headers, body) = unsigned.request().unwrap();
+    let CalloutRequest {
+        cluster,
+        headers,
+        body,
+        ..
+    } = unsigned.request();
     assert_eq!(cluster, "openbao");
     assert_eq!(headers.first("x-vault-token"), Some(&b"canary-token"[..]));
     assert_eq!(headers.first("x-request-id"), None);
     assert_eq!(body, Transit::request_body(text));
     let reply = signed(&format!("vault:v7:{signature}"));
     let told = told(&[("7", golden("public_key.pem"))]);
-    let Prepared::Dispatch(dispatch) = unsigned.reply(200, reply.as_bytes(), &told) else {
+    let Step::Leaving(dispatch) = openbao_replies(unsigned, 200, &reply, &told) else {
         panic!("not sent")
     };
     assert_eq!(dispatch.key_id.as_deref(), Some("k:v7"));
@@ -882,12 +903,13 @@ fn a_signature_of_openbaos_is_verified_before_it_is_sent() {
         json!({"transit": transit})
     };
     let reply = |signing: &Value, version: &str, signature: &str, told: &Told| {
-        let Prepared::Sign(unsigned) = finish(signing, &mut FailingSigner, Some("canary-token"))
+        let Step::Calling(unsigned @ Callout::Signature(_)) =
+            finish(signing, &mut FailingSigner, Some("canary-token"))
         else {
             panic!("not to be signed")
         };
         let reply = signed(&format!("vault:v{version}:{signature}"));
-        unsigned.reply(200, reply.as_bytes(), told)
+        openbao_replies(unsigned, 200, &reply, told)
     };
     let pem = golden("public_key.pem");
     // With the public keys of the configuration, whatever OpenBao has told.
@@ -900,7 +922,7 @@ fn a_signature_of_openbaos_is_verified_before_it_is_sent() {
             let signing = by_openbao(Some(keys));
             assert!(matches!(
                 reply(&signing, "7", good, &told),
-                Prepared::Dispatch(_)
+                Step::Leaving(_)
             ));
             assert_unsigned(
                 "wrong",
@@ -920,7 +942,7 @@ fn a_signature_of_openbaos_is_verified_before_it_is_sent() {
     let known = told(&[("6", SECOND_PUBLIC), ("7", pem)]);
     assert!(matches!(
         reply(&signing, "7", good, &known),
-        Prepared::Dispatch(_)
+        Step::Leaving(_)
     ));
     assert_unsigned(
         "wrong",
@@ -935,27 +957,29 @@ fn a_signature_of_openbaos_is_verified_before_it_is_sent() {
     // It has not told, or its key has been rotated since: it is asked.
     for told in [Told::NotAsked, known.clone()] {
         let asked = |signature: &str| match reply(&signing, "8", signature, &told) {
-            Prepared::Verify(unverified) => unverified,
+            Step::Calling(unverified @ Callout::PublicKeys(_)) => unverified,
             other => panic!("{other:?}"),
         };
         let unverified = asked(good);
-        let (cluster, headers) = unverified.request().unwrap();
+        let CalloutRequest {
+            cluster, headers, ..
+        } = unverified.request();
         assert_eq!(cluster, "openbao");
         assert_eq!(headers.first(":method"), Some(&b"GET"[..]));
         assert_eq!(headers.first(":path"), Some(&b"/v1/transit/keys/k"[..]));
         assert_eq!(headers.first("x-vault-token"), Some(&b"canary-token"[..]));
-        let now = self::told(&[("8", pem)]);
-        assert!(matches!(asked(good).reply(&now), Prepared::Dispatch(_)));
-        assert_unsigned("wrong", asked(&wrong).reply(&now), "does not verify");
+        let now = keys_answer(&[("8", pem)]);
+        let tells = |signature, status, body: &str| {
+            openbao_replies(asked(signature), status, body, &Told::NotAsked)
+        };
+        assert!(matches!(tells(good, 200, &now), Step::Leaving(_)));
+        assert_unsigned("wrong", tells(&wrong, 200, &now), "does not verify");
         // It does not tell: the signature goes out as it is, and a log line says so.
-        assert!(matches!(
-            asked(good).reply(&Told::Unavailable),
-            Prepared::Dispatch(_)
-        ));
+        assert!(matches!(tells(good, 403, ""), Step::Leaving(_)));
     }
     assert!(matches!(
         reply(&signing, "8", good, &Told::Unavailable),
-        Prepared::Dispatch(_)
+        Step::Leaving(_)
     ));
 }
 
@@ -1035,13 +1059,14 @@ fn no_signature_no_refund() {
         (200, "canary"),
         (503, ""),
     ] {
-        let Prepared::Sign(unsigned) = finish(&by_openbao, &mut StubSigner, Some("canary-token"))
+        let Step::Calling(unsigned @ Callout::Signature(_)) =
+            finish(&by_openbao, &mut StubSigner, Some("canary-token"))
         else {
             panic!("not to be signed")
         };
         assert_unsigned(
             "OpenBao said no",
-            unsigned.reply(status, body.as_bytes(), &Told::NotAsked),
+            openbao_replies(unsigned, status, body, &Told::NotAsked),
             "OpenBao",
         );
     }

@@ -26,7 +26,7 @@ const UNKNOWN: fn(&'static Fixture) -> Told<'static> =
 fn routed(asked: Asked) -> Box<refund_filter::exchange::Dispatch> {
     match asked {
         Asked::Sent(Out::Routed(dispatch)) => dispatch,
-        Asked::Sent(Out::OnItsOwn(_)) => panic!("the payment is looked at first"),
+        Asked::Sent(Out::Callout(_)) => panic!("the payment is looked at first"),
         Asked::Answered(answer) => panic!("answered: {}", answer.body),
     }
 }
@@ -41,7 +41,9 @@ fn answered(asked: Asked) -> Answer {
 fn path(asked: Asked) -> String {
     let path = match asked {
         Asked::Sent(Out::Routed(dispatch)) => dispatch.headers.first(":path").unwrap().to_vec(),
-        Asked::Sent(Out::OnItsOwn(asking)) => asking.request().1.first(":path").unwrap().to_vec(),
+        Asked::Sent(Out::Callout(callout)) => {
+            callout.request().headers.first(":path").unwrap().to_vec()
+        }
         Asked::Answered(answer) => panic!("answered: {}", answer.body),
     };
     String::from_utf8(path).unwrap()

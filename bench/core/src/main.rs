@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, Dispatch, Opening, Prepared, ReplyHead, Sent, open};
+use refund_filter::exchange::{Answer, Dispatch, Opening, ReplyHead, Sent, Step, open};
 use refund_filter::guard::Claim;
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
@@ -116,12 +116,12 @@ impl Case {
             return None;
         };
         let accepted = reading.accept(self.body.as_bytes(), &earlier).ok()?;
-        let mut prepared = accepted.proceed(Claim::Unguarded, NOW, &mut NoSigner, &|_| None);
-        if let Prepared::Wait(waiting) = prepared {
+        let mut step = accepted.proceed(Claim::Unguarded, NOW, &mut NoSigner, &|_| None);
+        if let Step::Waiting(waiting) = step {
             let token = Secret::new("a-token-as-long-as-they-are".repeat(8));
-            prepared = waiting.with_token(token);
+            step = waiting.with_token(token);
         }
-        let Prepared::Dispatch(dispatch) = prepared else {
+        let Step::Leaving(dispatch) = step else {
             return None;
         };
         let Dispatch { headers, sent, .. } = *dispatch;

@@ -1,28 +1,27 @@
 //! What is asked of a provider by a call of the gateway's own: an order that must be signed for, in a look-up, or a payment that
 //! is looked at before it is refunded.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::{
-    Answer, Call, Headers, LocalReply, Prepared, ReplyHead, Sent, Task, gateway_error,
-    nothing_left, of_refusal, payment_has_refund, unreachable_provider,
+    Answer, Call, CalloutRequest, Environment, Headers, ReplyHead, Sent, Step, Task, gateway_error,
+    of_refusal, payment_has_refund, unreachable_provider,
 };
 use crate::clock::Now;
-use crate::config::ProviderEntry;
 use crate::guard::{Claim, End, Guard};
 use crate::problem::{Code, Problem, Retry};
 use crate::provider::{Doubt, Look, Names, Refunds, Shown, Word};
 use crate::refund::{Amount, Refund};
 use crate::secret::Carried;
-use crate::signing::Signer;
 
 /// How long the provider may take to answer, in milliseconds: with a signature and the refund itself after it, less than the
 /// guard's lease.
-pub const ASK_TIMEOUT_MS: u32 = 10_000;
+const TIMEOUT_MS: u32 = 10_000;
 
 /// A call that waits for a provider's word on a payment. Nothing was sent that could move money.
 #[derive(Debug)]
-pub struct Asking {
+pub struct Inquiry {
     call: Call,
     headers: Headers<'static>,
     body: String,
@@ -49,14 +48,14 @@ fn envoys_own(status: u16, body: &[u8]) -> Option<Code> {
     }
 }
 
-impl Asking {
+impl Inquiry {
     pub(super) fn new(
         call: Call,
         headers: Headers<'static>,
         body: String,
         key_id: Option<String>,
     ) -> Self {
-        Asking {
+        Inquiry {
             call,
             headers,
             body,
@@ -64,37 +63,36 @@ impl Asking {
         }
     }
 
-    /// The signing key's id, for logs, where the question is signed.
-    pub fn key_id(&self) -> Option<&str> {
+    pub(super) fn call(&self) -> &Call {
+        &self.call
+    }
+
+    pub(super) fn key_id(&self) -> Option<&str> {
         self.key_id.as_deref()
     }
 
-    /// The configured provider.
-    pub fn entry(&self) -> &Rc<ProviderEntry> {
-        &self.call.entry
-    }
-
-    /// The request: the provider's cluster, headers and body.
-    pub fn request(&self) -> (&str, &Headers<'static>, &str) {
-        (&self.call.entry.cluster, &self.headers, &self.body)
+    pub(super) fn request(&self) -> CalloutRequest<'_> {
+        CalloutRequest {
+            cluster: &self.call.entry.cluster,
+            headers: Cow::Borrowed(&self.headers),
+            body: Cow::Borrowed(&self.body),
+            timeout_ms: TIMEOUT_MS,
+        }
     }
 
     /// Goes on with the provider's answer.
-    pub fn reply(
+    pub(super) fn reply(
         self,
         head: &ReplyHead,
         body: &[u8],
-        now: Now,
-        signer: &mut dyn Signer,
-        filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
-        guard: Option<&Guard<'_>>,
-    ) -> Prepared {
+        environment: &mut Environment<'_>,
+    ) -> Step {
         if let Some(code) = envoys_own(head.status, body) {
-            return Prepared::Answer(self.unanswered(code));
+            return Step::Answered(self.unanswered(code));
         }
         let mut call = self.call;
         let looked_at = match &call.task {
-            Task::LookUp(..) => return Prepared::Answer(Sent { call }.reply(head, body, 1)),
+            Task::LookUp(..) => return Step::Answered(Sent { call }.reply(head, body, 1)),
             Task::Refund(refund, _) => {
                 let look = call.entry.dialect.seen(&refund.payment, &head.with(body));
                 call.may_go_on(refund, head, look)
@@ -103,15 +101,15 @@ impl Asking {
         match looked_at {
             Ok(shown) => {
                 call.names = shown.names;
-                if let Some(problem) = call.claim_shown_names(guard, now) {
-                    return Prepared::Answer(call.caller.not_sent(problem));
+                if let Some(problem) = call.claim_shown_names(environment.guard, environment.now) {
+                    return Step::Answered(call.caller.not_sent(problem));
                 }
                 let secrets = Rc::clone(&call.secrets);
                 let carried = Carried {
                     headers: &secrets,
-                    filter_state,
+                    filter_state: environment.filter_state,
                 };
-                call.refund(now, signer, &carried)
+                call.refund(environment.now, environment.signer, &carried)
             }
             Err(held_back) => {
                 let (mut problem, word) = *held_back;
@@ -127,24 +125,19 @@ impl Asking {
                     settlement.sent = false;
                 }
                 answer.refused_token = call.refused_token(head);
-                Prepared::Answer(answer)
+                Step::Answered(answer)
             }
         }
     }
 
     /// The answer where the call could not be made.
-    pub fn failed(self) -> Answer {
+    pub(super) fn not_made(self) -> Answer {
         self.unanswered(Code::ProviderUnreachable)
     }
 
     /// The answer where the provider's reply began and did not end.
-    pub fn cut(self) -> Answer {
+    pub(super) fn cut(self) -> Answer {
         self.unanswered(Code::ProviderError)
-    }
-
-    /// The answer in place of Envoy's own while the provider is asked. Nothing was sent that could move money.
-    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.call.caller.not_sent(nothing_left(reply))
     }
 
     fn unanswered(self, code: Code) -> Answer {
