@@ -156,12 +156,18 @@ testbed() {
   exec "$BINARIES/debug/testbed" "$@"
 }
 
+# Cargo does not find the modules that a macro declares: the providers.
+formatting() {
+  cargo fmt --all --check
+  rustfmt --edition 2024 --check src/provider/*.rs tests/providers/*/*.rs
+}
+
 # The inner loop: what one runs while editing the core, in less than a minute once it is built.
 check() {
   need_rust
   target wasm32-wasip1
   say "formatting and lints"
-  cargo fmt --all --check
+  formatting
   cargo clippy --locked --quiet --package refund-filter --all-targets -- --deny warnings
   cargo clippy --locked --quiet --package refund-filter --lib --target wasm32-wasip1 -- --deny warnings
   say "tests: the core, the model in its short form"
@@ -174,7 +180,7 @@ tests() {
   target wasm32-unknown-unknown
   target wasm32-wasip1
   say "formatting and lints"
-  cargo fmt --all --check
+  formatting
   (cd bench && cargo fmt --all --check)
   cargo clippy --locked --quiet --workspace --all-targets -- --deny warnings
   cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use refund_filter::secret::Secret;
 use refund_filter::signing::{PrivateKey, Signer as _, SignerChoice, VmSigner};
 
-const KEY: &str = include_str!("../tests/golden/bbmsl/private_key.pem");
+const KEY: &str = include_str!("../tests/providers/bbmsl/golden/private_key.pem");
 const TEXT: &[u8] = br#"{"merchantId":3,"orderId":4922,"amount":10}"#;
 
 thread_local! {

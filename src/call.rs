@@ -1,16 +1,16 @@
 //! A canonical refund call as it was written: read, checked, and told apart from others.
 
-use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::value::RawValue;
 
 use crate::config::{Config, ProviderEntry};
 use crate::guard::{About, Digest};
-use crate::json::{Json, Kind, Malformed, Node};
+use crate::json::{Json, Kind, Malformed, Members, Node};
 use crate::money::{AmountFault, Currency, Money};
-use crate::problem::{Fault, MAX_TOLD, pointer_token};
+use crate::problem::{Fault, MAX_TOLD};
 use crate::provider::{PaymentRule, Reason};
+use crate::reader::Object;
 use crate::refund::{Amount, Payment, Refund};
 
 /// Why there is no refund call.
@@ -75,12 +75,12 @@ impl Refund {
                 "The body must be a JSON object.",
             )]));
         };
-        let mut call = Object::new("", members, &mut faults);
-        let provider = call.text("provider", None, &mut faults)?;
+        let mut call = object("", members, &mut faults);
+        let provider = text(&mut call, "provider", None, &mut faults)?;
         let payment = call.take("payment");
         let amount = call.take("amount");
-        let reason = call.text("reason", Some(255), &mut faults)?;
-        let reference = call.text("reference", Some(64), &mut faults)?;
+        let reason = text(&mut call, "reason", Some(255), &mut faults)?;
+        let reference = text(&mut call, "reference", Some(64), &mut faults)?;
         if matches!(reference.as_deref(), Some("." | "..")) {
             faults.push(Fault::at(
                 "/reference",
@@ -88,10 +88,7 @@ impl Refund {
             ));
         }
         let provider_named = provider.is_some() || call.had("provider");
-        call.refuse_the_rest(
-            "provider, payment, amount, reason and reference",
-            &mut faults,
-        );
+        faults.extend(call.rest().take(MAX_TOLD));
 
         if !provider_named {
             faults.push(Fault::at("/provider", "The provider's name is required."));
@@ -259,14 +256,14 @@ fn read_payment(
         return Ok(None);
     };
     let before = faults.len();
-    let mut payment = Object::new("/payment", members, faults);
-    let id = payment.text("id", Some(128), faults)?;
-    let reference = payment.text("reference", Some(64), faults)?;
+    let mut payment = object("/payment", members, faults);
+    let id = text(&mut payment, "id", Some(128), faults)?;
+    let reference = text(&mut payment, "reference", Some(64), faults)?;
     let (had_id, had_any) = (
         payment.had("id"),
         payment.had("id") || payment.had("reference"),
     );
-    payment.refuse_the_rest("id and reference", faults);
+    faults.extend(payment.rest().take(MAX_TOLD));
 
     if had_any || faults.len() == before {
         PaymentNames {
@@ -302,9 +299,9 @@ fn read_amount(
         faults.push(Fault::at("/amount", SHAPE));
         return Ok(None);
     };
-    let mut amount = Object::new("/amount", members, faults);
-    let value = amount.text("value", None, faults)?;
-    let code = amount.text("currency", None, faults)?;
+    let mut amount = object("/amount", members, faults);
+    let value = text(&mut amount, "value", None, faults)?;
+    let code = text(&mut amount, "currency", None, faults)?;
     for (name, sentence) in [
         (
             "value",
@@ -316,10 +313,10 @@ fn read_amount(
         ),
     ] {
         if !amount.had(name) {
-            faults.push(Fault::at(format!("/amount/{name}"), sentence));
+            faults.push(Fault::at(amount.at(name), sentence));
         }
     }
-    amount.refuse_the_rest("value and currency", faults);
+    faults.extend(amount.rest().take(MAX_TOLD));
 
     let currency = code.as_deref().and_then(|code| {
         let currency = Currency::from_code(code);
@@ -402,94 +399,56 @@ fn check_amount(
     }
 }
 
-/// A JSON object that is taken apart member by member; what is left over at the end is a fault.
-struct Object<'a> {
-    pointer: &'static str,
-    members: Vec<(Cow<'a, str>, Node<'a>)>,
-    taken: Vec<&'static str>,
+/// A member of an object: who wrote it may have made it as large as they liked, so not every fault is told.
+fn object<'a>(pointer: &'static str, members: Members<'a>, faults: &mut Vec<Fault>) -> Object<'a> {
+    let mut object = Object::new(pointer, "member");
+    let before = faults.len();
+    for (name, node) in members {
+        if let Err(fault) = object.add(name, node)
+            && faults.len().saturating_sub(before) < MAX_TOLD
+            && !faults.contains(&fault)
+        {
+            faults.push(fault);
+        }
+        // A body full of short names must not cost the square of their number.
+        if object.members().len() > MAX_MEMBERS {
+            faults.push(Fault::at(pointer, "This object has too many members."));
+            break;
+        }
+    }
+    object
 }
 
-impl<'a> Object<'a> {
-    fn new(
-        pointer: &'static str,
-        members: Vec<(Cow<'a, str>, Node<'a>)>,
-        faults: &mut Vec<Fault>,
-    ) -> Self {
-        let mut kept: Vec<(Cow<'a, str>, Node<'a>)> = Vec::with_capacity(members.len());
-        let mut told: Vec<Cow<'a, str>> = Vec::new();
-        for (name, node) in members {
-            if !kept.iter().any(|(known, _)| *known == name) {
-                kept.push((name, node));
-            } else if !told.contains(&name) && told.len() < MAX_TOLD {
-                faults.push(Fault::at(
-                    format!("{pointer}/{}", pointer_token(&name)),
-                    "This member stands here twice.",
-                ));
-                told.push(name);
-            }
-            // A body full of short names must not cost the square of their number.
-            if kept.len() > MAX_MEMBERS {
-                faults.push(Fault::at(pointer, "This object has too many members."));
-                break;
-            }
-        }
-        Object {
+/// A string member of 1 to `longest` characters, if it is there and right.
+fn text(
+    object: &mut Object<'_>,
+    name: &'static str,
+    longest: Option<usize>,
+    faults: &mut Vec<Fault>,
+) -> Result<Option<String>, Malformed> {
+    let Some(node) = object.take(name) else {
+        return Ok(None);
+    };
+    let pointer = object.at(name);
+    let Some(text) = node.string().transpose()? else {
+        let article = match node.kind() {
+            Kind::Number => "a string, not a number",
+            Kind::Null => "a string; leave the member out instead of null",
+            _ => "a string",
+        };
+        faults.push(Fault::at(pointer, format!("This must be {article}.")));
+        return Ok(None);
+    };
+    if let Some(longest) = longest
+        && !(1..=longest).contains(&text.chars().count())
+    {
+        faults.push(Fault::at(
             pointer,
-            members: kept,
-            taken: Vec::new(),
-        }
+            format!("This must have 1 to {longest} characters."),
+        ));
+        return Ok(None);
     }
-
-    fn take(&mut self, name: &'static str) -> Option<Node<'a>> {
-        let index = self.members.iter().position(|(known, _)| known == name)?;
-        self.taken.push(name);
-        Some(self.members.swap_remove(index).1)
-    }
-
-    fn had(&self, name: &str) -> bool {
-        self.taken.contains(&name)
-    }
-
-    /// A string member of 1 to `longest` characters, if it is there and right.
-    fn text(
-        &mut self,
-        name: &'static str,
-        longest: Option<usize>,
-        faults: &mut Vec<Fault>,
-    ) -> Result<Option<String>, Malformed> {
-        let Some(node) = self.take(name) else {
-            return Ok(None);
-        };
-        let pointer = format!("{}/{name}", self.pointer);
-        let Some(text) = node.string().transpose()? else {
-            let article = match node.kind() {
-                Kind::Number => "a string, not a number",
-                Kind::Null => "a string; leave the member out instead of null",
-                _ => "a string",
-            };
-            faults.push(Fault::at(pointer, format!("This must be {article}.")));
-            return Ok(None);
-        };
-        if let Some(longest) = longest
-            && !(1..=longest).contains(&text.chars().count())
-        {
-            faults.push(Fault::at(
-                pointer,
-                format!("This must have 1 to {longest} characters."),
-            ));
-            return Ok(None);
-        }
-        Ok(Some(text.into_owned()))
-    }
-
-    fn refuse_the_rest(self, known: &str, faults: &mut Vec<Fault>) {
-        for (name, _) in self.members.iter().take(MAX_TOLD) {
-            faults.push(Fault::at(
-                format!("{}/{}", self.pointer, pointer_token(name)),
-                format!("This member is not known; {known} are."),
-            ));
-        }
-    }
+    Ok(Some(text.into_owned()))
 }
 
 /// No object of the contract has a tenth of this.

@@ -872,7 +872,7 @@ impl Root {
                     Auth::Signature(Signing::Transit(_)) => ", signed by OpenBao",
                     _ => "",
                 };
-                format!("{} ({}{signer})", entry.name, entry.kind.as_str())
+                format!("{} ({}{signer})", entry.name, entry.kind.name)
             })
             .collect();
         host::log(

@@ -25,6 +25,7 @@ pub mod call;
 pub mod caller;
 pub mod clock;
 pub mod config;
+pub mod credentials;
 pub mod exchange;
 #[cfg(target_os = "wasi")]
 pub mod filter;
@@ -39,12 +40,15 @@ pub mod memory;
 pub mod money;
 pub mod problem;
 pub mod provider;
+pub mod reader;
 pub mod refund;
+mod registry;
 pub mod rsa_key;
 pub mod secret;
 pub mod signing;
 mod text;
 pub mod token;
+pub mod url;
 
 /// The version that goes out in `user-agent`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -8,8 +8,9 @@ use percent_encoding::percent_decode;
 use crate::call::PaymentNames;
 use crate::config::{Config, ProviderEntry};
 use crate::idempotency::{IdempotencyKey, ProviderKey};
-use crate::problem::{Fault, MAX_TOLD, pointer_token};
+use crate::problem::{Fault, MAX_TOLD};
 use crate::provider::{Idempotency, Refunds, Wanted};
+use crate::reader::Object;
 use crate::refund::Payment;
 
 /// The longest id of a refund that is taken, in characters: no provider gives one that is longer.
@@ -26,7 +27,7 @@ pub struct LookUp {
 
 /// The parameters of a query, each once.
 struct Query {
-    parameters: Vec<(String, String)>,
+    parameters: Object<'static, String>,
     faults: Vec<Fault>,
 }
 
@@ -34,7 +35,7 @@ impl Query {
     /// Takes a query apart as forms are written (`+` is a space).
     fn read(query: &[u8]) -> Self {
         let mut read = Query {
-            parameters: Vec::new(),
+            parameters: Object::new("", "parameter"),
             faults: Vec::new(),
         };
         for pair in query.split(|b| *b == b'&').filter(|pair| !pair.is_empty()) {
@@ -52,17 +53,14 @@ impl Query {
             };
             match (decode(name), decode(value)) {
                 (Ok(name), Ok(value)) => {
-                    if read.parameters.iter().any(|(known, _)| *known == name) {
-                        read.fault(&name, "This parameter stands here twice.");
-                    } else {
-                        read.parameters.push((name, value));
-                    }
+                    let twice = read.parameters.add(name.into(), value).err();
+                    read.faults.extend(twice);
                 }
                 (Ok(name), Err(_)) => read.fault(&name, "This is not UTF-8."),
                 (Err(_), _) => read.fault("", "A parameter's name is not UTF-8."),
             }
             // A query full of names is nobody's; what is wrong with it has been said.
-            if read.faults.len() >= MAX_TOLD || read.parameters.len() >= MAX_TOLD {
+            if read.faults.len() >= MAX_TOLD || read.parameters.members().len() >= MAX_TOLD {
                 break;
             }
         }
@@ -70,28 +68,18 @@ impl Query {
     }
 
     fn fault(&mut self, name: &str, sentence: &str) {
-        let pointer = format!("/{}", pointer_token(name));
+        let pointer = self.parameters.at(name);
         self.faults.push(Fault::at(pointer, sentence));
     }
 
-    fn take(&mut self, name: &str) -> Option<String> {
-        let index = self
-            .parameters
-            .iter()
-            .position(|(known, _)| known == name)?;
-        Some(self.parameters.swap_remove(index).1)
-    }
-
-    /// A parameter of 1 to `longest` characters, and whether it was there.
-    fn text(&mut self, name: &str, longest: usize) -> (Option<String>, bool) {
-        let Some(text) = self.take(name) else {
-            return (None, false);
-        };
+    /// A parameter of 1 to `longest` characters, if it is there and right.
+    fn text(&mut self, name: &'static str, longest: usize) -> Option<String> {
+        let text = self.parameters.take(name)?;
         if (1..=longest).contains(&text.chars().count()) {
-            return (Some(text), true);
+            return Some(text);
         }
         self.fault(name, &format!("This must have 1 to {longest} characters."));
-        (None, true)
+        None
     }
 }
 
@@ -102,20 +90,14 @@ impl LookUp {
         config: &'c Config,
     ) -> Result<(LookUp, &'c ProviderEntry), Vec<Fault>> {
         let mut query = Query::read(query);
-        let (provider, named) = query.text("provider", MAX_ID);
-        let (payment_id, had_payment_id) = query.text("payment_id", 128);
-        let (payment_reference, had_payment_reference) = query.text("payment_reference", 64);
-        let (id, had_id) = query.text("id", MAX_ID);
-        let (reference, had_reference) = query.text("reference", 64);
-        let key_text = query.take("key");
-        let had_key = key_text.is_some();
-        for (name, _) in std::mem::take(&mut query.parameters) {
-            query.fault(
-                &name,
-                "This parameter is not known; provider, payment_id, payment_reference, id, key and reference are.",
-            );
-        }
-        if !named {
+        let provider = query.text("provider", MAX_ID);
+        let payment_id = query.text("payment_id", 128);
+        let payment_reference = query.text("payment_reference", 64);
+        let id = query.text("id", MAX_ID);
+        let key_text = query.parameters.take("key");
+        let reference = query.text("reference", 64);
+        query.faults.extend(query.parameters.rest());
+        if !query.parameters.had("provider") {
             query.fault("provider", "The provider's name is required.");
         }
         let entry = provider.and_then(|name| {
@@ -141,10 +123,11 @@ impl LookUp {
             }
         }
         let capabilities = entry.map(|entry| entry.dialect.capabilities());
+        let had = |name| query.parameters.had(name);
         PaymentNames {
             id: payment_id.as_deref(),
-            had_id: had_payment_id,
-            had_any: had_payment_id || had_payment_reference,
+            had_id: had("payment_id"),
+            had_any: had("payment_id") || had("payment_reference"),
             pointers: ("/payment_id", "/payment_id"),
         }
         .check(
@@ -153,7 +136,7 @@ impl LookUp {
         );
         if let Some(capabilities) = capabilities
             && capabilities.refunds != Refunds::One
-            && !(had_id || had_key || had_reference && capabilities.takes_reference)
+            && !(had("id") || had("key") || had("reference") && capabilities.takes_reference)
         {
             query.fault(
                 "key",

@@ -1,17 +1,15 @@
-//! What a provider's refund dialect is, and the registry of those that there are.
+//! What a provider's refund dialect is, and those that there are.
 
-pub mod bbmsl;
-pub mod begateway;
-pub mod bog;
-pub mod moyasar;
 mod reply;
 
 use serde_json::value::RawValue;
 
 use crate::clock::{Now, Resend};
+use crate::credentials::Auth;
 use crate::idempotency::ProviderKey;
 use crate::money::{Currency, Money};
 use crate::problem::{FieldError, Retry};
+use crate::reader::{Object, Reader};
 use crate::refund::{Payment, Refund, Status};
 
 pub use reply::{
@@ -19,47 +17,39 @@ pub use reply::{
     message_of, path_segment, plain_text, refusal, scalar,
 };
 
-/// Which dialect a configured provider speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProviderKind {
-    /// Bank of Georgia, Payments API.
-    Bog,
-    /// Moyasar Payment Gateway (MPG).
-    Moyasar,
-    /// beGateway.
-    Begateway,
-    /// BBMSL, hosted checkout.
-    Bbmsl,
+macro_rules! declare {
+    ($($name:ident)*) => {
+        $(pub mod $name;)*
+
+        /// Every kind of provider, in the order of the documentation.
+        pub static KINDS: &[&ProviderKind] = &[$(&$name::KIND),*];
+    };
+}
+crate::for_every_provider!(declare);
+
+/// A kind of provider: what its own file says to the rest.
+#[derive(Debug)]
+pub struct ProviderKind {
+    /// The word for it in the configuration.
+    pub name: &'static str,
+    /// What it can do.
+    pub capabilities: &'static Capabilities,
+    /// Reads the members of the configuration that are its own.
+    pub configure: fn(&mut Reader<'_>, &mut Object<'_>, MinorUnits) -> Option<Configured>,
 }
 
-impl ProviderKind {
-    /// Every kind, in the order of the documentation.
-    pub const ALL: [ProviderKind; 4] = [
-        ProviderKind::Bog,
-        ProviderKind::Moyasar,
-        ProviderKind::Begateway,
-        ProviderKind::Bbmsl,
-    ];
+/// `minor_units` of the configuration: the decimals by which a provider counts a currency.
+pub type MinorUnits = Vec<(Currency, u8)>;
 
-    /// The word for it in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ProviderKind::Bog => "bog",
-            ProviderKind::Moyasar => "moyasar",
-            ProviderKind::Begateway => "begateway",
-            ProviderKind::Bbmsl => "bbmsl",
-        }
-    }
-
-    /// What it can do.
-    pub fn capabilities(self) -> &'static Capabilities {
-        match self {
-            ProviderKind::Bog => &bog::CAPABILITIES,
-            ProviderKind::Moyasar => &moyasar::CAPABILITIES,
-            ProviderKind::Begateway => &begateway::CAPABILITIES,
-            ProviderKind::Bbmsl => &bbmsl::CAPABILITIES,
-        }
-    }
+/// What a kind makes of its configuration.
+#[derive(Debug)]
+pub struct Configured {
+    /// The dialect of one merchant.
+    pub dialect: Box<dyn Provider>,
+    /// How the gateway proves itself.
+    pub auth: Auth,
+    /// The merchant's account, where the configuration names one.
+    pub account: Option<String>,
 }
 
 /// What a provider can take, as data: the validation of a call is made from it.
@@ -101,7 +91,7 @@ pub struct Counting {
     /// What its documentation says.
     pub units: Units,
     /// `minor_units` of the configuration.
-    pub configured: Vec<(Currency, u8)>,
+    pub configured: MinorUnits,
 }
 
 impl Counting {

@@ -41,8 +41,9 @@ pub fn run(report: &mut Report, project: &Path, program: &Path, write: bool) -> 
     let (mut rows, mut text) = (Vec::new(), HEAD.to_owned());
     for (provider, golden) in CASES {
         let golden = project
-            .join("tests/golden")
+            .join("tests/providers")
             .join(provider)
+            .join("golden")
             .join(format!("{golden}.json"));
         for step in ["request", "reply"] {
             let count = count(program, step, &golden)?;

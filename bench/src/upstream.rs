@@ -24,7 +24,7 @@ struct Replies {
 impl Template {
     /// The reply of a golden file, cut where these texts stand. Each is replaced by the echo of its number.
     fn golden(project: &Path, file: &str, echoes: &[&str]) -> Result<Template> {
-        let path = project.join("tests/golden").join(file);
+        let path = project.join("tests/providers").join(file);
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let golden: Value = serde_json::from_str(&text)?;
         let body = golden["provider_reply"]["body"]
@@ -64,13 +64,13 @@ pub async fn serve() -> Result<()> {
     let replies: &'static Replies = Box::leak(Box::new(Replies {
         moyasar: Template::golden(
             &project,
-            "moyasar/page-example-with-its-own-order-id.json",
+            "moyasar/golden/page-example-with-its-own-order-id.json",
             &[
                 "0191f5a7-44a9-76c2-9fec-39709fdbf723",
                 "f351a2a3-97c4-4f12-add3-80c1044091f5",
             ],
         )?,
-        bbmsl: Template::golden(&project, "bbmsl/contract-example.json", &["4922"])?,
+        bbmsl: Template::golden(&project, "bbmsl/golden/contract-example.json", &["4922"])?,
     }));
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);

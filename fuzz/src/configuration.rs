@@ -179,7 +179,7 @@ fn is_sound(config: &Config) {
 fn is_usable(config: &Rc<Config>, entry: &ProviderEntry, canary_is_a_name: bool) {
     let fixture = FIXTURES
         .iter()
-        .find(|fixture| fixture.kind == entry.kind)
+        .find(|fixture| fixture.name() == entry.kind.name)
         .expect("a fixture of every kind");
     let mut call = fixture.call();
     call["provider"] = json!(entry.name);

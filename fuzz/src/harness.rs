@@ -32,7 +32,7 @@ use calls::{Keys, StubSigner, call_reply};
 pub use calls::{NOW, call_headers, look_up_headers};
 
 /// A sound private key.
-pub const PRIVATE_KEY: &str = include_str!("../../tests/golden/bbmsl/private_key.pem");
+pub const PRIVATE_KEY: &str = include_str!("../../tests/providers/bbmsl/golden/private_key.pem");
 
 /// Takes a call until it is answered, leaves or the provider is asked by a call of the gateway's own; none where it is not ours.
 /// A token and OpenBao's signature are given where they are asked for. Nothing is remembered.

@@ -442,7 +442,7 @@ impl Reply {
             200..300 => {
                 assert!(declined && !self.coded, "{}", of());
                 assert!(
-                    self.attempts == 1 || fixture.by_key() == "same_key",
+                    self.attempts == 1 || fixture.by_key == "same_key",
                     "{}",
                     of()
                 );

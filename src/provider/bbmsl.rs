@@ -8,17 +8,19 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Absence, Attempt, Capabilities, Counting, Doubt, Echo, Finding, Idempotency, Look, Names,
-    Outcome, Payload, PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt,
-    Refunds, Refusal, Shown, ShownBy, Units, Wanted, Word, by_status, differs, echoed_amount,
-    field_errors, identifier, message_of, refusal, scalar,
+    Absence, Attempt, Capabilities, Configured, Counting, Doubt, Echo, Finding, Idempotency, Look,
+    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
+    ProviderRequest, Reason, Receipt, Refunds, Refusal, Shown, ShownBy, Units, Wanted, Word,
+    by_status, differs, echoed_amount, field_errors, identifier, message_of, refusal, scalar,
 };
+use crate::credentials::Auth;
 use crate::json::{Kind, Node};
 use crate::money::{Currency, Money};
+use crate::reader::{Object, Reader};
 use crate::refund::{Payment, Refund, Status};
 
 /// `orderId`: Number. `merchantReference`: String(64). One of the two is mandatory.
-pub(super) static CAPABILITIES: Capabilities = Capabilities {
+static CAPABILITIES: Capabilities = Capabilities {
     payment: PaymentRule::NumericIdOrReference,
     full_refund: false,
     units: UNITS,
@@ -48,6 +50,79 @@ pub struct Bbmsl {
     /// The `responseCode`s that the platform team knows to be a plain refusal.
     declined_codes: Vec<String>,
     counting: Counting,
+}
+
+/// What the filter knows of it.
+pub static KIND: ProviderKind = ProviderKind {
+    name: "bbmsl",
+    capabilities: &CAPABILITIES,
+    configure,
+};
+
+fn configure(
+    reader: &mut Reader<'_>,
+    object: &mut Object<'_>,
+    minor_units: MinorUnits,
+) -> Option<Configured> {
+    let merchant_id = merchant_id(reader, object);
+    let declined_codes = declined_codes(reader, object);
+    let signing = reader.signing(object);
+    let merchant_id = merchant_id?;
+    Some(Configured {
+        account: Some(merchant_id.get().replace('"', "")),
+        dialect: Box::new(Bbmsl {
+            merchant_id,
+            declined_codes,
+            counting: Counting {
+                units: UNITS,
+                configured: minor_units,
+            },
+        }),
+        auth: Auth::Signature(signing?),
+    })
+}
+
+fn merchant_id(reader: &mut Reader<'_>, object: &mut Object<'_>) -> Option<Box<RawValue>> {
+    let node = reader.required(object, "merchant_id")?;
+    match node.kind() {
+        Kind::Number if node.raw().bytes().all(|b| b.is_ascii_digit()) => {
+            RawValue::from_string(node.raw().to_owned()).ok()
+        }
+        Kind::String => {
+            let text = reader.text(&object.at("merchant_id"), node)?;
+            RawValue::from_string(crate::json_text(&text)).ok()
+        }
+        _ => {
+            reader.fault(
+                object.at("merchant_id"),
+                "This must be a whole number or a string: it is sent as it stands here.",
+            );
+            None
+        }
+    }
+}
+
+fn declined_codes(reader: &mut Reader<'_>, object: &mut Object<'_>) -> Vec<String> {
+    let mut codes = Vec::new();
+    let Some(node) = object.take("declined_codes") else {
+        return codes;
+    };
+    let pointer = object.at("declined_codes");
+    let Some(items) = node.items() else {
+        reader.fault(pointer, "This must be a list of strings.");
+        return codes;
+    };
+    for (index, item) in items.into_iter().enumerate() {
+        let pointer = format!("{pointer}/{index}");
+        match reader.text(&pointer, item) {
+            Some(code) if code == "0000" => {
+                reader.fault(pointer, "0000 is BBMSL's code of success.");
+            }
+            Some(code) => codes.push(code),
+            None => {}
+        }
+    }
+    codes
 }
 
 #[derive(Serialize)]
@@ -201,22 +276,6 @@ enum Read {
 }
 
 impl Bbmsl {
-    /// The dialect of one merchant. `minor_units`: of the configuration.
-    pub fn new(
-        merchant_id: Box<RawValue>,
-        declined_codes: Vec<String>,
-        minor_units: Vec<(Currency, u8)>,
-    ) -> Self {
-        Bbmsl {
-            merchant_id,
-            declined_codes,
-            counting: Counting {
-                units: UNITS,
-                configured: minor_units,
-            },
-        }
-    }
-
     /// A request about an order, to be signed.
     fn signed(&self, path: &str, payment: &Payment, amount: Option<&RawValue>) -> ProviderRequest {
         let inner = Inner {

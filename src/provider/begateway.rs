@@ -6,17 +6,19 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Absence, Attempt, Capabilities, Counting, Doubt, Echo, Finding, Idempotency, Look, Names,
-    Outcome, Payload, PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt,
-    Refunds, Refusal, Shown, ShownBy, Units, Wanted, Word, by_status, differs, echoed_amount,
-    field_errors, identifier, message_of, path_segment, scalar,
+    Absence, Attempt, Capabilities, Configured, Counting, Doubt, Echo, Finding, Idempotency, Look,
+    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
+    ProviderRequest, Reason, Receipt, Refunds, Refusal, Shown, ShownBy, Units, Wanted, Word,
+    by_status, differs, echoed_amount, field_errors, identifier, message_of, path_segment, scalar,
 };
+use crate::credentials::Auth;
 use crate::json::Node;
 use crate::money::{Currency, Money};
+use crate::reader::{Object, Reader};
 use crate::refund::{Payment, Refund, Status};
 
 /// `RequestID` is kept for 24 hours.
-pub(super) static CAPABILITIES: Capabilities = Capabilities {
+static CAPABILITIES: Capabilities = Capabilities {
     payment: PaymentRule::Id,
     full_refund: true,
     units: UNITS,
@@ -58,16 +60,35 @@ pub struct Begateway {
     counting: Counting,
 }
 
-impl Begateway {
-    /// The dialect of one shop. `minor_units`: of the configuration.
-    pub fn new(minor_units: Vec<(Currency, u8)>) -> Self {
-        Begateway {
-            counting: Counting {
-                units: UNITS,
-                configured: minor_units,
-            },
-        }
-    }
+/// What the filter knows of it.
+pub static KIND: ProviderKind = ProviderKind {
+    name: "begateway",
+    capabilities: &CAPABILITIES,
+    configure,
+};
+
+fn configure(
+    reader: &mut Reader<'_>,
+    object: &mut Object<'_>,
+    minor_units: MinorUnits,
+) -> Option<Configured> {
+    let dialect = Begateway {
+        counting: Counting {
+            units: UNITS,
+            configured: minor_units,
+        },
+    };
+    let auth = reader.injected_or(object, |reader, object| {
+        reader.basic(object, "shop_id", "secret_key")
+    })?;
+    Some(Configured {
+        dialect: Box::new(dialect),
+        account: match &auth {
+            Auth::Basic { user, .. } => Some(user.clone()),
+            _ => None,
+        },
+        auth,
+    })
 }
 
 #[derive(Serialize)]

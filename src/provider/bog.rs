@@ -7,17 +7,19 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Absence, Attempt, Capabilities, Counting, Doubt, Finding, Idempotency, Look, Names, Outcome,
-    Payload, PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt, Refunds,
-    Shown, ShownBy, Units, Wanted, Word, by_status, differs, field_errors, identifier, is_refusal,
-    message_of, path_segment, plain_text, scalar,
+    Absence, Attempt, Capabilities, Configured, Counting, Doubt, Finding, Idempotency, Look,
+    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
+    ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted, Word, by_status,
+    differs, field_errors, identifier, is_refusal, message_of, path_segment, plain_text, scalar,
 };
+use crate::credentials::Auth;
 use crate::json::Node;
 use crate::money::{Currency, Money};
+use crate::reader::{Object, Reader};
 use crate::refund::{Payment, Refund, Status};
 
 /// `Idempotency-Key`, "UUID v4".
-pub(super) static CAPABILITIES: Capabilities = Capabilities {
+static CAPABILITIES: Capabilities = Capabilities {
     payment: PaymentRule::Id,
     full_refund: true,
     units: UNITS,
@@ -58,16 +60,30 @@ pub struct Bog {
     counting: Counting,
 }
 
-impl Bog {
-    /// The dialect. `minor_units`: of the configuration.
-    pub fn new(minor_units: Vec<(Currency, u8)>) -> Self {
-        Bog {
-            counting: Counting {
-                units: UNITS,
-                configured: minor_units,
-            },
-        }
-    }
+/// What the filter knows of it.
+pub static KIND: ProviderKind = ProviderKind {
+    name: "bog",
+    capabilities: &CAPABILITIES,
+    configure,
+};
+
+fn configure(
+    reader: &mut Reader<'_>,
+    object: &mut Object<'_>,
+    minor_units: MinorUnits,
+) -> Option<Configured> {
+    let dialect = Bog {
+        counting: Counting {
+            units: UNITS,
+            configured: minor_units,
+        },
+    };
+    let endpoint = reader.token_endpoint(object)?;
+    Some(Configured {
+        dialect: Box::new(dialect),
+        account: Some(endpoint.client_id.clone()),
+        auth: Auth::Token(endpoint),
+    })
 }
 
 #[derive(Serialize)]

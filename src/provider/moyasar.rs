@@ -7,17 +7,19 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Absence, Attempt, Capabilities, Counting, Doubt, Echo, Finding, Idempotency, Look, Names,
-    Outcome, Payload, PaymentRule, Provider, ProviderReply, ProviderRequest, Reason, Receipt,
-    Refunds, Shown, ShownBy, Units, Wanted, Word, by_status, differs, echoed_amount, field_errors,
-    is_refusal, message_of, path_segment, scalar,
+    Absence, Attempt, Capabilities, Configured, Counting, Doubt, Echo, Finding, Idempotency, Look,
+    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
+    ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted, Word, by_status,
+    differs, echoed_amount, field_errors, is_refusal, message_of, path_segment, scalar,
 };
+use crate::credentials::Auth;
 use crate::json::Node;
 use crate::money::{Currency, Money};
+use crate::reader::{Object, Reader};
 use crate::refund::{Payment, Refund, Status};
 
 /// `transaction_id`: a UUID that the client makes once per operation.
-pub(super) static CAPABILITIES: Capabilities = Capabilities {
+static CAPABILITIES: Capabilities = Capabilities {
     payment: PaymentRule::Id,
     full_refund: false,
     units: UNITS,
@@ -48,16 +50,32 @@ pub struct Moyasar {
     counting: Counting,
 }
 
-impl Moyasar {
-    /// The dialect of one merchant. `minor_units`: of the configuration.
-    pub fn new(minor_units: Vec<(Currency, u8)>) -> Self {
-        Moyasar {
-            counting: Counting {
-                units: UNITS,
-                configured: minor_units,
-            },
-        }
-    }
+/// What the filter knows of it.
+pub static KIND: ProviderKind = ProviderKind {
+    name: "moyasar",
+    capabilities: &CAPABILITIES,
+    configure,
+};
+
+fn configure(
+    reader: &mut Reader<'_>,
+    object: &mut Object<'_>,
+    minor_units: MinorUnits,
+) -> Option<Configured> {
+    let dialect = Moyasar {
+        counting: Counting {
+            units: UNITS,
+            configured: minor_units,
+        },
+    };
+    let auth = reader.injected_or(object, |reader, object| {
+        reader.credential(object, "api_key").map(Auth::Bearer)
+    })?;
+    Some(Configured {
+        dialect: Box::new(dialect),
+        account: None,
+        auth,
+    })
 }
 
 #[derive(Serialize)]

@@ -1,5 +1,5 @@
-//! One fixture per kind of provider, made from its vendor's page. The suites that hold every provider to the same rules
-//! (conformance, replies, leaks, hostile) know providers by these alone: a new one is one more entry here.
+//! What a fixture of a provider is: the suites that hold every provider to the same rules know providers by these alone. A new
+//! one is a folder in tests/providers.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,8 +24,9 @@ pub enum Counts {
 /// What the suites know of a provider.
 #[derive(Debug)]
 pub struct Fixture {
-    pub kind: ProviderKind,
-    /// A sound configuration. `CANARY-…` stands where a secret does; `@FILE` is a file of tests/golden/bbmsl.
+    pub kind: &'static ProviderKind,
+    /// A sound configuration. `CANARY-…` stands where a secret does; `@FILE` is a file of
+    /// tests/providers/bbmsl/golden.
     pub provider: &'static str,
     /// The secrets of that configuration which the provider must get, and nobody else.
     pub secrets: &'static [&'static str],
@@ -67,158 +68,93 @@ pub struct Fixture {
     pub needs_reason: bool,
     pub keeps_keys: bool,
     pub numeric_ids: bool,
+    /// The `authorization` of a request; none where the body is signed.
+    pub authorization: Option<&'static str>,
+    /// Where the credential stands in the configuration.
+    pub credential: &'static str,
+    /// Places of its own configuration, known and unknown ones.
+    pub configuration: &'static [&'static str],
+    /// What makes the configuration another merchant's: where, and the JSON that stands there then.
+    pub another_merchant: (&'static str, &'static str),
+    /// The currencies that only `minor_units` of the configuration allows, with ISO 4217's decimals.
+    pub disputed: &'static [(&'static str, u8)],
+    /// Whether so many minor units, which are this value, are not too much and not too fine.
+    pub sends: fn(u64, &str) -> bool,
+    /// What `by key` of the contract is: `same_key` where the provider has an idempotency key, `look_up` where it has none.
+    pub by_key: &'static str,
+    /// Whether it tells refunds apart by their ids alone.
+    pub by_id_alone: bool,
+    /// Replies that say that the refund may be there.
+    pub may_be_there: &'static [&'static str],
+    /// The codes that the configuration knows to be a plain refusal.
+    pub declined_codes: &'static [&'static str],
+    /// Where a success shows what was refunded, and where a decline left it.
+    pub left_by_a_decline: &'static [(&'static str, &'static str)],
+    /// The status and the reply for a payment that does not exist.
+    pub no_payment: (u16, &'static str),
+    /// What it shows of a payment and its refunds: the payment's id, its currency, and what was paid, in minor units of two
+    /// decimals.
+    pub shows: fn(&str, &str, u64, &[Shown<'_>]) -> String,
+    /// By what it shows the refund under a key; `@KEY@`: the key that it was sent.
+    pub shown_as: &'static str,
+    /// The word for a refund that is made.
+    pub shown_done: &'static str,
+    /// The word for a refund that failed; none where such a one does not show.
+    pub shown_failed: Option<&'static str>,
+    /// Where its texts stand in what it shows.
+    pub shown_words: &'static [&'static str],
+    /// What it shows of one refund that is asked for by its id, made from what it shows by key: where these differ, a look-up by
+    /// key shows the refunds of that key alone.
+    pub shows_one: Option<fn(&Value, &str) -> Value>,
+    /// The reply that proves that there is no refund, where there can be one.
+    pub absent: Option<&'static str>,
+    /// What it shows of a payment: its id, currency, what was paid and what is left, in minor units of two decimals, and its
+    /// state.
+    pub shows_payment: fn(&str, &str, u64, u64, &str) -> String,
+    /// The state of a payment that can be refunded.
+    pub paid: &'static str,
+    /// The states of payments that cannot.
+    pub unpaid: &'static [&'static str],
+    /// Whether what is left of a payment shows, and some of it can be refunded.
+    pub shows_left: bool,
+    /// Whether the state is a word of its own.
+    pub state_is_a_word: bool,
 }
 
-pub const FIXTURES: &[Fixture] = &[
-    Fixture {
-        kind: ProviderKind::Bog,
-        provider: r#"{"kind": "bog", "base_url": "https://api.bog.ge/payments/v1", "currencies": ["GEL", "JPY", "KWD", "USD", "EUR"], "token": {"cluster": "bog-token",
-            "url": "https://oauth2.bog.ge/auth/realms/bog/protocol/openid-connect/token", "client_id": "10001",
-            "client_secret": {"inline": "CANARY-bog-client-secret"}}}"#,
-        secrets: &["CANARY-bog-client-secret", TOKEN],
-        payment: r#"{"id": "ord-1"}"#,
-        currency: "GEL",
-        counts: Counts::Major,
-        own_digits: &[],
-        success: r#"{"key": "request_received", "message": "Refund request received",
-            "action_id": "5b666901-eb05-4f83-abeb-8311e175f337"}"#,
-        means: "pending",
-        id: "5b666901-eb05-4f83-abeb-8311e175f337",
-        word: "/key",
-        word_again: &[],
-        only_name: None,
-        pending: &[],
-        declined: &[],
-        needed: &["/key"],
-        echoes: &[],
-        refusal: r#"{"error": "@CODE@", "message": "@MESSAGE@"}"#,
-        sent_key: |dispatch| header(dispatch, "idempotency-key"),
-        conflict_is_a_refusal: true,
-        takes_full: true,
-        needs_reason: false,
-        keeps_keys: false,
-        numeric_ids: false,
-    },
-    Fixture {
-        kind: ProviderKind::Moyasar,
-        provider: r#"{"kind": "moyasar", "base_url": "https://pg.moyasar.com",
-            "api_key": {"inline": "CANARY-moyasar-api-key"}}"#,
-        secrets: &["CANARY-moyasar-api-key"],
-        payment: r#"{"id": "0191f5a7-44a9-76c2-9fec-39709fdbf723"}"#,
-        currency: "SAR",
-        counts: Counts::Minor,
-        own_digits: &[],
-        success: r#"{"id": "@PAYMENT@", "currency": "@CURRENCY@", "amount": 262346, "refunded_amount": 262346,
-            "source": {"type": "card", "issuer": null}, "transactions": [
-            {"id": "0191f5a7-44ab-7fbb-ab3c-1e1a98a5166e", "status": "approved", "type": "capture", "amount": 262346},
-            {"id": "@KEY@", "status": "approved", "type": "refund", "message": "APPROVED", "response_code": "00",
-             "auth_code": null, "amount": @AMOUNT@, "refunded_amount": 0, "created_at": "2024-09-15T12:27:45Z"}]}"#,
-        means: "succeeded",
-        id: "@KEY@",
-        word: "/transactions/1/status",
-        word_again: &[],
-        only_name: None,
-        pending: &["initiated"],
-        declined: &["failed"],
-        needed: &[
-            "/transactions/1/status",
-            "/transactions/1/type",
-            "/transactions/1/id",
-        ],
-        echoes: &[
-            ("/id", r#""another-order""#),
-            ("/currency", r#""USD""#),
-            ("/transactions/1/amount", "1"),
-        ],
-        refusal: r#"{"message": "@CODE@ @MESSAGE@"}"#,
-        sent_key: |dispatch| {
-            let body: Value = serde_json::from_str(&dispatch.body).unwrap();
-            body["transaction_id"].as_str().map(str::to_owned)
-        },
-        conflict_is_a_refusal: false,
-        takes_full: false,
-        needs_reason: false,
-        keeps_keys: false,
-        numeric_ids: false,
-    },
-    Fixture {
-        kind: ProviderKind::Begateway,
-        provider: r#"{"kind": "begateway", "base_url": "https://api.begateway.com", "shop_id": "361",
-            "secret_key": {"inline": "CANARY-begateway-secret-key"}}"#,
-        secrets: &["CANARY-begateway-secret-key"],
-        payment: r#"{"id": "1-310b0da80b"}"#,
-        currency: "USD",
-        counts: Counts::Minor,
-        own_digits: &[("IDR", 0), ("IQD", 0), ("CVE", 0), ("CLF", 0)],
-        success: r#"{"transaction": {"uid": "2-310b0da80b", "parent_uid": "@PAYMENT@", "type": "refund",
-            "status": "successful", "message": "The operation was successfully processed",
-            "created_at": "2014-06-11T12:04:59+03:00", "amount": @AMOUNT@, "currency": "@CURRENCY@", "test": false,
-            "refund": {"message": "ok", "ref_id": "8889999", "status": "successful"}}}"#,
-        means: "succeeded",
-        id: "2-310b0da80b",
-        word: "/transaction/status",
-        word_again: &["/transaction/refund/status"],
-        only_name: Some("/transaction/parent_uid"),
-        pending: &["pending", "incomplete"],
-        declined: &["failed", "expired", "deleted"],
-        needed: &["/transaction/status", "/transaction/uid"],
-        echoes: &[
-            ("/transaction/parent_uid", r#""1-another""#),
-            ("/transaction/currency", r#""EUR""#),
-            ("/transaction/amount", "1"),
-        ],
-        refusal: r#"{"response": {"code": "@CODE@", "message": "@MESSAGE@"}}"#,
-        sent_key: |dispatch| header(dispatch, "requestid"),
-        conflict_is_a_refusal: false,
-        takes_full: true,
-        needs_reason: true,
-        keeps_keys: true,
-        numeric_ids: false,
-    },
-    Fixture {
-        kind: ProviderKind::Bbmsl,
-        provider: r#"{"kind": "bbmsl", "base_url": "https://payapi.prod.bbmsl.com", "merchant_id": 3,
-            "declined_codes": ["2002"],
-            "signing": {"keys": [{"id": "2026-11", "private_key": {"inline": "@private_key.pem"}}]}}"#,
-        secrets: &[],
-        payment: r#"{"id": "4922", "reference": "1655817171"}"#,
-        currency: "HKD",
-        counts: Counts::Major,
-        own_digits: &[],
-        success: r#"{"responseCode": "0000", "order": {"id": @PAYMENT@, "merchantId": 3, "merchantReference": "1655817171",
-            "currency": "@CURRENCY@", "amount": 15.00, "netAmount": 5.00, "cardType": "VISA", "email": "",
-            "status": "REFUNDED", "recurring": false}, "transaction": {"id": 3758, "merchantId": 3, "type": "REFUND",
-            "amount": @AMOUNT@, "currency": "@CURRENCY@", "status": "SUCCESS", "maskedPan": "400000XXXXXX0028"}}"#,
-        means: "succeeded",
-        id: "3758",
-        word: "/transaction/status",
-        word_again: &[],
-        only_name: None,
-        pending: &[],
-        declined: &["DECLINED"],
-        needed: &["/responseCode", "/transaction/status", "/transaction/id"],
-        echoes: &[
-            ("/order/id", "4923"),
-            ("/order/merchantReference", r#""another""#),
-            ("/transaction/currency", r#""USD""#),
-            ("/transaction/amount", "0.01"),
-        ],
-        refusal: r#"{"responseCode": "@CODE@", "message": "@MESSAGE@"}"#,
-        sent_key: |_| None,
-        conflict_is_a_refusal: false,
-        takes_full: false,
-        needs_reason: false,
-        keeps_keys: false,
-        numeric_ids: true,
-    },
-];
+/// A refund, as a provider shows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// Its id at the provider.
+    pub id: &'a str,
+    /// The key under which it was sent.
+    pub key: &'a str,
+    /// In minor units of two decimals.
+    pub minor: u64,
+    /// In the provider's own word.
+    pub status: &'a str,
+}
+
+/// Minor units of two decimals as a decimal text.
+pub fn decimal(minor: u64) -> String {
+    format!("{}.{:02}", minor / 100, minor % 100)
+}
+
+#[path = "../providers/mod.rs"]
+mod providers;
+pub use providers::FIXTURES;
+
+/// The fixture of a provider.
+pub fn fixture(name: &str) -> &'static Fixture {
+    let mut fixtures = FIXTURES.iter();
+    fixtures.find(|fixture| fixture.name() == name).unwrap()
+}
 
 /// The access token that the suites' token endpoint gives.
 pub const TOKEN: &str = "CANARY-access-token";
 
 impl Fixture {
     pub fn name(&self) -> &'static str {
-        self.kind.as_str()
+        self.kind.name
     }
 
     pub fn provider_config(&self) -> Value {
@@ -255,14 +191,6 @@ impl Fixture {
         call
     }
 
-    /// `same_key` where the provider has an idempotency key, `look_up` where it has none (contract, "by key").
-    pub fn by_key(&self) -> &'static str {
-        match self.kind {
-            ProviderKind::Bog | ProviderKind::Moyasar | ProviderKind::Begateway => "same_key",
-            ProviderKind::Bbmsl => "look_up",
-        }
-    }
-
     /// The JSON number in the request, as it was written.
     pub fn wire_amount(&self, dispatch: &Dispatch) -> Option<String> {
         let text = self.inner_text(dispatch);
@@ -296,8 +224,13 @@ impl Fixture {
         for pointer in self.word_again.iter().chain([&self.word]) {
             *reply.pointer_mut(pointer).unwrap() = word.clone();
         }
-        if self.kind == ProviderKind::Bbmsl && *word == "DECLINED" {
-            reply["order"]["netAmount"] = reply["order"]["amount"].clone();
+        if word
+            .as_str()
+            .is_some_and(|word| self.declined.contains(&word))
+        {
+            for (shown, left) in self.left_by_a_decline {
+                *reply.pointer_mut(shown).unwrap() = reply.pointer(left).unwrap().clone();
+            }
         }
     }
 
@@ -313,44 +246,24 @@ impl Fixture {
     /// made, or there is none.
     pub fn shown(&self, refunded: bool) -> String {
         let payment: Value = serde_json::from_str(self.payment).unwrap();
-        let payment = &payment["id"];
-        let key = derived_key(self.name(), "k-1");
-        let list = |refund: Value| match refunded {
-            true => vec![refund],
-            false => Vec::new(),
+        let refund = Shown {
+            id: self.id,
+            key: &derived_key(self.name(), "k-1"),
+            minor: 1_000,
+            status: self.shown_done,
         };
-        match self.kind {
-            ProviderKind::Bog => json!({
-                "order_id": payment,
-                "order_status": {"key": if refunded { "refunded_partially" } else { "completed" }},
-                "purchase_units": {"currency_code": self.currency},
-                "actions": list(json!({
-                    "action_id": self.id, "action": "partial_refund", "status": "completed", "amount": "10.00",
-                })),
-            }),
-            ProviderKind::Moyasar => json!({
-                "id": payment, "currency": self.currency,
-                "transactions": list(json!({
-                    "id": key, "type": "refund", "status": "approved", "amount": 1_000,
-                })),
-            }),
-            ProviderKind::Begateway => json!({"transactions": list(json!({
-                "uid": self.id, "parent_uid": payment, "type": "refund", "status": "successful", "amount": 1_000,
-                "currency": self.currency, "tracking_id": key,
-            }))}),
-            // As the vendor writes amounts: not as a float would.
-            ProviderKind::Bbmsl => {
-                let (left, status) = match refunded {
-                    true => ("5.00", "REFUNDED"),
-                    false => ("15.00", "SUCCESS"),
-                };
-                let (id, currency) = (payment.as_str().unwrap(), self.currency);
-                return format!(
-                    r#"{{"responseCode":"0000","order":{{"id":{id},"currency":"{currency}","amount":15.00,"netAmount":{left},"status":"{status}"}}}}"#
-                );
-            }
-        }
-        .to_string()
+        let refunds: &[Shown<'_>] = if refunded { &[refund] } else { &[] };
+        (self.shows)(
+            payment["id"].as_str().unwrap(),
+            self.currency,
+            1_500,
+            refunds,
+        )
+    }
+
+    /// Whether a signature in the body says who calls, and no header.
+    pub fn signs(&self) -> bool {
+        self.authorization.is_none()
     }
 
     pub fn refusal_reply(&self, code: &str, message: &str) -> String {

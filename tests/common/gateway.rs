@@ -9,9 +9,10 @@ use refund_filter::exchange::{Answer, Callout, LocalReply, Opening, Step, open};
 use refund_filter::guard::{Digest, GuardSettings};
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::fixtures::{FIXTURES, Fixture, TOKEN, head};
+pub use super::fixtures::fixture;
+use super::fixtures::{FIXTURES, Fixture, Shown, TOKEN, head};
 use super::oracles::derived_key;
 use super::{NOW, Out, Remembered, StubSigner, call_headers, config, look_up_headers};
 
@@ -20,13 +21,6 @@ pub const KEY: &str = "k-1";
 
 /// How long a send may still arrive where nothing else is configured, in milliseconds.
 pub const SETTLE_MS: i64 = 300_000;
-
-pub fn fixture(name: &str) -> &'static Fixture {
-    FIXTURES
-        .iter()
-        .find(|fixture| fixture.name() == name)
-        .unwrap()
-}
 
 pub fn json_of(answer: &Answer) -> Value {
     serde_json::from_str(&answer.body).unwrap()
@@ -271,47 +265,20 @@ impl Gateway {
 
     /// What the provider shows of a refund, in its minor units (BBMSL and BOG: of two decimals).
     pub fn shows(&self, payment: &str, id: &str, minor: u64, status: &str) -> String {
-        let decimal = format!("{}.{:02}", minor / 100, minor % 100);
-        match self.fixture.name() {
-            "bog" => json!({
-                "order_id": payment, "order_status": {"key": "refunded_partially"},
-                "purchase_units": {"currency_code": "GEL"},
-                "actions": [{"action_id": id, "action": "partial_refund", "status": status, "amount": decimal}],
-            }),
-            "moyasar" => json!({
-                "id": payment, "currency": "SAR", "amount": 100_000,
-                "transactions": [{"id": id, "type": "refund", "status": status, "amount": minor}],
-            }),
-            "begateway" => {
-                let refund = json!({
-                    "uid": "2-1", "parent_uid": payment, "type": "refund", "status": status, "amount": minor,
-                    "currency": "USD", "tracking_id": id,
-                });
-                json!({"transactions": [refund]})
-            }
-            "bbmsl" => {
-                // As the vendor writes amounts: not as a float would.
-                let left = format!("{}.{:02}", (100_000 - minor) / 100, (100_000 - minor) % 100);
-                return format!(
-                    r#"{{"responseCode":"0000","message":"Success","order":{{"id":{payment},"currency":"HKD","amount":1000.00,"netAmount":{left},"status":"{status}"}}}}"#
-                );
-            }
-            other => panic!("{other}"),
-        }
-        .to_string()
+        let refund = Shown {
+            id: if self.fixture.by_id_alone { id } else { "2-1" },
+            key: id,
+            minor,
+            status,
+        };
+        (self.fixture.shows)(payment, self.fixture.currency, 100_000, &[refund])
     }
 
     /// The id of the payment, the name by which the provider shows the refund under the key, and its word for done.
     pub fn names(&self) -> (String, String, &'static str) {
         let key = derived_key(self.fixture.name(), KEY);
-        let (id, done) = match self.fixture.name() {
-            "bog" => (self.fixture.id.to_owned(), "completed"),
-            "moyasar" => (key, "approved"),
-            "begateway" => (key, "successful"),
-            "bbmsl" => ("1".to_owned(), "REFUNDED"),
-            other => panic!("{other}"),
-        };
-        (self.payment(), id, done)
+        let id = self.fixture.shown_as.replace("@KEY@", &key);
+        (self.payment(), id, self.fixture.shown_done)
     }
 
     /// What the provider shows of the refund under the key of the sound call: it is made.
@@ -325,8 +292,8 @@ impl Gateway {
 pub fn open_refunds() -> impl Iterator<Item = Gateway> {
     FIXTURES.iter().map(|fixture| {
         let gateway = Gateway::of(fixture.name());
-        match fixture.name() {
-            "bog" => gateway.refund(200, None),
+        match fixture.means {
+            "pending" => gateway.refund(200, None),
             _ => gateway.lost(),
         };
         gateway
@@ -334,10 +301,8 @@ pub fn open_refunds() -> impl Iterator<Item = Gateway> {
 }
 
 /// The providers that can prove that there is no refund, and the proof.
-pub const PROOFS: [(&str, &str); 2] = [
-    ("begateway", r#"{"transactions": []}"#),
-    (
-        "bbmsl",
-        r#"{"responseCode":"0000","order":{"id":4922,"currency":"HKD","amount":15.00,"netAmount":15.00,"status":"SUCCESS"}}"#,
-    ),
-];
+pub fn proofs() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FIXTURES
+        .iter()
+        .filter_map(|fixture| Some((fixture.name(), fixture.absent?)))
+}

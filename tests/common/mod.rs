@@ -34,26 +34,28 @@ use serde_json::{Value, json};
 )]
 pub use shared_data::{Remembered, SharedData};
 
-static GOLDEN: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/golden");
+static PROVIDERS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/providers");
 
 /// The signer of the module, with the same "randomness" every time: it blinds, and must not show.
 pub fn signer() -> VmSigner<StdRng> {
     VmSigner(StdRng::seed_from_u64(1))
 }
 
-/// A file under tests/golden.
+/// A file of a provider's golden folder: `NAME/FILE`.
 pub fn golden_file(path: &str) -> &'static str {
-    GOLDEN
-        .get_file(path)
-        .unwrap_or_else(|| panic!("tests/golden/{path} is missing"))
+    let path = path.replacen('/', "/golden/", 1);
+    PROVIDERS
+        .get_file(&path)
+        .unwrap_or_else(|| panic!("tests/providers/{path} is missing"))
         .contents_utf8()
         .unwrap()
 }
 
 /// All golden cases: their paths and contents.
 pub fn golden_cases() -> Vec<(String, Value)> {
-    let mut cases: Vec<_> = GOLDEN
+    let mut cases: Vec<_> = PROVIDERS
         .dirs()
+        .filter_map(|provider| provider.get_dir(provider.path().join("golden")))
         .flat_map(Dir::files)
         .filter(|file| file.path().extension().is_some_and(|e| e == "json"))
         .map(|file| {
@@ -67,7 +69,7 @@ pub fn golden_cases() -> Vec<(String, Value)> {
     cases
 }
 
-/// A plugin configuration of one provider in which `"@FILE"` secrets are files of tests/golden/bbmsl.
+/// A plugin configuration of one provider in which `"@FILE"` secrets are files of tests/providers/bbmsl/golden.
 pub fn config(name: &str, provider: &Value) -> Rc<Config> {
     let mut provider = provider.clone();
     resolve_files(&mut provider);
@@ -75,7 +77,7 @@ pub fn config(name: &str, provider: &Value) -> Rc<Config> {
     Rc::new(Config::read(text.as_bytes(), &|_| None).unwrap())
 }
 
-fn resolve_files(value: &mut Value) {
+pub fn resolve_files(value: &mut Value) {
     match value {
         Value::String(text) => {
             if let Some(name) = text.strip_prefix('@') {

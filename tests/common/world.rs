@@ -21,7 +21,7 @@ use refund_filter::signing::Told;
 use refund_filter::token::{Failure, FailureKind};
 use serde_json::{Value, json};
 
-use super::fixtures::{Fixture, TOKEN, head};
+use super::fixtures::{Fixture, Shown, TOKEN, head};
 use super::{Keys, NOW, Remembered, StubSigner, call_headers, call_reply, look_up_headers};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
@@ -317,7 +317,7 @@ impl<'f> World<'f> {
     }
 
     fn keyed(&self) -> bool {
-        self.fixture.by_key() == "same_key"
+        self.fixture.by_key == "same_key"
     }
 
     fn lacks(&self, what: Without) -> bool {
@@ -850,60 +850,29 @@ impl<'f> World<'f> {
     /// What the provider shows of the payment at this moment; `name`: by which it was asked for.
     fn shown(&self, name: &str) -> Said {
         let payment = self.fixture.call()["payment"]["id"].clone();
-        let currency = self.fixture.currency;
         let minor = |request: &Request| request.value.replace('.', "").parse::<u64>().unwrap();
         let mut of = Vec::new();
-        let mut list = Vec::new();
-        let (mut all, mut moved) = (0, false);
+        let mut refunds = Vec::new();
         for (nth, booked) in self.ledger.iter().enumerate() {
             let request = &self.requests[booked.request];
-            let is_asked_for = self.fixture.name() != "begateway" || request.provider_key == name;
+            let is_asked_for = self.fixture.shows_one.is_none() || request.provider_key == name;
             if !is_asked_for {
                 continue;
             }
             of.push((nth, booked.version));
-            moved |= booked.moved;
-            all += if booked.moved { minor(request) } else { 0 };
-            let (id, key) = (&request.id, &request.provider_key);
-            list.push(match self.fixture.name() {
-                "bog" => json!({
-                    "action_id": id, "action": "partial_refund", "amount": request.value,
-                    "status": if booked.moved { "completed" } else { "rejected" },
-                }),
-                "moyasar" => json!({
-                    "id": key, "type": "refund", "amount": minor(request),
-                    "status": if booked.moved { "approved" } else { "failed" },
-                }),
-                _ => json!({
-                    "uid": id, "parent_uid": payment, "type": "refund", "amount": minor(request), "currency": currency,
-                    "tracking_id": key, "status": if booked.moved { "successful" } else { "failed" },
-                }),
-            });
+            let status = match booked.moved {
+                true => Some(self.fixture.shown_done),
+                false => self.fixture.shown_failed,
+            };
+            refunds.extend(status.map(|status| Shown {
+                id: &request.id,
+                key: &request.provider_key,
+                minor: minor(request),
+                status,
+            }));
         }
-        let body = match self.fixture.name() {
-            "bog" => json!({
-                "order_id": payment, "purchase_units": {"currency_code": currency}, "actions": list,
-                "order_status": {"key": if moved { "refunded_partially" } else { "completed" }},
-            })
-            .to_string(),
-            "moyasar" => {
-                json!({"id": payment, "currency": currency, "transactions": list}).to_string()
-            }
-            "begateway" => json!({ "transactions": list }).to_string(),
-            // As the vendor writes amounts: not as a float would.
-            _ => {
-                let left = 1_500_u64.saturating_sub(all);
-                let (id, status) = (
-                    payment.as_str().unwrap(),
-                    if moved { "REFUNDED" } else { "SUCCESS" },
-                );
-                format!(
-                    r#"{{"responseCode":"0000","order":{{"id":{id},"merchantReference":"1655817171","currency":"{currency}","amount":15.00,"netAmount":{}.{:02},"status":"{status}"}}}}"#,
-                    left / 100,
-                    left % 100
-                )
-            }
-        };
+        let payment = payment.as_str().unwrap();
+        let body = (self.fixture.shows)(payment, self.fixture.currency, 1_500, &refunds);
         Said {
             status: 200,
             body,

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::common::fixtures::{FIXTURES, Fixture, checked, header, sent};
+use crate::common::fixtures::{FIXTURES, checked, fixture, header, sent};
 use crate::common::{
-    FailingSigner, NOW, StubSigner, call_headers, golden_file, open, send, send_with,
+    FailingSigner, NOW, StubSigner, call_headers, golden_file, open, resolve_files, send, send_with,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,20 +25,10 @@ use time::format_description::well_known::Rfc3339;
 const SECOND: &str = include_str!("../common/keys/second.pem");
 const SECOND_PUBLIC: &str = include_str!("../common/keys/second.public.pem");
 
-fn fixture(name: &str) -> &'static Fixture {
-    FIXTURES
-        .iter()
-        .find(|fixture| fixture.name() == name)
-        .unwrap()
-}
-
 /// A fixture's provider with its key in it.
 fn provider(name: &str) -> Value {
     let mut provider = fixture(name).provider_config();
-    if name == "bbmsl" {
-        provider["signing"]["keys"][0]["private_key"]["inline"] =
-            json!(golden_file("bbmsl/private_key.pem"));
-    }
+    resolve_files(&mut provider);
     provider
 }
 

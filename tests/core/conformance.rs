@@ -13,7 +13,7 @@ use refund_filter::exchange::{Answer, LocalReply, ReplyHead};
 use refund_filter::headers::Headers;
 use refund_filter::idempotency::IdempotencyKey;
 use refund_filter::money::Currency;
-use refund_filter::provider::{Idempotency, PaymentRule, ProviderKind, Reason, Units};
+use refund_filter::provider::{Idempotency, KINDS, PaymentRule, Reason, Units};
 use refund_filter::signing::VmSigner;
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -52,7 +52,7 @@ type Row<'a> = (&'a str, u16, &'a str, &'a str);
 fn row(fixture: &Fixture, status: u16) -> Row<'static> {
     match status {
         400 | 402 | 404 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431
-            if fixture.by_key() == "look_up" =>
+            if fixture.by_key == "look_up" =>
         {
             ("provider-rejected", 422, "unknown", "look_up")
         }
@@ -64,13 +64,8 @@ fn row(fixture: &Fixture, status: u16) -> Row<'static> {
         404 => ("payment-not-found", 404, "not_refunded", "no"),
         401 | 403 => ("provider-auth-failed", 502, "not_refunded", "same_key"),
         429 => ("provider-rate-limited", 503, "not_refunded", "same_key"),
-        200..=299 => (
-            "provider-reply-unreadable",
-            502,
-            "unknown",
-            fixture.by_key(),
-        ),
-        _ => ("provider-error", 502, "unknown", fixture.by_key()),
+        200..=299 => ("provider-reply-unreadable", 502, "unknown", fixture.by_key),
+        _ => ("provider-error", 502, "unknown", fixture.by_key),
     }
 }
 
@@ -100,10 +95,11 @@ fn statuses() -> Vec<u16> {
 
 #[test]
 fn every_kind_has_a_fixture_and_every_fixture_its_capabilities() {
-    let kinds: Vec<ProviderKind> = FIXTURES.iter().map(|fixture| fixture.kind).collect();
-    assert_eq!(kinds, ProviderKind::ALL);
+    let fixtures: Vec<&str> = FIXTURES.iter().map(Fixture::name).collect();
+    let kinds: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+    assert_eq!(fixtures, kinds);
     for fixture in FIXTURES {
-        let capabilities = fixture.kind.capabilities();
+        let capabilities = fixture.kind.capabilities;
         let name = fixture.name();
         assert_eq!(capabilities.full_refund, fixture.takes_full, "{name}");
         assert_eq!(
@@ -123,7 +119,7 @@ fn every_kind_has_a_fixture_and_every_fixture_its_capabilities() {
         assert_eq!(kept.is_some(), fixture.keeps_keys, "{name}");
         assert_eq!(
             capabilities.retry_when_unknown().as_str(),
-            fixture.by_key(),
+            fixture.by_key,
             "{name}"
         );
         assert_eq!(
@@ -246,7 +242,7 @@ fn spelling_the_call_otherwise_changes_nothing_that_is_sent() {
 fn another_key_of_the_caller_is_another_key_at_the_provider() {
     each(|fixture, config| {
         let key = |key: &str| (fixture.sent_key)(&sent(config, key, &fixture.call()).unwrap());
-        match fixture.kind.capabilities().idempotency {
+        match fixture.kind.capabilities.idempotency {
             Idempotency::None => {
                 let uuid = IdempotencyKey::from_header([&b"k-1"[..]].into_iter())
                     .unwrap()
@@ -625,7 +621,7 @@ fn an_amount_that_cannot_be_sent_exactly_is_refused() {
         ] {
             assert!(refused(value, currency), "{value} {currency}");
         }
-        match fixture.kind.capabilities().units {
+        match fixture.kind.capabilities.units {
             Units::Major {
                 decimals,
                 whole_digits,
@@ -774,12 +770,7 @@ fn bytes_that_are_not_utf_8_are_no_success() {
                 // A refusal around what says that the refund is made is no certain one, even if it cannot be read whole.
                 let around = status == 400 && *body == broken;
                 let wanted = match around {
-                    true => (
-                        "provider-reply-unreadable",
-                        502,
-                        "unknown",
-                        fixture.by_key(),
-                    ),
+                    true => ("provider-reply-unreadable", 502, "unknown", fixture.by_key),
                     false => row(fixture, status),
                 };
                 assert_eq!(told(&answer, &checked), wanted, "{status}");
@@ -885,7 +876,7 @@ fn after_a_second_send_by_the_route_no_status_is_certain() {
                     let body = checked(&answer);
                     assert_eq!(body["outcome"], "unknown", "{} {status}", fixture.name());
                     assert_ne!(body["retry"], "no");
-                    if fixture.by_key() == "look_up" {
+                    if fixture.by_key == "look_up" {
                         assert_eq!(body["retry"], "look_up", "{status}");
                     }
                 }
@@ -909,7 +900,7 @@ fn a_refusal_in_words_is_certain_after_a_retry_only_where_a_key_makes_the_sends_
             );
             let body = checked(&answer);
             assert_eq!(body["code"], "refund-declined", "{body}");
-            let certain = fixture.by_key() == "same_key";
+            let certain = fixture.by_key == "same_key";
             assert_eq!(body["outcome"] == "not_refunded", certain, "{body}");
         }
     });
@@ -945,7 +936,7 @@ fn retry_until_is_told_where_the_provider_publishes_it_and_the_same_key_helps() 
             }
         }
         let dispatch = sent(config, KEY, &fixture.call()).unwrap();
-        assert_eq!(dispatch.retry.as_str(), fixture.by_key());
+        assert_eq!(dispatch.retry.as_str(), fixture.by_key);
         assert_eq!(
             dispatch.retry_until.as_deref(),
             fixture.keeps_keys.then_some("2026-11-23T07:55:00Z")
@@ -1410,7 +1401,7 @@ fn envoys_own_answer_tells_certainty_only_where_nothing_left() {
             let (outcome, retry) = if *certain {
                 ("not_refunded", "same_key")
             } else {
-                ("unknown", fixture.by_key())
+                ("unknown", fixture.by_key)
             };
             assert_eq!(
                 (&body["code"], &body["outcome"], &body["retry"]),

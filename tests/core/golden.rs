@@ -1,4 +1,4 @@
-//! Every file under tests/golden, both ways: the canonical call, or look-up, becomes exactly this provider request, and the
+//! Every golden file, both ways: the canonical call, or look-up, becomes exactly this provider request, and the
 //! provider's reply exactly this answer. The same file runs natively and, compiled to WebAssembly, in Node.
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::common::fixtures::{
-    FIXTURES, Fixture, TOKEN, checked, head, header, pointers, sent, sent_bytes,
+    FIXTURES, Fixture, TOKEN, checked, fixture, head, header, pointers, sent, sent_bytes,
 };
 use crate::common::properties::cases;
 use crate::common::{NOW, StubSigner, call_headers, look_up, open, send_with};
@@ -15,13 +15,6 @@ use refund_filter::config::Config;
 use refund_filter::exchange::{MAX_BODY, Opening, ReplyHead};
 use refund_filter::headers::Headers;
 use serde_json::{Map, Value, json};
-
-fn fixture(name: &str) -> &'static Fixture {
-    FIXTURES
-        .iter()
-        .find(|fixture| fixture.name() == name)
-        .unwrap()
-}
 
 fn each(mut test: impl FnMut(&Fixture, &Rc<Config>)) {
     for fixture in FIXTURES {

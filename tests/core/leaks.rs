@@ -3,9 +3,11 @@
 
 use std::fmt::Debug;
 
-use crate::common::fixtures::{FIXTURES, Fixture, TOKEN, checked, head, header, sent};
+use crate::common::fixtures::{FIXTURES, Fixture, TOKEN, checked, fixture, head, header, sent};
 use crate::common::gateway::Gateway;
-use crate::common::{NOW, StubSigner, call_headers, finish, golden_file, look_up, open};
+use crate::common::{
+    NOW, StubSigner, call_headers, finish, golden_file, look_up, open, resolve_files,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use refund_filter::config::{Auth, Config};
@@ -61,18 +63,7 @@ fn the_secrets_are_there_to_be_leaked() {
     for fixture in FIXTURES {
         let dispatch = sent(&fixture.config(), "k-1", &fixture.call()).unwrap();
         let authorization = header(&dispatch, "authorization");
-        match fixture.name() {
-            "bog" => assert_eq!(authorization.unwrap(), format!("Bearer {TOKEN}")),
-            "moyasar" => assert_eq!(authorization.unwrap(), "Bearer CANARY-moyasar-api-key"),
-            "begateway" => assert_eq!(
-                authorization.unwrap(),
-                format!(
-                    "Basic {}",
-                    STANDARD.encode("361:CANARY-begateway-secret-key")
-                )
-            ),
-            _ => assert_eq!(authorization, None),
-        }
+        assert_eq!(authorization.as_deref(), fixture.authorization);
     }
 }
 
@@ -104,7 +95,8 @@ fn debug_shows_no_secret_at_any_step() {
             let answer = dispatch.sent.reply(&head(status, &[]), body.as_bytes(), 1);
             clean_debug(name, &answer);
             clean(name, &answer.body);
-            let refused = (status == 401 && name == "bog").then(|| Secret::new(TOKEN.into()));
+            let refused = (status == 401 && fixture.secrets.contains(&TOKEN))
+                .then(|| Secret::new(TOKEN.into()));
             assert_eq!(answer.refused_token, refused);
         }
     }
@@ -203,27 +195,9 @@ fn a_credential_that_comes_back_in_a_look_up_is_not_passed_on_nor_kept() {
         let shown: Value = serde_json::from_str(&fixture.shown(true)).unwrap();
         let payment: Value = serde_json::from_str(fixture.payment).unwrap();
         let payment = payment["id"].as_str().unwrap();
-        // Where a provider's words and ids stand in what it shows.
-        let places: &[&str] = match fixture.name() {
-            "bog" => &[
-                "/actions/0/code",
-                "/actions/0/code_description",
-                "/actions/0/zoned_action_date",
-            ],
-            "moyasar" => &[
-                "/transactions/0/message",
-                "/transactions/0/response_code",
-                "/transactions/0/created_at",
-            ],
-            "begateway" => &[
-                "/transactions/0/message",
-                "/transactions/0/code",
-                "/transactions/0/uid",
-            ],
-            _ => &["/message"],
-        };
         for echo in echoes(fixture) {
-            let mut bodies: Vec<String> = places
+            let mut bodies: Vec<String> = fixture
+                .shown_words
                 .iter()
                 .map(|pointer| {
                     let mut shown = shown.clone();
@@ -242,9 +216,9 @@ fn a_credential_that_comes_back_in_a_look_up_is_not_passed_on_nor_kept() {
                     "provider={}&payment_id={payment}&key=k-1&reference=r",
                     fixture.name()
                 );
-                let query = match fixture.name() {
-                    "bog" => format!("{query}&id={}", fixture.id),
-                    _ => query,
+                let query = match fixture.by_id_alone {
+                    true => format!("{query}&id={}", fixture.id),
+                    false => query,
                 };
                 let out = look_up(&config, &query, TOKEN, NOW).unwrap();
                 let answer = out.reply(&head(status, &[]), body.as_bytes(), NOW);
@@ -289,15 +263,8 @@ fn a_credential_that_comes_back_as_the_refunds_id_is_not_passed_on() {
 #[test]
 fn a_secret_with_spaces_is_not_passed_on_in_whole_or_in_part() {
     let mut faults = Vec::new();
-    for (name, pointer) in [
-        ("bog", "/token/client_secret"),
-        ("moyasar", "/api_key"),
-        ("begateway", "/secret_key"),
-    ] {
-        let fixture = FIXTURES
-            .iter()
-            .find(|fixture| fixture.name() == name)
-            .unwrap();
+    for fixture in FIXTURES.iter().filter(|fixture| !fixture.signs()) {
+        let (name, pointer) = (fixture.name(), fixture.credential);
         for secret in [
             "CANARY-long-first-part x",
             "x CANARY-long-second-part",
@@ -498,13 +465,7 @@ fn a_call_with_faults_is_answered_without_what_stood_in_it() {
 /// The faults of a configuration in which something was put at a pointer.
 fn faults(fixture: &Fixture, pointer: &str, value: &Value) -> Vec<Fault> {
     let mut provider = fixture.provider_config();
-    if provider
-        .pointer("/signing/keys/0/private_key/inline")
-        .is_some()
-    {
-        provider["signing"]["keys"][0]["private_key"]["inline"] =
-            json!(golden_file("bbmsl/private_key.pem"));
-    }
+    resolve_files(&mut provider);
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     match provider.pointer_mut(parent).unwrap() {
         Value::Array(items) => items[name.parse::<usize>().unwrap()] = value.clone(),
@@ -532,44 +493,12 @@ fn a_fault_of_the_configuration_never_holds_a_secret() {
         places.push((fixture, "/kind"));
         places.push((fixture, "/base_url"));
         places.push((fixture, "/currencies"));
-        match fixture.name() {
-            "bog" => {
-                for pointer in [
-                    "/token",
-                    "/token/client_secret",
-                    "/token/client_secret/inline",
-                    "/token/url",
-                    "/token/unknown",
-                ] {
-                    places.push((fixture, pointer));
-                }
-            }
-            "moyasar" => places.extend([
-                (fixture, "/api_key"),
-                (fixture, "/api_key/inline"),
-                (fixture, "/api_key/x"),
-            ]),
-            "begateway" => places.extend([
-                (fixture, "/secret_key"),
-                (fixture, "/secret_key/inline"),
-                (fixture, "/shop_id"),
-            ]),
-            _ => {
-                for pointer in [
-                    "/signing",
-                    "/signing/keys",
-                    "/signing/keys/0",
-                    "/signing/keys/0/private_key",
-                    "/signing/keys/0/private_key/inline",
-                    "/signing/keys/0/not_before",
-                    "/signing/keys/0/not_after",
-                    "/signing/keys/0/unknown",
-                    "/signing/unknown",
-                ] {
-                    places.push((fixture, pointer));
-                }
-            }
-        }
+        places.extend(
+            fixture
+                .configuration
+                .iter()
+                .map(|pointer| (fixture, *pointer)),
+        );
     }
     let values = [
         json!(["CANARY"]),
@@ -600,8 +529,7 @@ fn a_fault_of_the_configuration_never_holds_a_secret() {
 
 #[test]
 fn a_key_that_is_cut_or_bent_is_refused_without_a_word_of_it() {
-    let bbmsl = &FIXTURES[3];
-    assert_eq!(bbmsl.name(), "bbmsl");
+    let bbmsl = fixture("bbmsl");
     for file in [
         "private_key.pem",
         "private_key.pkcs1.pem",

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use crate::common::fixtures::{FIXTURES, TOKEN, head};
 use crate::common::gateway::{
-    Asked, Gateway, KEY, MISMATCH, NOT_SHOWN, PROOFS, SETTLE_MS, SUCCEEDED, fixture, json_of,
-    open_refunds, says, told,
+    Asked, Gateway, KEY, MISMATCH, NOT_SHOWN, SETTLE_MS, SUCCEEDED, fixture, json_of, open_refunds,
+    proofs, says, told,
 };
 use crate::common::{NOW, Out, call_headers, call_reply, look_up_headers, look_up_with};
 use base64::Engine as _;
@@ -34,19 +34,13 @@ fn what_is_found_under_the_key_is_what_the_next_call_is_answered() {
     }
 }
 
-/// The providers that show a refund that failed, and their word for it.
-const FAILED: [(&str, &str); 3] = [
-    ("bog", "rejected"),
-    ("moyasar", "failed"),
-    ("begateway", "failed"),
-];
-
 #[test]
 fn a_refund_that_failed_is_a_refusal_to_the_next_call() {
-    for (name, failed) in FAILED {
-        let gateway = open_refunds()
-            .find(|gateway| gateway.fixture.name() == name)
-            .unwrap();
+    for gateway in open_refunds() {
+        let Some(failed) = gateway.fixture.shown_failed else {
+            continue;
+        };
+        let name = gateway.fixture.name();
         let (payment, id, _) = gateway.names();
         let found = gateway.look_up("&key=k-1", &gateway.shows(&payment, &id, 1_000, failed));
         assert_eq!(found.status, 200);
@@ -64,15 +58,15 @@ fn another_amount_than_was_asked_for_is_a_mismatch_and_settles_nothing() {
         let (payment, id, done) = gateway.names();
         let other = gateway.shows(&payment, &id, 999, done);
         says(&gateway.look_up("&key=k-1", &other), MISMATCH);
-        assert!(!gateway.refund(500, Some("")).replayed || name == "bbmsl");
+        assert!(!gateway.refund(500, Some("")).replayed || gateway.fixture.by_key == "look_up");
         // Nobody who knows the amount has told this gateway: what the provider shows under the key, or the id, is the answer.
         let strange = Gateway::of(name);
-        let more = if name == "bog" {
+        let more = if gateway.fixture.by_id_alone {
             format!("&key=k-1&id={id}")
         } else {
             "&key=k-1".to_owned()
         };
-        if name != "bbmsl" {
+        if gateway.fixture.by_key == "same_key" {
             says(&strange.look_up(&more, &other), SUCCEEDED);
         }
     }
@@ -91,10 +85,10 @@ fn another_payment_in_the_reply_is_a_mismatch_whatever_is_remembered() {
             let shown = gateway.shows(other, &id, 1_000, done);
             says(
                 &gateway.look_up(&format!("&key=k-1&id={id}"), &shown),
-                match gateway.fixture.name() {
-                    // It was asked for one transaction, and this is a list.
-                    "begateway" => ("provider-reply-unreadable", "unknown", "look_up"),
-                    _ => MISMATCH,
+                match gateway.fixture.shows_one {
+                    // It was asked for one refund, and this is a list.
+                    Some(_) => ("provider-reply-unreadable", "unknown", "look_up"),
+                    None => MISMATCH,
                 },
             );
             assert_ne!(payment, other);
@@ -113,16 +107,10 @@ fn a_payment_that_is_not_the_keys_own_settles_nothing() {
             "another"
         };
         let query = format!("provider={name}&payment_id={other}&key=k-1&id={id}");
-        let shown = match name {
-            "begateway" => {
-                let list: Value =
-                    serde_json::from_str(&gateway.shows(other, &id, 1_000, done)).unwrap();
-                let mut refund = list["transactions"][0].clone();
-                refund["uid"] = json!(id);
-                json!({"transaction": refund}).to_string()
-            }
-            _ => gateway.shows(other, &id, 1_000, done),
-        };
+        let mut shown = gateway.shows(other, &id, 1_000, done);
+        if let Some(one) = gateway.fixture.shows_one {
+            shown = one(&serde_json::from_str(&shown).unwrap(), &id).to_string();
+        }
         gateway.told(gateway.ask(&query), &shown);
         let again = gateway.refund(500, Some(""));
         assert!(
@@ -158,7 +146,7 @@ fn bog_finds_a_refund_by_its_key_as_long_as_the_gateway_remembers_its_id() {
 
 #[test]
 fn a_proof_is_overtaken_by_another_call_with_the_key() {
-    for (name, proof) in PROOFS {
+    for (name, proof) in proofs() {
         // The key is in flight when the provider is asked, when it answers, or both; or it has been sent with in between.
         for (sent_before, sent_after, open_before) in [
             (true, false, false),
@@ -166,7 +154,7 @@ fn a_proof_is_overtaken_by_another_call_with_the_key() {
             (false, true, true),
         ] {
             let gateway = Gateway::of(name);
-            if open_before && name != "bbmsl" {
+            if open_before && gateway.fixture.by_key == "same_key" {
                 gateway.lost();
                 gateway.later(SETTLE_MS);
             }
@@ -204,9 +192,9 @@ fn a_replay_of_a_look_up_is_told_with_the_callers_own_words() {
             panic!("not sent")
         };
         let success = gateway.fixture.success_reply(&call, &dispatch).0;
-        let (status, body) = match gateway.fixture.name() {
-            "bog" => (200, &*success),
-            _ => (500, ""),
+        let (status, body) = match gateway.fixture.by_id_alone {
+            true => (200, &*success),
+            false => (500, ""),
         };
         gateway.settled(dispatch.sent.reply(&head(status, &[]), body.as_bytes(), 1));
         gateway.look_up("&key=k-1", &gateway.shows_it());
@@ -462,7 +450,7 @@ fn a_preview_shows_the_request_and_no_secret_and_takes_nothing() {
             let look_up = previewed(gateway.send_look_up(&to_preview(&query)));
             for (answer, method) in [
                 (&refund, "POST"),
-                (&look_up, if name == "bbmsl" { "POST" } else { "GET" }),
+                (&look_up, if fixture.signs() { "POST" } else { "GET" }),
             ] {
                 assert_eq!(
                     (answer.status, answer.word),
@@ -486,8 +474,9 @@ fn a_preview_shows_the_request_and_no_secret_and_takes_nothing() {
                     }
                 }
                 // What proves who calls is there, and not shown.
-                match name {
-                    "bbmsl" => {
+                let scheme = fixture.authorization.and_then(|text| text.split_once(' '));
+                match scheme {
+                    None => {
                         let sent: Value =
                             serde_json::from_str(body["body"].as_str().unwrap()).unwrap();
                         assert_eq!(sent["signature"], "[redacted]", "{body}");
@@ -496,10 +485,10 @@ fn a_preview_shows_the_request_and_no_secret_and_takes_nothing() {
                             "{body}"
                         );
                     }
-                    "begateway" => {
-                        assert_eq!(body["headers"]["authorization"], "Basic [redacted]");
-                    }
-                    _ => assert_eq!(body["headers"]["authorization"], "Bearer [redacted]"),
+                    Some((scheme, _)) => assert_eq!(
+                        body["headers"]["authorization"],
+                        format!("{scheme} [redacted]")
+                    ),
                 }
             }
             // Nothing was taken: the key is as good as new, and what is sent is what was shown.
@@ -511,7 +500,7 @@ fn a_preview_shows_the_request_and_no_secret_and_takes_nothing() {
                 panic!("{name}: not sent")
             };
             let shown = json_of(&refund);
-            if name != "bbmsl" {
+            if !fixture.signs() {
                 assert_eq!(shown["body"], dispatch.body);
             }
             let path =
@@ -538,13 +527,9 @@ fn a_preview_under_a_used_key_says_nothing_of_it() {
 
 #[test]
 fn a_preview_needs_the_credentials_and_makes_no_signature() {
-    for (name, member) in [
-        ("bog", "/token/client_secret"),
-        ("moyasar", "/api_key"),
-        ("begateway", "/secret_key"),
-        ("bbmsl", "/signing/keys/0/private_key"),
-    ] {
-        let mut provider = fixture(name).provider_config();
+    for fixture in FIXTURES {
+        let (name, member) = (fixture.name(), fixture.credential);
+        let mut provider = fixture.provider_config();
         *provider.pointer_mut(member).unwrap() = json!({"filter_state": "not.there"});
         let gateway = Gateway::with(name, &provider);
         let call = gateway.fixture.call();

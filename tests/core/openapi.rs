@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 
 use crate::common::fixtures::{FIXTURES, Fixture, TOKEN, head};
-use crate::common::gateway::{Asked, Gateway, KEY, PROOFS, SETTLE_MS, fixture};
+use crate::common::gateway::{Asked, Gateway, KEY, SETTLE_MS, fixture};
 use crate::common::golden::Golden;
 use crate::common::properties::cases;
 use crate::common::{
@@ -362,7 +362,7 @@ fn query(fixture: &Fixture) -> String {
     format!(
         "provider={}&payment_id={payment}&key=return-4711&id={}",
         fixture.name(),
-        if fixture.name() == "bog" { "r-1" } else { "" }
+        if fixture.by_id_alone { "r-1" } else { "" }
     )
     .trim_end_matches("&id=")
     .to_owned()
@@ -867,7 +867,7 @@ fn faults_of_a_look_up() -> Vec<Example> {
     let (begateway, one) = (Gateway::of("begateway"), Gateway::of("bbmsl"));
     begateway.lost();
     let found = |gateway: &Gateway| {
-        let (_, none) = PROOFS[0];
+        let none = fixture("begateway").absent.unwrap();
         gateway.look_up(&format!("&key={KEY}"), none)
     };
     let unsettled = found(&begateway);
@@ -1301,7 +1301,7 @@ fn check_what_else(checker: &mut Checker) {
                 standing: standing(Resend::Never),
             },
         ];
-        if fixture.by_key() == "look_up" {
+        if fixture.by_key == "look_up" {
             claims.push(Claim::NoRoom);
             for is_open in [false, true] {
                 claims.push(Claim::PaymentTaken { is_open });

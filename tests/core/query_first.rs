@@ -20,70 +20,8 @@ fn gateway(fixture: &'static Fixture) -> Gateway {
 /// A payment as its provider shows it: its currency, what was paid and what is left, in minor units of two decimals, and its
 /// state, in the provider's own words.
 fn payment(fixture: &Fixture, currency: &str, paid: u64, left: u64, state: &str) -> String {
-    let decimal = |minor: u64| format!("{}.{:02}", minor / 100, minor % 100);
     let id: Value = serde_json::from_str(fixture.payment).unwrap();
-    let id = id["id"].as_str().unwrap();
-    match fixture.name() {
-        "bog" => json!({
-            "order_id": id, "order_status": {"key": state},
-            "purchase_units": {
-                "request_amount": decimal(paid), "transfer_amount": decimal(left),
-                "refund_amount": decimal(paid - left), "currency_code": currency,
-            },
-            "actions": null,
-        }),
-        "moyasar" => {
-            let captured = if state == "captured" { paid } else { 0 };
-            let voided = if state == "voided" { paid } else { 0 };
-            json!({
-                "id": id, "currency": currency, "amount": paid, "captured_amount": captured,
-                "refunded_amount": captured.saturating_sub(left), "voided_amount": voided, "transactions": [],
-            })
-        }
-        "begateway" => json!({"transaction": {
-            "uid": id, "type": "payment", "status": state, "amount": paid, "currency": currency,
-        }}),
-        // As the vendor writes amounts: not as a float would.
-        "bbmsl" => {
-            let (paid, left) = (decimal(paid), decimal(left));
-            return format!(
-                r#"{{"responseCode":"0000","order":{{"id":{id},"merchantReference":"1655817171","currency":"{currency}","amount":{paid},"netAmount":{left},"status":"{state}"}}}}"#
-            );
-        }
-        other => panic!("{other}"),
-    }
-    .to_string()
-}
-
-/// The provider's words for a payment that is paid, and for those that cannot be refunded.
-fn states(fixture: &Fixture) -> (&'static str, &'static [&'static str]) {
-    match fixture.name() {
-        "bog" => (
-            "completed",
-            &[
-                "created",
-                "processing",
-                "rejected",
-                "auth_requested",
-                "blocked",
-                "refunded",
-            ],
-        ),
-        "moyasar" => ("captured", &["authorized", "voided"]),
-        "begateway" => (
-            "successful",
-            &[
-                "failed",
-                "pending",
-                "incomplete",
-                "expired",
-                "deleted",
-                "error",
-            ],
-        ),
-        "bbmsl" => ("SUCCESS", &["OPEN", "VOIDED", "CLOSED"]),
-        other => panic!("{other}"),
-    }
+    (fixture.shows_payment)(id["id"].as_str().unwrap(), currency, paid, left, state)
 }
 
 fn looked(asked: Asked) -> Callout {
@@ -150,7 +88,7 @@ fn held_back(result: Result<Box<Dispatch>, Answer>, expected: Told<'_>) -> Answe
 fn a_payment_that_can_be_refunded_is_refunded() {
     for fixture in FIXTURES {
         let gateway = gateway(fixture);
-        let (paid, _) = states(fixture);
+        let paid = fixture.paid;
         let shown = payment(fixture, fixture.currency, 1_500, 1_500, paid);
         let callout = looked(gateway.send());
         let CalloutRequest {
@@ -199,7 +137,7 @@ fn says_again(gateway: &Gateway, fixture: &Fixture, answer: &Answer) {
 #[test]
 fn another_currency_is_not_sent() {
     for fixture in FIXTURES {
-        let (paid, _) = states(fixture);
+        let paid = fixture.paid;
         let shown = payment(fixture, "EUR", 100_000, 100_000, paid);
         let gateway = gateway(fixture);
         let answer = held_back(look(&gateway, &fixture.call(), 200, &shown), NOT_REFUNDABLE);
@@ -217,7 +155,7 @@ fn another_currency_is_not_sent() {
 #[test]
 fn a_payment_that_does_not_show_its_currency_is_not_sent() {
     for fixture in FIXTURES {
-        let (paid, _) = states(fixture);
+        let paid = fixture.paid;
         for other in ["ZZZ", "gel", ""] {
             let shown = payment(fixture, other, 100_000, 100_000, paid);
             let unreadable = ("provider-reply-unreadable", "not_refunded", "same_key");
@@ -243,7 +181,7 @@ fn all_of_a_payment_in_a_currency_that_is_not_configured_is_not_sent() {
     for fixture in FIXTURES.iter().filter(|fixture| fixture.takes_full) {
         let mut call = fixture.call();
         call["amount"] = json!("full");
-        let (paid, _) = states(fixture);
+        let paid = fixture.paid;
         let mut provider = configured(fixture);
         provider["currencies"] = json!([fixture.currency, "JPY"]);
         for (currency, sent) in [(fixture.currency, true), ("CHF", false), ("XYZ", false)] {
@@ -258,10 +196,9 @@ fn all_of_a_payment_in_a_currency_that_is_not_configured_is_not_sent() {
 #[test]
 fn more_than_is_left_is_not_sent() {
     for fixture in FIXTURES {
-        let (paid, _) = states(fixture);
+        let paid = fixture.paid;
         for (all, left, sent) in [(1_000, 1_000, true), (999, 999, false), (5_000, 999, false)] {
-            // beGateway does not show what is left of a payment, and BBMSL refunds an order once.
-            if all != left && matches!(fixture.name(), "begateway" | "bbmsl") {
+            if all != left && !fixture.shows_left {
                 continue;
             }
             let gateway = gateway(fixture);
@@ -280,7 +217,7 @@ fn more_than_is_left_is_not_sent() {
 #[test]
 fn what_is_not_paid_or_void_is_not_sent() {
     for fixture in FIXTURES {
-        for state in states(fixture).1 {
+        for state in fixture.unpaid {
             let shown = payment(fixture, fixture.currency, 1_500, 1_500, state);
             let answer = held_back(
                 look(&gateway(fixture), &fixture.call(), 200, &shown),
@@ -343,7 +280,7 @@ fn the_names_that_the_look_shows_are_taken_before_anything_is_sent() {
 #[test]
 fn a_look_that_fails_sends_nothing_and_is_the_providers_problem() {
     for fixture in FIXTURES {
-        let (paid, _) = states(fixture);
+        let paid = fixture.paid;
         let shown = payment(fixture, fixture.currency, 1_500, 1_500, paid);
         let unreadable: Told<'_> = ("provider-reply-unreadable", "not_refunded", "same_key");
         let mismatch: Told<'_> = ("provider-reply-mismatch", "not_refunded", "same_key");
@@ -392,8 +329,7 @@ fn a_look_that_fails_sends_nothing_and_is_the_providers_problem() {
             ),
         ];
         for (status, body, expected) in rows {
-            // Moyasar's state is no word, but amounts.
-            if fixture.name() == "moyasar" && body.contains("a word of no page")
+            if !fixture.state_is_a_word && body.contains("a word of no page")
                 || body == shown && status == 200
             {
                 continue;
@@ -428,9 +364,9 @@ fn a_token_that_the_look_is_refused_with_is_dropped() {
 fn a_key_that_may_have_moved_money_stays_unknown_whatever_the_look_says() {
     for fixture in FIXTURES
         .iter()
-        .filter(|fixture| fixture.by_key() == "same_key")
+        .filter(|fixture| fixture.by_key == "same_key")
     {
-        let (paid, states) = states(fixture);
+        let (paid, states) = (fixture.paid, fixture.unpaid);
         let gateway = gateway(fixture);
         let clean = payment(fixture, fixture.currency, 1_500, 1_500, paid);
         let dispatch = look(&gateway, &fixture.call(), 200, &clean).unwrap();

@@ -19,7 +19,7 @@ use rsa_oracle::{BigUint, Pkcs1v15Sign, RsaPrivateKey};
 /// A key, and the SHA-256 of `printf abc | openssl dgst -sha256 -sign KEY`.
 const KEYS: [(&str, &str); 6] = [
     (
-        include_str!("../golden/bbmsl/private_key.pem"),
+        include_str!("../providers/bbmsl/golden/private_key.pem"),
         "75106f9df6c36499dbbaf0785b2a56da7d67805a90387fa44382f19720271a20",
     ),
     (

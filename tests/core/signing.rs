@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 const SECOND: &str = include_str!("../common/keys/second.pem");
 const SECOND_PUBLIC: &str = include_str!("../common/keys/second.public.pem");
 
-/// `printf TEXT | openssl dgst -sha256 -sign tests/golden/bbmsl/private_key.pem | base64 -w0`
+/// `printf TEXT | openssl dgst -sha256 -sign tests/providers/bbmsl/golden/private_key.pem | base64 -w0`
 const BY_OPENSSL: [(&str, &str); 4] = [
     (
         "",
