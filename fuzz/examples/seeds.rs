@@ -24,7 +24,9 @@ fn write(target: &str, name: &str, bytes: &[u8]) {
 
 fn goldens() {
     for (which, fixture) in FIXTURES.iter().enumerate() {
-        let folder = Path::new("../tests/providers").join(fixture.name()).join("golden");
+        let folder = Path::new("../tests/providers")
+            .join(fixture.name())
+            .join("golden");
         for file in fs::read_dir(folder).expect("golden files") {
             let path = file.expect("a file").path();
             if path.extension().is_none_or(|extension| extension != "json") {

@@ -445,7 +445,8 @@ fn sound<'j>(providers: &'j [Configured], json: &'j Json) -> Option<Call<'j>> {
                 (Some(only), _) => only == currency.code(),
                 (None, "bog") => bog_takes(currency),
                 (None, "begateway") => !money::DISPUTED.contains(&currency.code()),
-                (None, _) => true,
+                (None, "moyasar" | "bbmsl") => true,
+                (None, other) => panic!("{other} is not described here"),
             };
             if !takes {
                 return None;
@@ -551,24 +552,21 @@ fn sent(call: &Call<'_>, headers: &Headers<'_>, dispatch: &Dispatch) {
             "/beyag/transactions/refunds".to_owned(),
             Some(("requestid", key.clone())),
         ),
-        _ => (
+        "bbmsl" => (
             "payapi.prod.bbmsl.com",
             "/hosted-checkout/refund".to_owned(),
             // The router takes it away: a second send could be a second refund.
             Some(("x-envoy-max-retries", "0".to_owned())),
         ),
+        other => panic!("{other} is not described here"),
     };
-    let authorization = match (kind, provider.secret_header) {
-        ("bog", _) => Some(format!("Bearer {TOKEN}")),
-        ("moyasar", None) => Some(format!("Bearer {}", fixture.secrets[0])),
-        ("moyasar", Some(header)) => {
+    let authorization = match provider.secret_header {
+        None => fixture.authorization.map(str::to_owned),
+        Some(header) => {
             let secret = headers.first(header).expect("the secret");
             let secret = std::str::from_utf8(secret).expect("text").trim();
             Some(format!("Bearer {secret}"))
         }
-        // `printf '361:CANARY-begateway-secret-key' | base64`
-        ("begateway", _) => Some("Basic MzYxOkNBTkFSWS1iZWdhdGV3YXktc2VjcmV0LWtleQ==".to_owned()),
-        _ => None,
     };
     let mut wanted: Vec<(&str, String)> = vec![
         (":method", "POST".to_owned()),
@@ -632,7 +630,7 @@ fn sent(call: &Call<'_>, headers: &Headers<'_>, dispatch: &Dispatch) {
             ]);
             object(vec![("request", Some(request))])
         }
-        _ => {
+        "bbmsl" => {
             let request = body.get("request").and_then(Json::text).expect("a request");
             let inner = object(vec![
                 ("merchantId", Some(Json::Number("3".to_owned()))),
@@ -657,6 +655,7 @@ fn sent(call: &Call<'_>, headers: &Headers<'_>, dispatch: &Dispatch) {
                 ("signature", Some(signature.clone())),
             ])
         }
+        other => panic!("{other} is not described here"),
     };
     assert_eq!(body, wanted);
     // Said once more, so that no reader's mistake hides it: only a full refund goes out without an amount.

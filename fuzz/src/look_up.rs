@@ -45,7 +45,8 @@ fn words(fixture: &Fixture) -> Words {
             &["pending", "incomplete"],
             &["failed", "expired", "deleted"],
         ),
-        _ => (&["REFUNDED"], &[], &[]),
+        "bbmsl" => (&["REFUNDED"], &[], &[]),
+        other => panic!("{other} is not described here"),
     }
 }
 
@@ -252,7 +253,8 @@ impl Reply<'_> {
                 by_id.or(by_key) == Some(true) && self.names("parent_uid", self.payment)
             }
             // Nothing but that no other key was sent for the order, and that the gateway remembers.
-            _ => self.remembered && self.key.is_some(),
+            "bbmsl" => self.remembered && self.key.is_some(),
+            other => panic!("{other} is not described here"),
         };
         assert!(identity, "{}", of());
         // A transaction by its uid is not the key's where it has another.
@@ -289,7 +291,8 @@ impl Reply<'_> {
                 empty && errors && self.id.is_none()
             }
             "bbmsl" => self.is_whole_order(json),
-            _ => false,
+            "bog" | "moyasar" => false,
+            other => panic!("{other} is not described here"),
         }
     }
 
@@ -336,7 +339,8 @@ impl Reply<'_> {
                     && self.names("currency", currency)
                     && says("status", &["successful"])
             }
-            _ => self.is_whole_order(json) && self.names("currency", currency),
+            "bbmsl" => self.is_whole_order(json) && self.names("currency", currency),
+            other => panic!("{other} is not described here"),
         }
     }
 }

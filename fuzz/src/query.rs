@@ -77,7 +77,7 @@ pub fn check(data: &[u8]) {
             let (before, name) = match &*read["provider"] {
                 "bog" => ("/payments/v1/receipt/", payment),
                 "moyasar" => ("/v1/orders/", payment),
-                _ => match (read.get("id"), &key, read.get("reference")) {
+                "begateway" => match (read.get("id"), &key, read.get("reference")) {
                     (Some(id), ..) => ("/beyag/transactions/", id),
                     (None, Some(key), _) => ("/beyag/transactions/tracking_id/", key),
                     (None, None, Some(reference)) => {
@@ -85,6 +85,7 @@ pub fn check(data: &[u8]) {
                     }
                     (None, None, None) => panic!("{query} is taken"),
                 },
+                other => panic!("{other} asks by no GET, or is not described here"),
             };
             let segment = path
                 .strip_prefix(before)
@@ -183,7 +184,8 @@ fn is_sound(read: &BTreeMap<String, String>) -> bool {
         }
         // It is sent references.
         "begateway" => there("payment_id") && (there("id") || there("key") || there("reference")),
-        _ => there("payment_id") && (there("id") || there("key")),
+        "bog" | "moyasar" => there("payment_id") && (there("id") || there("key")),
+        other => panic!("{other} is not described here"),
     };
     read.keys().all(|name| NAMES.contains(&&**name))
         && length("payment_id", 128)

@@ -33,15 +33,8 @@ fn may_be_there(fixture: &Fixture) -> &'static [&'static str] {
     match fixture.name() {
         "bog" => &["already_refunded"],
         "begateway" => &["F.0108"],
-        _ => &[],
-    }
-}
-
-/// The codes that the fixture's configuration lists as a plain refusal.
-fn declined_codes(fixture: &Fixture) -> &'static [&'static str] {
-    match fixture.name() {
-        "bbmsl" => &["2002"],
-        _ => &[],
+        "moyasar" | "bbmsl" => &[],
+        other => panic!("{other} is not described here"),
     }
 }
 
@@ -424,7 +417,8 @@ impl Reply {
         let of = || format!("{}: {said} of {:?}", self.status, self.json);
         let json = self.json.as_ref().map(|body| deciding(fixture, body));
         let declined = json.is_some_and(|json| {
-            let by_code = declined_codes(fixture)
+            let by_code = fixture
+                .declined_codes
                 .iter()
                 .any(|code| json.get("responseCode").and_then(Json::scalar) == Some(*code));
             by_code
