@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use super::{
-    Answer, Call, Inquiry, LocalReply, ReplyHead, Step, Unsigned, Unverified, nothing_left,
-};
+use super::call::Call;
+use super::sentences::nothing_left;
+use super::{Answer, Inquiry, LocalReply, ReplyHead, Step, Unsigned, Unverified};
 use crate::clock::Now;
 use crate::config::ProviderEntry;
 use crate::guard::Guard;

@@ -4,12 +4,12 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use super::{
-    Answer, Call, CalloutRequest, Environment, Headers, ReplyHead, Sent, Step, Task, gateway_error,
-    of_refusal, payment_has_refund, unreachable_provider,
-};
+use super::call::{Call, Task};
+use super::sentences::{gateway_error, of_refusal, payment_has_refund, unreachable_provider};
+use super::{Answer, CalloutRequest, Environment, ReplyHead, Sent, Step};
 use crate::clock::Now;
 use crate::guard::{Claim, End, Guard};
+use crate::headers::Headers;
 use crate::problem::{Code, Problem, Retry};
 use crate::provider::{Doubt, Look, Names, Refunds, Shown, Word};
 use crate::refund::{Amount, Refund};

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Answer, Call, answer};
+use super::Answer;
+use super::answer::answer;
+use super::call::Call;
 use crate::guard::End;
 use crate::headers::Headers;
 use crate::problem::Fault;

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Answer, Call, Callout, CalloutRequest, Draft, Step};
+use super::call::Call;
+use super::sending::Draft;
+use super::{Answer, Callout, CalloutRequest, Step};
 use crate::secret::Secret;
 use crate::signing::{TRANSIT_TIMEOUT_MS, Told, Transit, TransitKeys, TransitSignature, Verified};
 

@@ -1,0 +1,159 @@
+//! A call without a fault, and how it goes on by the guard's word.
+
+use std::rc::Rc;
+
+use super::answer::answer;
+use super::call::{Call, Task};
+use super::caller::Caller;
+use super::sentences::{gateway_error, payment_has_refund};
+use super::{Answer, Step, looked_up};
+use crate::clock::{Now, Resend};
+use crate::config::ProviderEntry;
+use crate::guard::{Asks, Claim, End, Standing, StoredAnswer};
+use crate::json::{Json, Node};
+use crate::problem::{Code, Problem, Retry};
+use crate::provider::Names;
+use crate::refund::Status;
+use crate::secret::{Carried, Secret};
+use crate::signing::Signer;
+
+/// A call without a fault, before anything is done for it.
+#[derive(Debug)]
+pub struct Accepted {
+    pub(super) caller: Caller,
+    pub(super) entry: Rc<ProviderEntry>,
+    pub(super) task: Task,
+    pub(super) asks: Asks,
+    pub(super) preview: bool,
+    pub(super) secrets: Vec<(String, Secret)>,
+}
+
+impl Accepted {
+    /// What the guard is asked.
+    pub fn asks(&self) -> &Asks {
+        &self.asks
+    }
+
+    /// Goes on by the guard's word. `filter_state` reads Envoy's.
+    pub fn proceed(
+        mut self,
+        claim: Claim,
+        now: Now,
+        signer: &mut dyn Signer,
+        filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
+    ) -> Step {
+        // What was known of the key when the headers came is out of date.
+        self.caller.standing = None;
+        let idempotency = self.entry.dialect.capabilities().idempotency;
+        let mut resend = idempotency.resend(self.caller.came, self.entry.settle_ms);
+        let mut past = None;
+        match claim {
+            Claim::Unguarded => {}
+            Claim::Recalled(recollection) => {
+                if let Task::LookUp(wanted, _) = &mut self.task {
+                    recollection.add_to(wanted, &self.entry);
+                }
+                past = Some(recollection);
+            }
+            // The provider's own key holds; without one nothing would.
+            Claim::NoRoom if resend != Resend::Never => {
+                self.caller.unremembered = true;
+                self.caller.standing = Some(Standing { resend });
+            }
+            Claim::NoRoom => {
+                return Step::Answered(self.caller.not_sent(gateway_error(
+                    503,
+                    "Nothing was sent: this provider knows no keys, and the gateway can remember no more of them. The \
+                     platform team must look at its guard.",
+                )));
+            }
+            Claim::Taken {
+                ticket, standing, ..
+            } => {
+                resend = ticket.resend;
+                self.caller.ticket = Some(ticket);
+                self.caller.standing = standing;
+            }
+            Claim::InFlight(standing) => {
+                return self.held(
+                    Code::RefundInProgress,
+                    now,
+                    standing,
+                    "Nothing was sent: the same call is in flight.",
+                );
+            }
+            Claim::Reused => {
+                return Step::Answered(self.caller.not_sent(Problem::unknown(
+                    Code::IdempotencyKeyReused,
+                    Retry::No,
+                    "Nothing was sent: this key was used with another refund.",
+                )));
+            }
+            Claim::PaymentTaken { is_open } => {
+                return Step::Answered(self.caller.not_sent(payment_has_refund(is_open)));
+            }
+            Claim::Answered {
+                answer: Some(answer),
+                ..
+            } => return Step::Answered(self.caller.again(answer, &self.task)),
+            Claim::Answered { standing, .. } => {
+                return self.held(
+                    Code::GatewayError,
+                    now,
+                    standing,
+                    "Nothing was sent: an earlier call with this key left the gateway, and its end was not seen.",
+                );
+            }
+        }
+        let secrets = Rc::new(self.secrets);
+        let carried = Carried {
+            headers: &secrets,
+            filter_state,
+        };
+        let call = Call {
+            caller: self.caller,
+            entry: self.entry,
+            task: self.task,
+            resend,
+            past,
+            preview: self.preview,
+            secrets: Rc::clone(&secrets),
+            token: None,
+            names: Names::default(),
+            shown: Vec::new(),
+        };
+        call.begin(now, signer, &carried)
+    }
+
+    /// The answer to a call that is not sent, since another under its key is open.
+    fn held(self, code: Code, now: Now, standing: Standing, sentence: &str) -> Step {
+        let retry = standing.retry(now);
+        let mut problem = Problem::unknown(code, retry, sentence);
+        if retry == Retry::SameKey {
+            problem.retry_until = standing.resend.retry_until();
+        }
+        Step::Answered(self.caller.not_sent(problem))
+    }
+}
+
+impl Caller {
+    /// An answer that was given before, to the same call.
+    fn again(&self, mut stored: StoredAnswer, task: &Task) -> Answer {
+        if let Task::Refund(refund, _) = task {
+            looked_up::complete(&mut stored, refund);
+        }
+        let json = Json::parse(stored.body.as_bytes()).ok();
+        let word = json.as_ref().map(Json::root).and_then(|body| {
+            let code = body.get("code").and_then(Node::text);
+            match code.and_then(|code| Code::of(&code)) {
+                Some(code) => Some(code.as_str()),
+                None => Status::of(&body.get("status")?.text()?).map(Status::as_str),
+            }
+        });
+        let stored = answer(stored.status, word.unwrap_or_default(), stored.body);
+        let mut answer = self.own(stored, End::NotSent);
+        answer.headers.fixed("idempotency-replayed", "true");
+        answer.replayed = true;
+        answer
+    }
+}

@@ -1,0 +1,179 @@
+//! What the application gets, and what it means for its key.
+
+use super::Conclusion;
+use crate::clock::Now;
+use crate::guard::{Concluded, Digest, End, Guard, Settled, Standing, Ticket};
+use crate::headers::Headers;
+use crate::problem::{Moved, Problem};
+use crate::secret::Secret;
+
+/// What the application gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The headers, `x-request-id` among them.
+    pub headers: Headers<'static>,
+    /// The body: JSON.
+    pub body: String,
+    /// `succeeded`, `pending` or the problem's code, for logs and metrics.
+    pub word: &'static str,
+    /// The bearer token that the provider has just refused.
+    pub refused_token: Option<Secret>,
+    /// What the platform team must look at.
+    pub alarm: Option<Box<Alarm>>,
+    /// Whether it was given before, to the same call, and nothing was sent this time.
+    pub replayed: bool,
+    /// How the call ended for the guard, where the key is its own.
+    pub settles: Option<Box<Settlement>>,
+    /// What a look-up has found out for the guard.
+    pub concludes: Option<Box<Conclusion>>,
+    /// Whether it answers a look-up.
+    pub look_up: bool,
+}
+
+/// What an answer means for its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// That the key is the call's.
+    pub ticket: Ticket,
+    /// How the call ended.
+    pub end: End,
+    /// The provider's id of the refund, where it has told one.
+    pub id: Option<String>,
+    /// Whether something was sent that could move money.
+    pub sent: bool,
+    /// Whether the provider refused the refund, for certain or not.
+    pub refused: bool,
+    /// What the provider has called the payment, besides the names that the caller knew.
+    pub names: Vec<Digest>,
+    /// What was said, where it was a problem.
+    pub(super) problem: Option<Problem>,
+}
+
+impl Answer {
+    /// The head of the whole response that it is: with its status, and the length of its body.
+    pub fn response_headers(&self) -> Headers<'static> {
+        let mut headers = Headers::default();
+        headers.text(":status", self.status.to_string());
+        headers.extend(self.headers.clone());
+        headers.text("content-length", self.body.len().to_string());
+        headers
+    }
+
+    /// Tells the guard how the call ended, or what a look-up has found out, and says less where that no longer holds. `lease` is a
+    /// random number, for a look-up. Returns a word for what is to be counted.
+    pub fn settle(
+        &mut self,
+        guard: &Guard<'_>,
+        lease: Option<u64>,
+        now: Now,
+    ) -> Option<&'static str> {
+        if let Some(conclusion) = self.concludes.clone() {
+            let concluded = conclusion.tell(guard, lease, now);
+            if matches!(concluded, Concluded::Overtaken)
+                && let Some(otherwise) = &conclusion.otherwise
+            {
+                self.become_problem(otherwise);
+            }
+            return match concluded {
+                Concluded::Holds => None,
+                Concluded::Settled => Some("concluded"),
+                Concluded::Changed => Some("changed"),
+                Concluded::Overtaken => Some("overtaken"),
+            };
+        }
+        let settlement = self.settles.as_deref()?;
+        let settled = Settled {
+            end: settlement.end,
+            answer: (self.status, &self.body),
+            id: settlement.id.as_deref(),
+            sent: settlement.sent,
+            refused: settlement.refused,
+            names: &settlement.names,
+        };
+        if guard.settle(&settlement.ticket, &settled, now) {
+            return None;
+        }
+        self.disown(now);
+        Some("late")
+    }
+
+    /// Says no more than is known where the key has become another call's in the meantime: what this call did not refund,
+    /// that one may have.
+    fn disown(&mut self, now: Now) {
+        let Some(Settlement {
+            ticket,
+            problem: Some(problem),
+            ..
+        }) = self.settles.as_deref()
+        else {
+            return;
+        };
+        if problem.outcome == Moved::No {
+            let standing = Standing {
+                resend: ticket.resend,
+            };
+            let mut problem = problem.clone();
+            problem.downgrade_to_unknown(standing, now);
+            self.body = problem.body();
+        }
+    }
+
+    /// Says this instead.
+    fn become_problem(&mut self, problem: &Problem) {
+        let fresh = problem_answer(problem);
+        let request_id = self.headers.first("x-request-id").map(<[u8]>::to_vec);
+        self.status = fresh.status;
+        self.headers = fresh.headers;
+        self.body = fresh.body;
+        self.word = fresh.word;
+        if let Some(id) = request_id {
+            self.headers.push(&b"x-request-id"[..], id);
+        }
+    }
+}
+
+/// An answer, as far as it is the same for every caller.
+pub(super) fn answer(status: u16, word: &'static str, body: String) -> Answer {
+    let mut headers = Headers::default();
+    headers.fixed(
+        "content-type",
+        if status < 300 {
+            "application/json"
+        } else {
+            "application/problem+json"
+        },
+    );
+    headers.fixed("cache-control", "no-store");
+    Answer {
+        status,
+        headers,
+        body,
+        word,
+        refused_token: None,
+        alarm: None,
+        replayed: false,
+        settles: None,
+        concludes: None,
+        look_up: false,
+    }
+}
+
+/// The answer that a problem is.
+pub(super) fn problem_answer(problem: &Problem) -> Answer {
+    let mut answer = answer(problem.status, problem.code.as_str(), problem.body());
+    if let Some(retry_after) = &problem.retry_after {
+        answer.headers.text("retry-after", retry_after.clone());
+    }
+    answer
+}
+
+/// What the platform team must look at: a line for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm {
+    /// The provider's configured name.
+    pub provider: String,
+    /// What is wrong. Never a secret.
+    pub sentence: String,
+}

@@ -1,0 +1,125 @@
+//! The caller: what is kept of its headers and of its key, and how an answer becomes its own.
+
+use super::answer::problem_answer;
+use super::sentences::gateway_error;
+use super::{Answer, Settlement};
+use crate::clock::Now;
+use crate::guard::{End, Standing, Ticket};
+use crate::headers::Headers;
+use crate::problem::{Code, Problem, Retry};
+
+/// The caller's headers that go on to the provider, besides `x-b3-*`.
+const TRACING: [&str; 4] = ["x-request-id", "traceparent", "tracestate", "b3"];
+
+/// What is kept of the caller's headers, and of its key.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    pub(super) request_id: Option<Vec<u8>>,
+    pub(super) passed_on: Headers<'static>,
+    pub(super) came: Now,
+    /// What is known of earlier sends under the key.
+    pub(super) standing: Option<Standing>,
+    /// Whether the guard had no room for the key: then nobody knows of earlier sends under it.
+    pub(super) unremembered: bool,
+    /// That the key is this call's.
+    pub(super) ticket: Option<Ticket>,
+    /// Whether it asks how a refund stands: what fails then says nothing of the refund.
+    pub(super) look_up: bool,
+}
+
+impl Caller {
+    pub(super) fn of(headers: &Headers<'_>, came: Now) -> Self {
+        let mut passed_on = Headers::default();
+        for (name, value) in headers.iter() {
+            let tracing =
+                TRACING.iter().any(|known| known.as_bytes() == name) || name.starts_with(b"x-b3-");
+            // Without this one Envoy matches no route; the route takes it away.
+            if tracing || name == b"x-forwarded-proto" {
+                passed_on.push(name.to_vec(), value.to_vec());
+            }
+        }
+        Caller {
+            request_id: headers.first("x-request-id").map(<[u8]>::to_vec),
+            passed_on,
+            came,
+            standing: None,
+            unremembered: false,
+            ticket: None,
+            look_up: false,
+        }
+    }
+
+    /// Makes an answer this caller's. `end` is how the call ended by itself.
+    pub(super) fn own(&self, mut answer: Answer, end: End) -> Answer {
+        answer.look_up = self.look_up;
+        if let Some(id) = &self.request_id {
+            answer.headers.push(&b"x-request-id"[..], id.clone());
+        }
+        answer.settles = self.ticket.as_ref().map(|ticket| {
+            Box::new(Settlement {
+                ticket: ticket.clone(),
+                end,
+                id: None,
+                sent: end != End::NotSent,
+                refused: false,
+                names: Vec::new(),
+                problem: None,
+            })
+        });
+        answer
+    }
+
+    /// A problem that says what is true under the key: of this send, and of those before it. `end` is how this call ended by
+    /// itself.
+    pub(super) fn problem(&self, mut problem: Problem, end: End) -> Answer {
+        if let Some(standing) = self.standing {
+            problem.downgrade_to_unknown(standing, self.came);
+        }
+        if self.look_up {
+            problem.of_look_up();
+        }
+        let mut answer = self.own(problem_answer(&problem), end);
+        if let Some(settlement) = answer.settles.as_deref_mut() {
+            settlement.problem = Some(problem);
+        }
+        answer
+    }
+
+    /// The answer to a call of which certainly nothing was sent.
+    pub(super) fn not_sent(&self, problem: Problem) -> Answer {
+        self.problem(problem, End::NotSent)
+    }
+
+    /// The answer to a call that must be corrected.
+    pub(super) fn refuse(&self, code: Code, detail: &str) -> Answer {
+        self.not_sent(Problem::not_refunded(code, Retry::Corrected, detail))
+    }
+}
+
+/// The answer to a call whose headers the host does not show.
+pub fn unreadable_call() -> Answer {
+    let nobody = Caller {
+        request_id: None,
+        passed_on: Headers::default(),
+        came: Now {
+            unix_ms: 0,
+            steady_ms: 0,
+        },
+        standing: None,
+        unremembered: false,
+        ticket: None,
+        look_up: false,
+    };
+    let sentence = "Nothing was sent: the gateway cannot read the call.";
+    nobody.not_sent(gateway_error(500, sentence))
+}
+
+impl Problem {
+    /// Makes it one of a key under which another send may have moved money, whatever became of this one.
+    pub(super) fn downgrade_to_unknown(&mut self, standing: Standing, now: Now) {
+        self.after_another_send(standing.retry(now));
+        if self.retry == Retry::SameKey && self.retry_until.is_none() {
+            self.retry_until = standing.resend.retry_until();
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! A call while its headers and its body are read.
+
+use std::rc::Rc;
+
+use super::call::Task;
+use super::caller::Caller;
+use super::sentences::{gateway_error, invalid, nothing_left};
+use super::{Accepted, Answer, Earlier, LocalReply, preview};
+use crate::call::{Unacceptable, payment_digests};
+use crate::clock::Now;
+use crate::config::Config;
+use crate::guard::{Asks, Digest, Question};
+use crate::headers::Headers;
+use crate::idempotency::{IdempotencyKey, KeyFault};
+use crate::look_up::{LookUp, provider_key};
+use crate::problem::{Code, Fault, Problem, Retry};
+use crate::provider::Refunds;
+use crate::refund::Refund;
+use crate::secret::Secret;
+
+/// The largest body of a canonical call, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// What becomes of a request at its headers.
+#[derive(Debug)]
+pub enum Opening {
+    /// It is none of ours and passes untouched.
+    NotOurs,
+    /// It is answered at once.
+    Answer(Answer),
+    /// Its body is wanted.
+    Read(Reading),
+}
+
+/// Looks at a request's headers.
+pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now, earlier: Earlier<'_>) -> Opening {
+    let path = headers.first(":path").unwrap_or_default();
+    let mut parts = path.splitn(2, |b| *b == b'?');
+    let (path, query) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
+    let Some(rest) = path.strip_prefix(config.path.as_bytes()) else {
+        return Opening::NotOurs;
+    };
+    let preview = match rest {
+        b"" => false,
+        preview::PATH => true,
+        _ => return Opening::NotOurs,
+    };
+    let mut caller = Caller::of(headers, now);
+    let mut faults: Vec<Fault> = preview::old_header(headers).into_iter().collect();
+    let method = headers.first(":method");
+    if method == Some(b"GET") {
+        caller.look_up = true;
+        return Opening::Read(Reading {
+            config: Rc::clone(config),
+            asked: Asked::LookUp(query.to_vec()),
+            preview,
+            faults,
+            secrets: secrets(config, headers),
+            caller,
+        });
+    }
+    let key =
+        IdempotencyKey::from_header(headers.all("idempotency-key")).map(|key| (key.digest(), key));
+    if let Ok((digest, _)) = &key
+        && !preview
+    {
+        caller.standing = earlier(digest);
+    }
+    if method != Some(b"POST") {
+        let mut answer = caller.refuse(
+            Code::MethodNotAllowed,
+            "Nothing was sent. Ask for a refund with POST, and look one up with GET.",
+        );
+        answer.headers.fixed("allow", "GET, POST");
+        return Opening::Answer(answer);
+    }
+    if !is_json(headers) {
+        return Opening::Answer(caller.refuse(
+            Code::UnsupportedMediaType,
+            "Nothing was sent. Send the refund as Content-Type: application/json, in UTF-8 and without a \
+             Content-Encoding.",
+        ));
+    }
+    let (digest, key) = match key {
+        Ok(key) => key,
+        Err(KeyFault::Missing) => {
+            return Opening::Answer(caller.refuse(
+                Code::IdempotencyKeyMissing,
+                "Nothing was sent. Give every refund an Idempotency-Key of its own, and keep it when you repeat the call.",
+            ));
+        }
+        Err(KeyFault::Invalid) => {
+            return Opening::Answer(caller.refuse(
+                Code::IdempotencyKeyInvalid,
+                "Nothing was sent. Send one Idempotency-Key of 1 to 255 visible ASCII characters.",
+            ));
+        }
+    };
+    if !query.is_empty() {
+        faults.push(Fault::at(
+            "",
+            "A refund call has no query string: everything stands in the body.",
+        ));
+    }
+    // As many digits as one likes: what is no 64-bit number is too large, too, where it is a number at all.
+    let announced = headers.first("content-length").unwrap_or_default();
+    let too_large = announced.iter().all(u8::is_ascii_digit)
+        && match std::str::from_utf8(announced).map(str::parse::<u64>) {
+            Ok(Ok(length)) => length > MAX_BODY as u64,
+            _ => !announced.is_empty(),
+        };
+    let reading = Reading {
+        config: Rc::clone(config),
+        asked: Asked::Refund(key, digest),
+        preview,
+        faults,
+        secrets: secrets(config, headers),
+        caller,
+    };
+    if too_large {
+        return Opening::Answer(reading.too_large(earlier));
+    }
+    Opening::Read(reading)
+}
+
+/// What stands in the headers that carry secrets.
+fn secrets(config: &Config, headers: &Headers<'_>) -> Vec<(String, Secret)> {
+    let secrets = config.secret_headers.iter().filter_map(|name| {
+        let value = headers.first(name)?.to_vec();
+        Some((name.clone(), Secret::new(String::from_utf8(value).ok()?)))
+    });
+    secrets.collect()
+}
+
+/// `application/json`, with no other charset than UTF-8 and no coding.
+fn is_json(headers: &Headers<'_>) -> bool {
+    let mut types = headers.all("content-type");
+    let (Some(value), None) = (types.next(), types.next()) else {
+        return false;
+    };
+    let Ok(value) = std::str::from_utf8(value) else {
+        return false;
+    };
+    let mut parts = value.split(';').map(str::trim);
+    let is_json = parts
+        .next()
+        .is_some_and(|media| media.eq_ignore_ascii_case("application/json"));
+    let charset_fits = parts.all(|parameter| match parameter.split_once('=') {
+        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+            value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+        }
+        _ => true,
+    });
+    let is_plain = headers
+        .all("content-encoding")
+        .all(|coding| coding.eq_ignore_ascii_case(b"identity"));
+    is_json && charset_fits && is_plain
+}
+
+/// A call whose body is being read.
+#[derive(Debug)]
+pub struct Reading {
+    config: Rc<Config>,
+    caller: Caller,
+    asked: Asked,
+    /// Whether it is only to be shown what would be sent.
+    preview: bool,
+    /// What is wrong with its headers, to be told with what is wrong with its body.
+    faults: Vec<Fault>,
+    /// What stood in the headers that carry secrets.
+    secrets: Vec<(String, Secret)>,
+}
+
+/// What a call asks for.
+#[derive(Debug)]
+enum Asked {
+    /// A refund under this key.
+    Refund(IdempotencyKey, Digest),
+    /// How a refund stands, by this query.
+    LookUp(Vec<u8>),
+}
+
+impl Reading {
+    /// What a caller must be told of the key if this call comes to nothing before it is claimed: for the answers that
+    /// Envoy makes past the filter.
+    pub fn standing(&self) -> Option<Retry> {
+        if self.caller.look_up {
+            return Some(Retry::LookUp);
+        }
+        self.caller
+            .standing
+            .map(|standing| standing.retry(self.caller.came))
+    }
+
+    /// The caller with what is known of its key now: another call with it may have been sent while this one's body came.
+    fn caller_now(&self, earlier: Earlier<'_>) -> Caller {
+        Caller {
+            standing: match &self.asked {
+                Asked::Refund(_, digest) if !self.preview => earlier(digest),
+                Asked::Refund(..) | Asked::LookUp(_) => None,
+            },
+            ..self.caller.clone()
+        }
+    }
+
+    /// The answer to a body over [`MAX_BODY`].
+    pub fn too_large(&self, earlier: Earlier<'_>) -> Answer {
+        self.caller_now(earlier).refuse(
+            Code::BodyTooLarge,
+            "Nothing was sent. A refund call has 64 KiB at most.",
+        )
+    }
+
+    /// The answer where the body stopped coming. The caller cannot tell it from a gateway that lacks the option.
+    pub fn stalled(&self, earlier: Earlier<'_>) -> Answer {
+        self.caller_now(earlier).not_sent(Problem::not_refunded(
+            Code::RequestTimeout,
+            Retry::SameKey,
+            "Nothing was sent: the body did not come in time. If every call ends like this, the gateway's plugin \
+             configuration lacks allow_on_headers_stop_iteration: true.",
+        ))
+    }
+
+    /// The answer where bytes of the body have come and Envoy withholds them.
+    pub fn withheld(&self, earlier: Earlier<'_>) -> Answer {
+        self.caller_now(earlier).not_sent(gateway_error(
+            503,
+            "Nothing was sent: the filter is not given the body. The gateway's plugin configuration lacks \
+             allow_on_headers_stop_iteration: true (Envoy 1.35 and later).",
+        ))
+    }
+
+    /// The answer in place of Envoy's own while the body is being read. Nothing was sent.
+    pub fn local_reply(&self, reply: LocalReply<'_>, earlier: Earlier<'_>) -> Answer {
+        match reply.status {
+            413 => self.too_large(earlier),
+            408 => self.stalled(earlier),
+            // The body broke HTTP's own rules on its way in.
+            status @ 400..=499 => self.caller_now(earlier).not_sent(Problem {
+                status,
+                ..Problem::not_refunded(
+                    Code::BadRequest,
+                    Retry::Corrected,
+                    "Nothing was sent: the gateway could not take the request as it was written.",
+                )
+            }),
+            _ => self.caller_now(earlier).not_sent(nothing_left(reply)),
+        }
+    }
+
+    /// Reads the whole body.
+    pub fn accept(self, body: &[u8], earlier: Earlier<'_>) -> Result<Accepted, Answer> {
+        if body.len() > MAX_BODY {
+            return Err(self.too_large(earlier));
+        }
+        let read = match &self.asked {
+            Asked::Refund(key, digest) => self.refund(body, key, *digest),
+            Asked::LookUp(query) => self.look_up(body, query),
+        };
+        let (name, task, asks) = match read {
+            Ok(read) if self.faults.is_empty() => read,
+            Err(Unacceptable::Malformed) => {
+                return Err(self.caller_now(earlier).refuse(
+                    Code::MalformedJson,
+                    "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.",
+                ));
+            }
+            read => {
+                let mut faults = match read {
+                    Err(Unacceptable::Invalid(faults)) => faults,
+                    _ => Vec::new(),
+                };
+                faults.extend(self.faults.iter().cloned());
+                return Err(self.caller_now(earlier).not_sent(invalid(faults)));
+            }
+        };
+        let Some(entry) = self.config.shared_provider(&name) else {
+            return Err(self.caller.not_sent(gateway_error(
+                500,
+                "Nothing was sent. The gateway lost its configuration.",
+            )));
+        };
+        Ok(Accepted {
+            caller: self.caller,
+            entry,
+            task,
+            asks: if self.preview { Asks::Nothing } else { asks },
+            preview: self.preview,
+            secrets: self.secrets,
+        })
+    }
+
+    fn refund(
+        &self,
+        body: &[u8],
+        key: &IdempotencyKey,
+        digest: Digest,
+    ) -> Result<(String, Task, Asks), Unacceptable> {
+        let (refund, entry) = Refund::read(body, &self.config)?;
+        let capabilities = entry.dialect.capabilities();
+        let question = Question {
+            key: digest,
+            refund: refund.digest(entry),
+            about: refund.about(entry),
+            payment: match capabilities.refunds {
+                Refunds::One => {
+                    payment_digests(entry, &refund.payment.id, &refund.payment.reference)
+                }
+                Refunds::Many { .. } => Vec::new(),
+            },
+            referenced: refund.reference.is_some() && capabilities.takes_reference,
+            resend: capabilities
+                .idempotency
+                .resend(self.caller.came, entry.settle_ms),
+        };
+        let task = Task::Refund(refund, provider_key(key, entry));
+        Ok((entry.name.clone(), task, Asks::Claim(question)))
+    }
+
+    fn look_up(&self, body: &[u8], query: &[u8]) -> Result<(String, Task, Asks), Unacceptable> {
+        let read = LookUp::read(query, &self.config);
+        let no_body = || Fault::at("", "A look-up has no body: everything stands in the query.");
+        let (LookUp { wanted, key }, entry) = match read {
+            Ok(read) if body.is_empty() => read,
+            read => {
+                let mut faults = read.err().unwrap_or_default();
+                faults.extend((!body.is_empty()).then(no_body));
+                return Err(Unacceptable::Invalid(faults));
+            }
+        };
+        let digest = key.map(|key| key.digest());
+        let asks = digest.map_or(Asks::Nothing, Asks::Recall);
+        Ok((entry.name.clone(), Task::LookUp(wanted, digest), asks))
+    }
+}
