@@ -12,13 +12,9 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
-use getrandom::SysRng;
-use proxy_wasm::hostcalls::dispatch_http_call;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
-use rand_core::TryRng as _;
 
 use crate::config::{Auth, Config, ProviderEntry};
 use crate::exchange::{
@@ -27,8 +23,9 @@ use crate::exchange::{
 };
 use crate::guard::{Asks, Claim, Digest, Guard, Standing, Table};
 use crate::headers::Headers;
-use crate::host::{self, Buffer, Level, Map, Metric};
-use crate::memory::{Memory, NotWritten, swap};
+use crate::host::envoy::Envoy;
+use crate::host::{self, Buffer, Host, Level, Map, Metric, Randomness};
+use crate::memory::swap;
 use crate::problem::Fault;
 use crate::secret::Secret;
 use crate::signing::{
@@ -53,6 +50,9 @@ const TICK_GAUGES_MS: u32 = 5_000;
 const ALARM_EVERY_MS: i64 = 10_000;
 /// How long OpenBao is not asked again for public keys that it does not tell, in milliseconds.
 const UNTOLD_MS: i64 = 300_000;
+
+/// The host.
+const HOST: &dyn Host = &Envoy;
 
 mod start {
     #![allow(missing_docs, reason = "the SDK's macro writes a function without any")]
@@ -144,12 +144,12 @@ impl Shared {
 
     fn set_tick(&self, milliseconds: u32) {
         self.tick_ms.set(milliseconds);
-        host::set_tick_period(milliseconds);
+        HOST.set_tick_period(milliseconds);
     }
 
     fn count(&self, name: String) {
         if let Some(id) = self.metric(Metric::Counter, name) {
-            host::count(id);
+            HOST.count(id);
         }
     }
 
@@ -159,7 +159,7 @@ impl Shared {
         if let Some(id) = metrics.get(&name) {
             return Some(*id);
         }
-        let id = host::metric(kind, &name)?;
+        let id = HOST.define_metric(kind, &name)?;
         metrics.insert(name, id);
         Some(id)
     }
@@ -168,7 +168,7 @@ impl Shared {
     /// there is no such function the host does not find it.
     fn host_signs(&self) -> bool {
         self.host_signs.get().unwrap_or_else(|| {
-            let signs = host::call_foreign_function("sign", &[]) != Err(host::NOT_FOUND);
+            let signs = HOST.call_foreign_function("sign", &[]) != Err(host::NOT_FOUND);
             self.host_signs.set(Some(signs));
             signs
         })
@@ -197,18 +197,18 @@ impl Shared {
 
     /// Says what the platform team must look at, now and then where it is always the same.
     fn tell(&self, sentence: &str) {
-        let now_ms = host::now().steady_ms;
+        let now_ms = HOST.now().steady_ms;
         let mut alarms = self.alarms.borrow_mut();
         alarms.retain(|_, at| now_ms.saturating_sub(*at) <= ALARM_EVERY_MS);
         if !alarms.contains_key(sentence) {
-            host::log(Level::Error, &format!("refund-filter: {sentence}"));
+            HOST.log(Level::Error, &format!("refund-filter: {sentence}"));
             alarms.insert(sentence.to_owned(), now_ms);
         }
     }
 
     /// Sets the gauges that tell how long keys last.
     fn set_gauges(&self) {
-        let now = host::now();
+        let now = HOST.now();
         if now.steady_ms.saturating_sub(self.gauges_ms.get()) < i64::from(TICK_GAUGES_MS) {
             return;
         }
@@ -220,7 +220,7 @@ impl Shared {
             if let Some(seconds) = ring.seconds_left(now)
                 && let Some(id) = self.metric(Metric::Gauge, name)
             {
-                host::record(id, seconds);
+                HOST.record(id, seconds);
             }
         }
     }
@@ -249,8 +249,9 @@ impl Shared {
     /// through all that Envoy does with its own answers, which takes a seventh of a refund's time.
     fn answer_in_place(&self, provider: &str, mut answer: Answer) -> Action {
         let word = self.note(provider, &mut answer);
-        let written = host::set_buffer(Buffer::Response, answer.body.as_bytes())
-            .and_then(|()| host::set_headers(Map::Response, &answer.response_headers()));
+        let written = HOST
+            .set_buffer(Buffer::Response, answer.body.as_bytes())
+            .and_then(|()| HOST.set_headers(Map::Response, &answer.response_headers()));
         if written.is_ok() {
             return Action::Continue;
         }
@@ -264,7 +265,7 @@ impl Shared {
         if let Some(alarm) = &answer.alarm {
             self.tell(&format!("{}: {}", alarm.provider, alarm.sentence));
         }
-        let _ = host::set_property("refund_status", answer.word);
+        let _ = HOST.set_property("refund_status", answer.word);
         // Counted apart: what is told again is no further refund, and neither is a look-up.
         let word = if answer.replayed {
             "replayed"
@@ -286,24 +287,25 @@ impl Shared {
     ///
     /// The filter state comes first: writing the headers clears the route, and it is chosen anew by it.
     fn send(&self, watch: &Watch, dispatch: Dispatch, body_is_set: bool) -> bool {
-        let ready = host::set_property("refund_provider", &dispatch.provider)
-            .and_then(|()| host::set_property("refund_retry", dispatch.retry.as_str()))
+        let ready = HOST
+            .set_property("refund_provider", &dispatch.provider)
+            .and_then(|()| HOST.set_property("refund_retry", dispatch.retry.as_str()))
             .and_then(|()| match &dispatch.retry_until {
-                Some(until) => host::set_property("refund_retry_until", until),
+                Some(until) => HOST.set_property("refund_retry_until", until),
                 None => Ok(()),
             })
             .and_then(|()| match &dispatch.key_id {
-                Some(id) => host::set_property("refund_key_id", id),
+                Some(id) => HOST.set_property("refund_key_id", id),
                 None => Ok(()),
             })
             .and_then(|()| {
                 if body_is_set || dispatch.body.is_empty() {
                     Ok(())
                 } else {
-                    host::set_buffer(Buffer::Request, dispatch.body.as_bytes())
+                    HOST.set_buffer(Buffer::Request, dispatch.body.as_bytes())
                 }
             })
-            .and_then(|()| host::set_headers(Map::Request, &dispatch.headers));
+            .and_then(|()| HOST.set_headers(Map::Request, &dispatch.headers));
         match ready {
             Ok(()) => {
                 if dispatch.key_id.is_some() {
@@ -314,7 +316,7 @@ impl Shared {
             }
             Err(refused) => {
                 let answer = dispatch.sent.not_sent();
-                host::log(
+                HOST.log(
                     Level::Error,
                     &format!(
                         "refund-filter: the host refused the provider's request (status {}); nothing was sent",
@@ -333,7 +335,7 @@ impl Shared {
         provider: &ProviderEntry,
         mut change: impl FnMut(&mut Record) -> (T, bool),
     ) -> Option<T> {
-        swap(&Host, &token::record_key(provider), |bytes| {
+        swap(HOST, &token::record_key(provider), |bytes| {
             let mut record = Record::decode(bytes);
             let (result, changed) = change(&mut record);
             (result, changed.then(|| record.encode().into_bytes()))
@@ -345,10 +347,10 @@ impl Shared {
         if let Some(table) = self.table.get() {
             return Some(table);
         }
-        let table = Table::open(&Host, entries, host::now(), &mut SysRng)?;
+        let table = Table::open(HOST, entries, HOST.now(), &mut Randomness(HOST))?;
         self.table.set(Some(table));
         if table.entries != entries {
-            host::log(
+            HOST.log(
                 Level::Warn,
                 "refund-filter: the guard keeps the number of entries that this process began with; another one counts from \
                  its next start on",
@@ -364,7 +366,7 @@ impl Shared {
             return None;
         }
         Some(Guard {
-            memory: &Host,
+            memory: HOST,
             table: self.table(settings.entries)?,
             settings,
         })
@@ -376,7 +378,7 @@ impl Shared {
 
     /// What is known of earlier sends under a key.
     fn standing(&self, key: &Digest) -> Option<Standing> {
-        self.guard()?.standing(key, host::now())
+        self.guard()?.standing(key, HOST.now())
     }
 
     /// Asks the guard what a call wants of it.
@@ -386,7 +388,7 @@ impl Shared {
             return Claim::Unguarded;
         }
         let claim = match (asks, self.guard(), random_number()) {
-            (_, Some(guard), Some(lease)) => guard.ask(asks, lease, host::now()),
+            (_, Some(guard), Some(lease)) => guard.ask(asks, lease, HOST.now()),
             // Without its memory the guard is as good as full; without a lease of its own a call could be settled by another.
             (Asks::Claim(_), ..) => Claim::NoRoom,
             (Asks::Nothing | Asks::Recall(_), ..) => Claim::Unguarded,
@@ -409,14 +411,17 @@ impl Shared {
 
     /// The answer in place of one of Envoy's own, or where a stream ends without one.
     fn local_reply(&self, step: Step) -> Answer {
-        let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
-        let bytes = host::headers(Map::Response).unwrap_or_default();
+        let details = HOST
+            .text_property(&["response", "code_details"])
+            .unwrap_or_default();
+        let bytes = HOST.headers(Map::Response).unwrap_or_default();
         let status = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default()).status;
         let reply = LocalReply {
             status,
             details: &details,
             connected: may_have_connected(),
-            attempts: host::integer_property(&["upstream", "request_attempt_count"])
+            attempts: HOST
+                .integer_property(&["upstream", "request_attempt_count"])
                 .unwrap_or(u64::MAX),
         };
         step.local_reply(reply, &|key| self.standing(key))
@@ -429,7 +434,7 @@ impl Shared {
         }
         let Some(guard) = self.guard() else { return };
         let lease = answer.concludes.as_ref().and_then(|_| random_number());
-        if let Some(word) = answer.settle(&guard, lease, host::now()) {
+        if let Some(word) = answer.settle(&guard, lease, HOST.now()) {
             self.count_guard(word);
         }
     }
@@ -438,7 +443,7 @@ impl Shared {
     fn ask(&self, provider: &Rc<ProviderEntry>, client_secret: &Secret) -> Option<Turn> {
         let lease = random_number()?;
         let turn = Self::with_record(provider, |record| {
-            let turn = record.ask(host::now(), lease);
+            let turn = record.ask(HOST.now(), lease);
             let changed = matches!(turn, Turn::Fetch(_));
             (turn, changed)
         })?;
@@ -468,7 +473,7 @@ impl Shared {
             Step::Calling(callout) => {
                 watch.provider.replace(callout.entry().name.clone());
                 if let Some(key_id) = callout.key_id() {
-                    let _ = host::set_property("refund_key_id", key_id);
+                    let _ = HOST.set_property("refund_key_id", key_id);
                     self.count_signature(callout.entry());
                 }
                 if !self.call(id, watch, &callout.request()) {
@@ -516,7 +521,7 @@ impl Shared {
     fn call(&self, id: u32, watch: &Rc<Watch>, request: &CalloutRequest<'_>) -> bool {
         let root = self.acting_root.get();
         if let Some(root) = root {
-            let _ = host::set_effective_context(root);
+            let _ = HOST.set_effective_context(root);
         }
         let CalloutRequest {
             cluster,
@@ -524,9 +529,9 @@ impl Shared {
             body,
             timeout_ms,
         } = request;
-        let call = dispatch(cluster, headers, body, *timeout_ms);
+        let call = HOST.dispatch_http_call(cluster, headers, body, *timeout_ms);
         if root.is_some() {
-            let _ = host::set_effective_context(id);
+            let _ = HOST.set_effective_context(id);
         }
         let Some(call) = call else {
             return false;
@@ -538,16 +543,17 @@ impl Shared {
 
     /// Goes on with a stream whose call has been answered. `came`: with headers; a call that was reset ends without.
     fn call_ended(&self, id: u32, watch: &Rc<Watch>, came: bool) {
-        let bytes = host::headers(Map::CallResponse)
+        let bytes = HOST
+            .headers(Map::CallResponse)
             .filter(|_| came)
             .unwrap_or_default();
         let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
         let body = if came {
-            host::buffer(Buffer::CallResponse).unwrap_or_default()
+            HOST.buffer(Buffer::CallResponse).unwrap_or_default()
         } else {
             Vec::new()
         };
-        if host::set_effective_context(id).is_err() {
+        if HOST.set_effective_context(id).is_err() {
             return;
         }
         let callout = match watch.step.take() {
@@ -561,9 +567,9 @@ impl Shared {
             let entry = Rc::clone(callout.entry());
             let guard = self.guard();
             let mut environment = Environment {
-                now: host::now(),
+                now: HOST.now(),
                 signer: &mut GatewaySigner(self),
-                filter_state: &|key| host::property(&["filter_state", key]),
+                filter_state: &|key| HOST.property(&["filter_state", key]),
                 guard: guard.as_ref(),
                 public_keys: self,
             };
@@ -576,14 +582,14 @@ impl Shared {
             callout.cut(self)
         };
         if self.go_on(id, watch, step, false) == Action::Continue {
-            let _ = host::resume_request();
+            let _ = HOST.resume_request();
         }
     }
 
     fn wait(&self, id: u32, watch: &Rc<Watch>, waiting: Box<Waiting>, turn: Turn) -> Action {
         // Here and now the body can be replaced for sure; when the token comes, only the headers are left to be written.
         let set = waiting.body().map_or(Ok(()), |body| {
-            host::set_buffer(Buffer::Request, body.as_bytes())
+            HOST.set_buffer(Buffer::Request, body.as_bytes())
         });
         if set.is_err() {
             let answer = waiting.without_token(&Failure::unreachable());
@@ -602,7 +608,7 @@ impl Shared {
     }
 
     fn watch_from_now(&self, id: u32, watch: &Rc<Watch>, tick_ms: u32) {
-        watch.since_ms.set(host::now().steady_ms);
+        watch.since_ms.set(HOST.now().steady_ms);
         self.watched.borrow_mut().insert(id, Rc::clone(watch));
         self.tick_within(tick_ms);
     }
@@ -610,7 +616,7 @@ impl Shared {
 
 impl PublicKeys for Shared {
     fn told(&self, provider: &str) -> Told {
-        let now_ms = host::now().steady_ms;
+        let now_ms = HOST.now().steady_ms;
         let told = self.told.borrow();
         match told.get(provider) {
             Some((Told::Unavailable, until_ms)) if now_ms >= *until_ms => Told::NotAsked,
@@ -623,14 +629,14 @@ impl PublicKeys for Shared {
         let (told, until_ms) = match keys {
             Some(keys) => (Told::Keys(keys), i64::MAX),
             None => {
-                host::log(
+                HOST.log(
                     Level::Warn,
                     &format!(
                         "refund-filter: {provider}: OpenBao's signatures are not verified before they are sent: its public \
                          keys cannot be read (allow `read` on the path keys/NAME, or give signing.transit.public_keys)"
                     ),
                 );
-                let until_ms = host::now().steady_ms.saturating_add(UNTOLD_MS);
+                let until_ms = HOST.now().steady_ms.saturating_add(UNTOLD_MS);
                 (Told::Unavailable, until_ms)
             }
         };
@@ -651,33 +657,20 @@ fn drop_token(entry: &ProviderEntry, answer: &Answer) {
 fn reply(word: &str, answer: &Answer) {
     let details = format!("refund_{}", word.replace('-', "_"));
     let body = answer.body.as_bytes();
-    if host::reply(answer.status, &details, &answer.headers, body).is_err() {
-        host::log(
+    if HOST
+        .reply(answer.status, &details, &answer.headers, body)
+        .is_err()
+    {
+        HOST.log(
             Level::Error,
             "refund-filter: the host took no answer; Envoy's own reply stands for it",
         );
     }
 }
 
-/// The host's shared data.
-struct Host;
-
-impl Memory for Host {
-    fn read(&self, name: &str) -> (Vec<u8>, u32) {
-        host::shared_data(name)
-    }
-
-    fn write(&self, name: &str, bytes: &[u8], number: u32) -> Result<(), NotWritten> {
-        host::set_shared_data(name, bytes, number).map_err(|refused| match refused {
-            host::CAS_MISMATCH => NotWritten::TooLate,
-            _ => NotWritten::Refused,
-        })
-    }
-}
-
 fn random_number() -> Option<u64> {
     let mut bytes = [0; 8];
-    SysRng.try_fill_bytes(&mut bytes).ok()?;
+    HOST.fill_random(&mut bytes).ok()?;
     Some(u64::from_le_bytes(bytes))
 }
 
@@ -704,7 +697,7 @@ impl Context for Root {
             }
             Some(Callout::Stream(id, watch)) => {
                 self.shared.call_ended(id, &watch, came);
-                let _ = host::set_effective_context(self.id);
+                let _ = HOST.set_effective_context(self.id);
             }
             None => {}
         }
@@ -734,31 +727,14 @@ impl Context for Root {
     }
 }
 
-/// Makes a call of the filter's own. The SDK's wrapper must be used, since it alone binds the answer to the context that is
-/// running; the statuses at which it would panic are none that Envoy gives here.
-fn dispatch(cluster: &str, headers: &Headers<'_>, body: &str, timeout_ms: u32) -> Option<u32> {
-    // What the SDK cannot take is a caller's tracing header that is not UTF-8: all else is the gateway's own.
-    let pairs = headers
-        .iter()
-        .filter_map(|(name, value)| {
-            Some((
-                std::str::from_utf8(name).ok()?,
-                std::str::from_utf8(value).ok()?,
-            ))
-        })
-        .collect();
-    let timeout = Duration::from_millis(u64::from(timeout_ms));
-    dispatch_http_call(cluster, pairs, Some(body.as_bytes()), Vec::new(), timeout).ok()
-}
-
 fn read_token_reply(fetch: &Fetch) -> Result<Token, Failure> {
-    let bytes = host::headers(Map::CallResponse).unwrap_or_default();
+    let bytes = HOST.headers(Map::CallResponse).unwrap_or_default();
     let headers = Headers::decode(&bytes).unwrap_or_default();
     let head = ReplyHead::of(&headers);
-    let body = host::buffer(Buffer::CallResponse).unwrap_or_default();
+    let body = HOST.buffer(Buffer::CallResponse).unwrap_or_default();
     let retry_after = headers.first("retry-after").and_then(retry_after);
     let body = if head.coded { Vec::new() } else { body };
-    let mut result = token::read_reply(head.status, retry_after, &body, host::now());
+    let mut result = token::read_reply(head.status, retry_after, &body, HOST.now());
     // All who wait see these words, and so does whoever asks later with another secret.
     if let (Err(failure), Auth::Token(endpoint)) = (&mut result, &fetch.provider.auth) {
         failure.redact(endpoint, &fetch.client_secret);
@@ -768,7 +744,7 @@ fn read_token_reply(fetch: &Fetch) -> Result<Token, Failure> {
 
 impl RootContext for Root {
     fn on_configure(&mut self, _size: usize) -> bool {
-        let text = host::buffer(Buffer::Configuration).unwrap_or_default();
+        let text = HOST.buffer(Buffer::Configuration).unwrap_or_default();
         let read = Config::read(&text, &|name| std::env::var(name).ok());
         let checked = read.and_then(|config| self.check_signers(config));
         let (accepted, word) = match checked {
@@ -783,7 +759,7 @@ impl RootContext for Root {
             }
             Err(faults) => {
                 for fault in faults {
-                    host::log(
+                    HOST.log(
                         Level::Error,
                         &format!(
                             "refund-filter: configuration refused at {:?}: {}",
@@ -812,7 +788,7 @@ impl RootContext for Root {
         for fetch in wanted {
             self.fetch(fetch);
         }
-        let _ = host::set_effective_context(self.id);
+        let _ = HOST.set_effective_context(self.id);
         self.shared.acting_root.set(None);
         let watched = self.shared.watched.borrow();
         let waits = |watch: &Rc<Watch>| matches!(*watch.step.borrow(), Some(Step::Waiting(_)));
@@ -875,7 +851,7 @@ impl Root {
                 format!("{} ({}{signer})", entry.name, entry.kind.name)
             })
             .collect();
-        host::log(
+        HOST.log(
             Level::Info,
             &format!(
                 "refund-filter {}: configured for POST and GET {}: {}",
@@ -892,8 +868,8 @@ impl Root {
         };
         let headers = token::request_headers(endpoint, &fetch.client_secret);
         // The call is the root's, whatever stream was looked after before.
-        let _ = host::set_effective_context(self.id);
-        match dispatch(
+        let _ = HOST.set_effective_context(self.id);
+        match HOST.dispatch_http_call(
             &endpoint.cluster,
             &headers,
             token::REQUEST_BODY,
@@ -913,7 +889,7 @@ impl Root {
         let word = match &result {
             Ok(_) => "ok",
             Err(failure) => {
-                host::log(
+                HOST.log(
                     Level::Warn,
                     &format!(
                         "refund-filter: no token for {}: {:?}, status {:?}",
@@ -947,7 +923,7 @@ impl Root {
                 self.wake(id, &watch, found);
             }
         }
-        let _ = host::set_effective_context(self.id);
+        let _ = HOST.set_effective_context(self.id);
     }
 
     fn watched(&self) -> Vec<(u32, Rc<Watch>)> {
@@ -964,7 +940,7 @@ impl Root {
         let Some(Step::Waiting(waiting)) = watch.step.take() else {
             return;
         };
-        if host::set_effective_context(id).is_err() {
+        if HOST.set_effective_context(id).is_err() {
             return;
         }
         match found {
@@ -972,7 +948,7 @@ impl Root {
                 // What was to be sent in place of the caller's body was set when the call began to wait.
                 let step = waiting.with_token(token);
                 if self.shared.go_on(id, watch, step, true) == Action::Continue {
-                    let _ = host::resume_request();
+                    let _ = HOST.resume_request();
                 }
             }
             Err(failure) => {
@@ -984,7 +960,7 @@ impl Root {
 
     /// Looks after every paused call: bodies that do not come, and tokens that another worker fetches.
     fn look_after_streams(&self) {
-        let now = host::now();
+        let now = HOST.now();
         let mut looks: BTreeMap<String, Option<Look>> = BTreeMap::new();
         let earlier = |key: &Digest| self.shared.standing(key);
         for (id, watch) in self.watched() {
@@ -1004,7 +980,7 @@ impl Root {
                         && !self.shared.bodies_come.get()
                         && body_is_withheld(id, &watch)
                     {
-                        host::log(
+                        HOST.log(
                             Level::Error,
                             "refund-filter: Envoy holds a body back: set allow_on_headers_stop_iteration: true in the plugin's \
                              configuration (Envoy 1.35 and later)",
@@ -1014,7 +990,7 @@ impl Root {
                         continue;
                     };
                     drop(step);
-                    if host::set_effective_context(id).is_ok() {
+                    if HOST.set_effective_context(id).is_ok() {
                         self.shared.end(id, &watch, answer);
                     } else {
                         watch.step.take();
@@ -1063,13 +1039,16 @@ impl Root {
 /// Whether bytes of a body have come of which the filter was not told. With `allow_on_headers_stop_iteration` it is told in
 /// the same event.
 fn body_is_withheld(id: u32, watch: &Watch) -> bool {
-    host::set_effective_context(id).is_ok() && body_bytes() > watch.body_base.get()
+    HOST.set_effective_context(id).is_ok() && body_bytes() > watch.body_base.get()
 }
 
 /// What Envoy has received of this call beyond its headers. Not nought at the start where a filter in front has changed the
 /// headers, hence a difference.
 fn body_bytes() -> u64 {
-    let size = |name| host::integer_property(&["request", name]).unwrap_or_default();
+    let size = |name| {
+        HOST.integer_property(&["request", name])
+            .unwrap_or_default()
+    };
     size("total_size").saturating_sub(size("headers_bytes"))
 }
 
@@ -1091,9 +1070,9 @@ impl Signer for GatewaySigner<'_> {
         text: &[u8],
     ) -> Result<Vec<u8>, SignerFailed> {
         if self.0.signer_name(choice) == "vm" {
-            return VmSigner(SysRng).sign(choice, key, text);
+            return VmSigner(Randomness(HOST)).sign(choice, key, text);
         }
-        let result = host::call_foreign_function("sign", &host_arguments(key, text));
+        let result = HOST.call_foreign_function("sign", &host_arguments(key, text));
         host_signature(key, text, &result.map_err(|_| SignerFailed)?)
     }
 }
@@ -1120,7 +1099,7 @@ impl Context for Stream {
 impl HttpContext for Stream {
     fn on_http_request_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
         let config = self.shared.config.borrow().clone();
-        let bytes = host::headers(Map::Request);
+        let bytes = HOST.headers(Map::Request);
         let (Some(config), Some(headers)) = (config, bytes.as_deref().and_then(Headers::decode))
         else {
             // Whose it is cannot be seen, nor whether it carries secrets: it goes no further.
@@ -1128,17 +1107,17 @@ impl HttpContext for Stream {
         };
         for name in &config.secret_headers {
             if headers.first(name).is_some() {
-                let _ = host::remove_request_header(name);
+                let _ = HOST.remove_request_header(name);
             }
         }
         let earlier = |key: &Digest| self.shared.standing(key);
-        match open(&config, &headers, host::now(), &earlier) {
+        match open(&config, &headers, HOST.now(), &earlier) {
             Opening::NotOurs => Action::Continue,
             Opening::Answer(answer) => self.answer(answer),
             Opening::Read(reading) => {
                 // For local_reply_config: what Envoy answers past the filter must not say that no money has moved.
                 if let Some(retry) = reading.standing() {
-                    let _ = host::set_property("refund_retry", retry.as_str());
+                    let _ = HOST.set_property("refund_retry", retry.as_str());
                 }
                 self.watch.step.replace(Some(Step::Reading(reading)));
                 if end_of_stream {
@@ -1184,7 +1163,7 @@ impl HttpContext for Stream {
         if !matches!(*self.watch.step.borrow(), Some(Step::Reading(_))) {
             return Action::Continue;
         }
-        let _ = host::set_headers(Map::RequestTrailers, &Headers::default());
+        let _ = HOST.set_headers(Map::RequestTrailers, &Headers::default());
         self.call_is_whole()
     }
 
@@ -1192,12 +1171,12 @@ impl HttpContext for Stream {
         match self.watch.step.take() {
             None => Action::Continue,
             Some(Step::Sent(sent))
-                if host::text_property(&["response", "code_details"]).as_deref()
+                if HOST.text_property(&["response", "code_details"]).as_deref()
                     == Some("via_upstream") =>
             {
                 // For local_reply_config: what Envoy answers from here on does not pass the filter.
-                let _ = host::set_property("refund_reply", "started");
-                let bytes = host::headers(Map::Response).unwrap_or_default();
+                let _ = HOST.set_property("refund_reply", "started");
+                let bytes = HOST.headers(Map::Response).unwrap_or_default();
                 let head = ReplyHead::of(&Headers::decode(&bytes).unwrap_or_default());
                 let replying = Step::Replying(sent.replying(head));
                 self.watch.step.replace(Some(replying));
@@ -1220,7 +1199,7 @@ impl HttpContext for Stream {
         if !end_of_stream {
             return Action::Pause;
         }
-        let body = host::buffer(Buffer::Response).unwrap_or_default();
+        let body = HOST.buffer(Buffer::Response).unwrap_or_default();
         self.reply_is_whole(&body, true)
     }
 
@@ -1228,7 +1207,7 @@ impl HttpContext for Stream {
         if !matches!(*self.watch.step.borrow(), Some(Step::Replying(_))) {
             return Action::Continue;
         }
-        let body = host::buffer(Buffer::Response).unwrap_or_default();
+        let body = HOST.buffer(Buffer::Response).unwrap_or_default();
         self.reply_is_whole(&body, false)
     }
 }
@@ -1238,7 +1217,10 @@ impl HttpContext for Stream {
 /// Envoy sets the local address just before it writes the first byte, but never on a Unix socket: there its absence proves
 /// nothing.
 fn may_have_connected() -> bool {
-    let given = |name| host::text_property(&["upstream", name]).filter(|text| !text.is_empty());
+    let given = |name| {
+        HOST.text_property(&["upstream", name])
+            .filter(|text| !text.is_empty())
+    };
     let on_tcp = |address: String| address.parse::<SocketAddr>().is_ok();
     given("local_address").is_some() || given("address").is_some_and(|address| !on_tcp(address))
 }
@@ -1263,15 +1245,15 @@ impl Stream {
             return Action::Continue;
         };
         self.shared.unwatch(self.id);
-        let body = host::buffer(Buffer::Request).unwrap_or_default();
+        let body = HOST.buffer(Buffer::Request).unwrap_or_default();
         let accepted = match reading.accept(&body, &|key| self.shared.standing(key)) {
             Ok(accepted) => accepted,
             Err(answer) => return self.answer(answer),
         };
         let claim = self.shared.ask_guard(accepted.asks());
-        let filter_state = |key: &str| host::property(&["filter_state", key]);
+        let filter_state = |key: &str| HOST.property(&["filter_state", key]);
         let mut signer = GatewaySigner(&self.shared);
-        let step = accepted.proceed(claim, host::now(), &mut signer, &filter_state);
+        let step = accepted.proceed(claim, HOST.now(), &mut signer, &filter_state);
         self.shared.go_on(self.id, &self.watch, step, false)
     }
 
@@ -1283,7 +1265,8 @@ impl Stream {
             return Action::Continue;
         };
         let attempts = if replying.counts_attempts() {
-            host::integer_property(&["upstream", "request_attempt_count"]).unwrap_or(u64::MAX)
+            HOST.integer_property(&["upstream", "request_attempt_count"])
+                .unwrap_or(u64::MAX)
         } else {
             1
         };

@@ -31,8 +31,7 @@ pub mod exchange;
 pub mod filter;
 pub mod guard;
 pub mod headers;
-#[cfg(target_os = "wasi")]
-mod host;
+pub mod host;
 pub mod idempotency;
 pub mod json;
 pub mod look_up;
