@@ -1,8 +1,9 @@
 //! The refund filter: one canonical refund call in, each payment provider's own format out, inside Envoy.
 //!
-//! The crate is a sans-IO core and one thin file, [`filter`], that knows Envoy. Data flows one way: bytes come in at the
-//! filter, the [`exchange`] takes one refund from call to answer, [`refund`] and [`provider`] translate, and bytes go out.
-//! Time, randomness, credentials and replies are inputs; nothing in the core calls anything.
+//! The crate is a sans-IO core, a [`worker`] that carries out what the core says over the port [`host`], and one thin file,
+//! `filter`, for Envoy's callbacks. Data flows one way: bytes come in at the worker, the [`exchange`] takes one refund from call to
+//! answer, [`refund`] and [`provider`] translate, and bytes go out. Time, randomness, credentials and replies are inputs;
+//! nothing in the core calls anything.
 //!
 //! No input makes the module panic: `unwrap`, `expect`, `panic`, indexing and unchecked arithmetic are denied by lint
 //! outside tests. A panic in a WebAssembly module is a trap, and a trap ends every stream of its worker, those included
@@ -48,6 +49,7 @@ pub mod signing;
 mod text;
 pub mod token;
 pub mod url;
+pub mod worker;
 
 /// The version that goes out in `user-agent`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

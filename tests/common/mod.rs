@@ -5,6 +5,8 @@ pub mod calls;
 pub mod fixtures;
 pub mod gateway;
 pub mod golden;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod host;
 pub mod oracles;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod properties;
@@ -77,6 +79,7 @@ pub fn config(name: &str, provider: &Value) -> Rc<Config> {
     Rc::new(Config::read(text.as_bytes(), &|_| None).unwrap())
 }
 
+/// Puts files of `tests/providers/bbmsl` in the place of their names.
 pub fn resolve_files(value: &mut Value) {
     match value {
         Value::String(text) => {

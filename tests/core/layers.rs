@@ -6,6 +6,7 @@ use std::path::Path;
 /// From the top. What is in a folder belongs to the module of that name.
 const LAYERS: &[&[&str]] = &[
     &["filter"],
+    &["worker"],
     &["host", "exchange"],
     &["look_up", "token"],
     &["call"],

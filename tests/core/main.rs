@@ -57,3 +57,5 @@ mod signing;
 mod supply_chain;
 #[cfg(not(target_arch = "wasm32"))]
 mod truth;
+#[cfg(not(target_arch = "wasm32"))]
+mod worker;
