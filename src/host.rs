@@ -1,4 +1,5 @@
-//! The port to the host: what the worker asks of it. [`envoy`] is proxy-wasm's; tests bring their own.
+//! The port to the host: what the worker asks of it. [`envoy`] is proxy-wasm's; tests bring their
+//! own.
 //!
 //! Every status is a value. A panic is a trap, and a trap ends all streams of its worker.
 
@@ -13,8 +14,8 @@ use crate::memory::Memory;
 #[cfg(target_os = "wasi")]
 pub mod envoy;
 
-/// What a worker asks of its host. What speaks of a stream speaks of the one whose callback runs, or of the effective context.
-/// The memory is the one that all workers share.
+/// What a worker asks of its host. What speaks of a stream speaks of the one whose callback runs,
+/// or of the effective context. The memory is the one that all workers share.
 pub trait Host: Memory {
     /// Writes a line to the host's log. Never a secret.
     fn log(&self, level: Level, message: &str);
@@ -61,10 +62,12 @@ pub trait Host: Memory {
     /// Lets a paused request go on.
     fn resume_request(&self) -> Result<(), Refused>;
 
-    /// Makes the calls after this one speak of another context; an error where that context is gone.
+    /// Makes the calls after this one speak of another context; an error where that context is
+    /// gone.
     fn set_effective_context(&self, context: u32) -> Result<(), Refused>;
 
-    /// Makes a call of the filter's own, and gives its number. Its answer comes to the context whose callback runs.
+    /// Makes a call of the filter's own, and gives its number. Its answer comes to the context
+    /// whose callback runs.
     fn dispatch_http_call(
         &self,
         cluster: &str,

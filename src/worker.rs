@@ -1,9 +1,10 @@
-//! One worker of the gateway: it carries out what the [`exchange`](crate::exchange) says, over a [`Host`].
+//! One worker of the gateway: it carries out what the [`exchange`](crate::exchange) says, over a
+//! [`Host`].
 //!
-//! What must outlive a stream, or happen while a stream is paused, is the root's: it fetches tokens (a call of a stream's own
-//! would die with its stream), wakes who waits for one, and answers calls whose body does not come. It does so in
-//! [`Worker::tick`], which streams switch on by setting the period, and which switches itself off when there is nothing left to
-//! watch.
+//! What must outlive a stream, or happen while a stream is paused, is the root's: it fetches tokens
+//! (a call of a stream's own would die with its stream), wakes who waits for one, and answers calls
+//! whose body does not come. It does so in [`Worker::tick`], which streams switch on by setting the
+//! period, and which switches itself off when there is nothing left to watch.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -48,7 +49,8 @@ pub struct Worker {
     /// Calls of the filter's own that are under way, by their numbers.
     calls: RefCell<BTreeMap<u32, PendingCall>>,
     tick_ms: Cell<u32>,
-    /// The root is done: another configuration has taken its place, and only its own streams are left.
+    /// The root is done: another configuration has taken its place, and only its own streams are
+    /// left.
     closing: Cell<bool>,
     metrics: RefCell<BTreeMap<String, u32>>,
     /// When the gauges were last set, by the steady clock.
@@ -57,11 +59,13 @@ pub struct Worker {
     host_signs: Cell<Option<bool>>,
     /// The sentences for the platform team, and when each was last logged.
     alarms: RefCell<BTreeMap<String, i64>>,
-    /// Whether a body has ever come to a paused call: then Envoy's option for it is set, and none is withheld.
+    /// Whether a body has ever come to a paused call: then Envoy's option for it is set, and none
+    /// is withheld.
     bodies_come: Cell<bool>,
     /// The guard's table in this process; none until it was looked up.
     table: Cell<Option<Table>>,
-    /// What OpenBao has told of its public keys, by provider, and until when it is not asked again, by the steady clock.
+    /// What OpenBao has told of its public keys, by provider, and until when it is not asked again,
+    /// by the steady clock.
     told: RefCell<BTreeMap<String, (Told, i64)>>,
 }
 
@@ -96,7 +100,8 @@ impl Worker {
         }
     }
 
-    /// Takes the plugin's configuration; says whether it is accepted. `env` reads the process's environment.
+    /// Takes the plugin's configuration; says whether it is accepted. `env` reads the process's
+    /// environment.
     pub fn configure(&self, env: &dyn Fn(&str) -> Option<String>) -> bool {
         let text = self.host.buffer(Buffer::Configuration).unwrap_or_default();
         let read = Config::read(&text, env);
@@ -198,7 +203,8 @@ impl Worker {
         });
     }
 
-    /// The answer to a call of the root's is here; `came`: with headers. A call that was reset ends without.
+    /// The answer to a call of the root's is here; `came`: with headers. A call that was reset ends
+    /// without.
     pub fn call_answered(&self, call: u32, came: bool) {
         self.act_as_root(|| self.answered(call, came));
     }
@@ -212,7 +218,8 @@ impl Worker {
         }
     }
 
-    /// Another configuration takes the place of this one. What streams of its own are left are still looked after.
+    /// Another configuration takes the place of this one. What streams of its own are left are
+    /// still looked after.
     pub fn close(&self) {
         self.closing.set(true);
         if self.watched.borrow().is_empty() {

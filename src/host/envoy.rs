@@ -1,7 +1,8 @@
 //! Envoy's port: proxy-wasm's imports.
 //!
-//! The SDK's own wrappers panic on every status that they do not expect and on every header that is not UTF-8. Only the dispatch
-//! of callbacks and of outgoing calls is the SDK's, since it alone can bind a call's answer to its context.
+//! The SDK's own wrappers panic on every status that they do not expect and on every header that is
+//! not UTF-8. Only the dispatch of callbacks and of outgoing calls is the SDK's, since it alone can
+//! bind a call's answer to its context.
 
 use std::ptr;
 use std::time::Duration;
@@ -109,8 +110,8 @@ fn taken(status: u32, data: *mut u8, size: usize) -> Option<Vec<u8>> {
     if data.is_null() {
         return Some(Vec::new());
     }
-    // SAFETY: the host got this memory from the SDK's `proxy_on_memory_allocate`, which makes it as a boxed slice of exactly
-    // `size` bytes and gives it away; nobody else frees it.
+    // SAFETY: the host got this memory from the SDK's `proxy_on_memory_allocate`, which makes it as
+    // a boxed slice of exactly `size` bytes and gives it away; nobody else frees it.
     Some(unsafe { Vec::from_raw_parts(data, size, size) })
 }
 
@@ -158,12 +159,14 @@ impl Memory for Envoy {
 
 impl Host for Envoy {
     fn log(&self, level: Level, message: &str) {
-        // SAFETY: pointer and size are those of a live string, which the host reads before it returns.
+        // SAFETY: pointer and size are those of a live string, which the host reads before it
+        // returns.
         unsafe { proxy_log(level as u32, message.as_ptr(), message.len()) };
     }
 
-    /// Envoy gives its steady clock by WASI's `clock_time_get` alone (seen on 1.36.4 and 1.40.0: the time since the machine
-    /// began, the same in all threads); a host without it has its leases measured by the other clock.
+    /// Envoy gives its steady clock by WASI's `clock_time_get` alone (seen on 1.36.4 and 1.40.0:
+    /// the time since the machine began, the same in all threads); a host without it has its leases
+    /// measured by the other clock.
     fn now(&self) -> Now {
         let (mut unix, mut steady) = (0u64, 0u64);
         // SAFETY: the host writes eight bytes to where a live integer of eight bytes is.
@@ -282,7 +285,8 @@ impl Host for Envoy {
 
     fn call_foreign_function(&self, name: &str, arguments: &[u8]) -> Result<Vec<u8>, Refused> {
         let (mut data, mut size) = (ptr::null_mut(), 0);
-        // SAFETY: name and arguments are alive, and the host writes to two live variables of the right size.
+        // SAFETY: name and arguments are alive, and the host writes to two live variables of the
+        // right size.
         let status = unsafe {
             proxy_call_foreign_function(
                 name.as_ptr(),
@@ -305,8 +309,8 @@ impl Host for Envoy {
         SysRng.try_fill_bytes(bytes).map_err(|_| NoRandomness)
     }
 
-    /// The SDK's wrapper must be used, since it alone binds the answer to the context that is running; the statuses at which it
-    /// would panic are none that Envoy gives here.
+    /// The SDK's wrapper must be used, since it alone binds the answer to the context that is
+    /// running; the statuses at which it would panic are none that Envoy gives here.
     fn dispatch_http_call(
         &self,
         cluster: &str,
@@ -314,7 +318,8 @@ impl Host for Envoy {
         body: &str,
         timeout_ms: u32,
     ) -> Option<u32> {
-        // What the SDK cannot take is a caller's tracing header that is not UTF-8: all else is the gateway's own.
+        // What the SDK cannot take is a caller's tracing header that is not UTF-8: all else is the
+        // gateway's own.
         let pairs = headers
             .iter()
             .filter_map(|(name, value)| {

@@ -1,4 +1,5 @@
-//! The guard, as this worker has it: its table in the process, its counters, and the answers that settle keys.
+//! The guard, as this worker has it: its table in the process, its counters, and the answers that
+//! settle keys.
 
 use super::Worker;
 use crate::exchange::Answer;
@@ -6,7 +7,8 @@ use crate::guard::{Asks, Claim, Digest, Guard, Standing, Table};
 use crate::host::{Level, Randomness};
 
 impl Worker {
-    /// The guard's table in this process: opened with the first configuration, since it counts from then on.
+    /// The guard's table in this process: opened with the first configuration, since it counts from
+    /// then on.
     pub(super) fn table(&self, entries: u32) -> Option<Table> {
         if let Some(table) = self.table.get() {
             return Some(table);
@@ -49,7 +51,8 @@ impl Worker {
         }
         let claim = match (asks, self.guard(), self.random_number()) {
             (_, Some(guard), Some(lease)) => guard.ask(asks, lease, self.host.now()),
-            // Without its memory the guard is as good as full; without a lease of its own a call could be settled by another.
+            // Without its memory the guard is as good as full; without a lease of its own a call
+            // could be settled by another.
             (Asks::Claim(_), ..) => Claim::NoRoom,
             (Asks::Nothing | Asks::Recall(_), ..) => Claim::Unguarded,
         };
@@ -69,7 +72,8 @@ impl Worker {
         claim
     }
 
-    /// Tells the guard how a call ended. Where its key has become another call's, the answer says no more than is known.
+    /// Tells the guard how a call ended. Where its key has become another call's, the answer says
+    /// no more than is known.
     pub(super) fn settle(&self, answer: &mut Answer) {
         if answer.settles.is_none() && answer.concludes.is_none() {
             return;

@@ -30,8 +30,8 @@ impl Signer for GatewaySigner<'_> {
 }
 
 impl Worker {
-    /// Whether Envoy has the function `sign` (1.37 and later). Without arguments it refuses in one way or another; only where
-    /// there is no such function the host does not find it.
+    /// Whether Envoy has the function `sign` (1.37 and later). Without arguments it refuses in one
+    /// way or another; only where there is no such function the host does not find it.
     pub(super) fn host_signs(&self) -> bool {
         self.host_signs.get().unwrap_or_else(|| {
             let signs = self.host.call_foreign_function("sign", &[]) != Err(NOT_FOUND);

@@ -1,7 +1,7 @@
 //! One request and its response.
 //!
-//! Three things can end a message, in both directions: its headers, its body, its trailers. Whichever it is, it leads to
-//! [`Stream::call_is_whole`] or [`Stream::reply_is_whole`].
+//! Three things can end a message, in both directions: its headers, its body, its trailers.
+//! Whichever it is, it leads to [`Stream::call_is_whole`] or [`Stream::reply_is_whole`].
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -86,7 +86,8 @@ impl Stream {
             Opening::NotOurs => Flow::Continue,
             Opening::Answer(answer) => self.end(answer),
             Opening::Read(reading) => {
-                // For local_reply_config: what Envoy answers past the filter must not say that no money has moved.
+                // For local_reply_config: what Envoy answers past the filter must not say that no
+                // money has moved.
                 if let Some(retry) = reading.standing() {
                     let _ = self.host().set_property("refund_retry", retry.as_str());
                 }
@@ -185,13 +186,14 @@ impl Stream {
         self.reply_is_whole(&body, false)
     }
 
-    /// The answer to a call is here that was made while a callback of this stream's ran; `came`: with headers.
+    /// The answer to a call is here that was made while a callback of this stream's ran; `came`:
+    /// with headers.
     pub fn call_answered(&self, call: u32, came: bool) {
         self.worker.answered(call, came);
     }
 
-    /// The stream is over. Where no answer of the filter's was given (the caller left, or Envoy answered past the filter), its key is
-    /// settled now.
+    /// The stream is over. Where no answer of the filter's was given (the caller left, or Envoy
+    /// answered past the filter), its key is settled now.
     pub fn done(&self) {
         self.worker.unwatch(self.id);
         // Its calls are gone with it.
@@ -225,7 +227,8 @@ impl Stream {
         }
     }
 
-    /// Looks after a paused call: its body may not come, and another worker may have fetched its token.
+    /// Looks after a paused call: its body may not come, and another worker may have fetched its
+    /// token.
     pub(super) fn look_after(self: &Rc<Self>, now: Now, looks: &mut Looks) {
         let waited_ms = now.steady_ms.saturating_sub(self.since_ms.get());
         let step = self.step.borrow();
@@ -301,7 +304,8 @@ impl Stream {
             return;
         }
         match found {
-            // What was to be sent in place of the caller's body was set when the call began to wait.
+            // What was to be sent in place of the caller's body was set when the call began to
+            // wait.
             Ok(token) => self.resume(waiting.with_token(token), true),
             Err(failure) => {
                 self.end(waiting.without_token(&failure));
@@ -309,7 +313,8 @@ impl Stream {
         }
     }
 
-    /// Goes on with the answer to its call; `came`: with headers. A call that was reset ends without.
+    /// Goes on with the answer to its call; `came`: with headers. A call that was reset ends
+    /// without.
     pub(super) fn call_ended(self: &Rc<Self>, came: bool) {
         let answer = came.then(|| {
             let body = self.host().buffer(Buffer::CallResponse);
@@ -361,7 +366,8 @@ impl Stream {
         }
     }
 
-    /// Does what the exchange says. `body_is_set`: the body was replaced before the stream was paused.
+    /// Does what the exchange says. `body_is_set`: the body was replaced before the stream was
+    /// paused.
     fn go_on(self: &Rc<Self>, step: Step, body_is_set: bool) -> Flow {
         match step {
             Step::Answered(answer) => self.end(answer),
@@ -442,7 +448,8 @@ impl Stream {
         }
     }
 
-    /// Lets a provider's request go. `body_is_set`: the body was replaced before the stream was paused.
+    /// Lets a provider's request go. `body_is_set`: the body was replaced before the stream was
+    /// paused.
     fn send(&self, dispatch: Dispatch, body_is_set: bool) -> Flow {
         match self.write_request(&dispatch, body_is_set) {
             Ok(()) => {
@@ -464,7 +471,8 @@ impl Stream {
         }
     }
 
-    /// The filter state comes first: writing the headers clears the route, and it is chosen anew by it.
+    /// The filter state comes first: writing the headers clears the route, and it is chosen anew by
+    /// it.
     fn write_request(&self, dispatch: &Dispatch, body_is_set: bool) -> Result<(), Refused> {
         let host = self.host();
         host.set_property("refund_provider", &dispatch.provider)?;
@@ -481,8 +489,8 @@ impl Stream {
         host.set_headers(Map::Request, &dispatch.headers)
     }
 
-    /// Makes a call of the filter's own that the stream waits for. The host binds it to the context that it speaks of, the SDK to
-    /// the one whose callback runs: those must be one and the same.
+    /// Makes a call of the filter's own that the stream waits for. The host binds it to the context
+    /// that it speaks of, the SDK to the one whose callback runs: those must be one and the same.
     fn call(self: &Rc<Self>, request: &CalloutRequest<'_>) -> bool {
         let (host, root_acts) = (self.host(), self.worker.root_acts.get());
         if root_acts {
@@ -506,7 +514,8 @@ impl Stream {
     }
 
     fn wait(self: &Rc<Self>, waiting: Box<Waiting>, tick_ms: u32) -> Flow {
-        // Here and now the body can be replaced for sure; when the token comes, only the headers are left to be written.
+        // Here and now the body can be replaced for sure; when the token comes, only the headers
+        // are left to be written.
         let set = waiting.body().map_or(Ok(()), |body| {
             self.host().set_buffer(Buffer::Request, body.as_bytes())
         });
@@ -543,8 +552,9 @@ impl Stream {
         self.reply(word, &answer);
     }
 
-    /// Writes an answer over the provider's reply, which is there, whole, with a body. An answer as of the gateway's own would go
-    /// through all that Envoy does with its own answers, which takes a seventh of a refund's time.
+    /// Writes an answer over the provider's reply, which is there, whole, with a body. An answer as
+    /// of the gateway's own would go through all that Envoy does with its own answers, which takes
+    /// a seventh of a refund's time.
     fn answer_in_place(&self, mut answer: Answer) -> Flow {
         let word = self.note(&mut answer);
         let host = self.host();
@@ -625,8 +635,8 @@ impl Stream {
 
     /// Whether a connection was handed out, so that bytes may have left.
     ///
-    /// Envoy sets the local address just before it writes the first byte, but never on a Unix socket: there its absence proves
-    /// nothing.
+    /// Envoy sets the local address just before it writes the first byte, but never on a Unix
+    /// socket: there its absence proves nothing.
     fn may_have_connected(&self) -> bool {
         let given = |name| {
             let text = self.host().text_property(&["upstream", name]);
@@ -636,8 +646,8 @@ impl Stream {
         given("local_address").is_some() || given("address").is_some_and(|address| !on_tcp(address))
     }
 
-    /// Whether bytes of a body have come of which the filter was not told. With `allow_on_headers_stop_iteration` it is told in
-    /// the same event.
+    /// Whether bytes of a body have come of which the filter was not told. With
+    /// `allow_on_headers_stop_iteration` it is told in the same event.
     fn body_is_withheld(&self) -> bool {
         !self.body_seen.get()
             && !self.worker.bodies_come.get()
@@ -645,8 +655,8 @@ impl Stream {
             && self.body_bytes() > self.body_base.get()
     }
 
-    /// What Envoy has received of this call beyond its headers. Not nought at the start where a filter in front has changed the
-    /// headers, hence a difference.
+    /// What Envoy has received of this call beyond its headers. Not nought at the start where a
+    /// filter in front has changed the headers, hence a difference.
     fn body_bytes(&self) -> u64 {
         let size = |name| {
             self.host()

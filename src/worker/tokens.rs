@@ -116,7 +116,8 @@ impl Worker {
         result
     }
 
-    /// Stores what a fetch brought and wakes who waits for it in this worker; the others see it at their next look.
+    /// Stores what a fetch brought and wakes who waits for it in this worker; the others see it at
+    /// their next look.
     fn settle_fetch(&self, fetch: &Fetch, result: Result<Token, Failure>) {
         let word = match &result {
             Ok(_) => "ok",
@@ -151,7 +152,8 @@ impl Worker {
         let _ = self.host.set_effective_context(self.root);
     }
 
-    /// Gives up all fetches: their answers will not be delivered, and others must not wait for them.
+    /// Gives up all fetches: their answers will not be delivered, and others must not wait for
+    /// them.
     pub(super) fn give_fetches_back(&self) {
         let wanted = mem::take(&mut *self.wanted.borrow_mut());
         let calls = mem::take(&mut *self.calls.borrow_mut());
@@ -167,8 +169,8 @@ impl Worker {
         }
     }
 
-    /// Reads, changes and stores a provider's token record, against all workers. `change` says whether there is anything
-    /// to store; it may be called more than once.
+    /// Reads, changes and stores a provider's token record, against all workers. `change` says
+    /// whether there is anything to store; it may be called more than once.
     fn with_record<T>(
         &self,
         provider: &ProviderEntry,

@@ -225,7 +225,8 @@ fn a_fetch_is_the_roots_whichever_stream_was_answered_before_it() {
     process.later(4_001);
     process.call("k-2", &call("bog"));
     process.tick_after(1);
-    // The fetch is given up in the tick in which the body is too late. The host asserts whose the next one is.
+    // The fetch is given up in the tick in which the body is too late. The host asserts whose the
+    // next one is.
     process.tick_after(6_000);
     assert_eq!(process.host.calls.borrow().len(), 2);
     assert_eq!(process.host.calls.borrow()[1].context, ROOT);
@@ -602,7 +603,8 @@ fn a_caller_that_leaves_before_anything_was_sent_leaves_its_key_free() {
     reading.tick_after(50);
     assert_eq!(reading.host.tick_ms.get(), 0);
     next_call_finds(&reading, "moyasar", None);
-    // While it waits: for a token, for the provider's word, for a signature, for OpenBao's public key.
+    // While it waits: for a token, for the provider's word, for a signature, for OpenBao's public
+    // key.
     for (process, name, answered) in [
         (process("bog"), "bog", false),
         (looking("moyasar"), "moyasar", false),
