@@ -61,7 +61,7 @@ impl Accepted {
                 self.caller.standing = Some(Standing { resend });
             }
             Claim::NoRoom => {
-                return Step::Answered(self.caller.not_sent(gateway_error(
+                return Step::Answered(self.not_sent(gateway_error(
                     503,
                     "Nothing was sent: this provider knows no keys, and the gateway can remember no more of them. The \
                      platform team must look at its guard.",
@@ -83,19 +83,19 @@ impl Accepted {
                 );
             }
             Claim::Reused => {
-                return Step::Answered(self.caller.not_sent(Problem::unknown(
+                return Step::Answered(self.not_sent(Problem::unknown(
                     Code::IdempotencyKeyReused,
                     Retry::No,
                     "Nothing was sent: this key was used with another refund.",
                 )));
             }
             Claim::PaymentTaken { is_open } => {
-                return Step::Answered(self.caller.not_sent(payment_has_refund(is_open)));
+                return Step::Answered(self.not_sent(payment_has_refund(is_open)));
             }
             Claim::Answered {
                 answer: Some(answer),
                 ..
-            } => return Step::Answered(self.caller.again(answer, &self.task)),
+            } => return Step::Answered(self.again(answer)),
             Claim::Answered { standing, .. } => {
                 return self.held(
                     Code::GatewayError,
@@ -132,14 +132,16 @@ impl Accepted {
         if retry == Retry::SameKey {
             problem.retry_until = standing.resend.retry_until();
         }
-        Step::Answered(self.caller.not_sent(problem))
+        Step::Answered(self.not_sent(problem))
     }
-}
 
-impl Caller {
+    fn not_sent(&self, problem: Problem) -> Answer {
+        self.task.problem(&self.caller, problem, End::NotSent)
+    }
+
     /// An answer that was given before, to the same call.
-    fn again(&self, mut stored: StoredAnswer, task: &Task) -> Answer {
-        if let Task::Refund(refund, _) = task {
+    fn again(&self, mut stored: StoredAnswer) -> Answer {
+        if let Task::Refund(refund, _) = &self.task {
             looked_up::complete(&mut stored, refund);
         }
         let json = Json::parse(stored.body.as_bytes()).ok();
@@ -151,7 +153,7 @@ impl Caller {
             }
         });
         let stored = answer(stored.status, word.unwrap_or_default(), stored.body);
-        let mut answer = self.own(stored, End::NotSent);
+        let mut answer = self.task.own(&self.caller, stored, End::NotSent);
         answer.headers.fixed("idempotency-replayed", "true");
         answer.replayed = true;
         answer

@@ -10,7 +10,7 @@ use super::{Alarm, Answer, ReplyHead};
 use crate::call::payment_digests;
 use crate::clock::Resend;
 use crate::config::{Auth, ProviderEntry};
-use crate::guard::{Digest, Recollection};
+use crate::guard::{Digest, End, Recollection};
 use crate::idempotency::ProviderKey;
 use crate::problem::{Code, FieldError, Problem, ProviderWord, Retry};
 use crate::provider::{Doubt, Names, Receipt, Refunds, Wanted, Word};
@@ -28,6 +28,24 @@ pub(super) enum Task {
     Refund(Refund, ProviderKey),
     /// How a refund stands; with the caller's key of it.
     LookUp(Wanted, Option<Digest>),
+}
+
+impl Task {
+    /// A problem that says what is true of the refund. `end` is how this call ended by itself.
+    pub(super) fn problem(&self, caller: &Caller, problem: Problem, end: End) -> Answer {
+        match self {
+            Task::Refund(..) => caller.problem_of_refund(problem, end),
+            Task::LookUp(..) => caller.problem_of_look_up(problem),
+        }
+    }
+
+    /// Makes an answer this caller's. `end` is how the call ended by itself.
+    pub(super) fn own(&self, caller: &Caller, answer: Answer, end: End) -> Answer {
+        match self {
+            Task::Refund(..) => caller.own_refund(answer, end),
+            Task::LookUp(..) => caller.own_look_up(answer),
+        }
+    }
 }
 
 /// A refund or a look-up on its way: what is needed to make an answer of whatever comes.
@@ -53,6 +71,21 @@ pub(super) struct Call {
 }
 
 impl Call {
+    /// Makes an answer the caller's. `end` is how the call ended by itself.
+    pub(super) fn own(&self, answer: Answer, end: End) -> Answer {
+        self.task.own(&self.caller, answer, end)
+    }
+
+    /// The answer that a problem is. `end` is how the call ended by itself.
+    pub(super) fn problem(&self, problem: Problem, end: End) -> Answer {
+        self.task.problem(&self.caller, problem, end)
+    }
+
+    /// The answer to a call of which certainly nothing was sent.
+    pub(super) fn not_sent(&self, problem: Problem) -> Answer {
+        self.problem(problem, End::NotSent)
+    }
+
     /// The names under which the guard keeps this payment, where it can have one refund alone: those that the provider shows.
     pub(super) fn payment_names(&self, shown: &Names) -> Vec<Digest> {
         match self.entry.dialect.capabilities().refunds {
@@ -195,7 +228,7 @@ impl Call {
 
     /// The answer where something of the platform team's is missing. Nothing was sent.
     pub(super) fn alarm(&self, status: u16, code: Code, sentence: String) -> Answer {
-        let mut answer = self.caller.not_sent(Problem {
+        let mut answer = self.not_sent(Problem {
             status,
             ..Problem::not_refunded(
                 code,

@@ -23,8 +23,6 @@ pub(super) struct Caller {
     pub(super) unremembered: bool,
     /// That the key is this call's.
     pub(super) ticket: Option<Ticket>,
-    /// Whether it asks how a refund stands: what fails then says nothing of the refund.
-    pub(super) look_up: bool,
 }
 
 impl Caller {
@@ -45,16 +43,12 @@ impl Caller {
             standing: None,
             unremembered: false,
             ticket: None,
-            look_up: false,
         }
     }
 
-    /// Makes an answer this caller's. `end` is how the call ended by itself.
-    pub(super) fn own(&self, mut answer: Answer, end: End) -> Answer {
-        answer.look_up = self.look_up;
-        if let Some(id) = &self.request_id {
-            answer.headers.push(&b"x-request-id"[..], id.clone());
-        }
+    /// Makes an answer to a refund call this caller's. `end` is how the call ended by itself.
+    pub(super) fn own_refund(&self, answer: Answer, end: End) -> Answer {
+        let mut answer = self.named(answer);
         answer.settles = self.ticket.as_ref().map(|ticket| {
             Box::new(Settlement {
                 ticket: ticket.clone(),
@@ -69,30 +63,44 @@ impl Caller {
         answer
     }
 
+    /// Makes an answer to a look-up this caller's: it settles no key.
+    pub(super) fn own_look_up(&self, answer: Answer) -> Answer {
+        Answer {
+            look_up: true,
+            ..self.named(answer)
+        }
+    }
+
+    fn named(&self, mut answer: Answer) -> Answer {
+        if let Some(id) = &self.request_id {
+            answer.headers.push(&b"x-request-id"[..], id.clone());
+        }
+        answer
+    }
+
     /// A problem that says what is true under the key: of this send, and of those before it. `end` is how this call ended by
     /// itself.
-    pub(super) fn problem(&self, mut problem: Problem, end: End) -> Answer {
+    pub(super) fn problem_of_refund(&self, mut problem: Problem, end: End) -> Answer {
         if let Some(standing) = self.standing {
             problem.downgrade_to_unknown(standing, self.came);
         }
-        if self.look_up {
-            problem.of_look_up();
-        }
-        let mut answer = self.own(problem_answer(&problem), end);
+        let mut answer = self.own_refund(problem_answer(&problem), end);
         if let Some(settlement) = answer.settles.as_deref_mut() {
             settlement.problem = Some(problem);
         }
         answer
     }
 
-    /// The answer to a call of which certainly nothing was sent.
-    pub(super) fn not_sent(&self, problem: Problem) -> Answer {
-        self.problem(problem, End::NotSent)
+    /// A problem of a look-up: what fails then says nothing of the refund.
+    pub(super) fn problem_of_look_up(&self, mut problem: Problem) -> Answer {
+        problem.of_look_up();
+        self.own_look_up(problem_answer(&problem))
     }
 
-    /// The answer to a call that must be corrected.
+    /// The answer to a refund call that must be corrected. Nothing was sent.
     pub(super) fn refuse(&self, code: Code, detail: &str) -> Answer {
-        self.not_sent(Problem::not_refunded(code, Retry::Corrected, detail))
+        let problem = Problem::not_refunded(code, Retry::Corrected, detail);
+        self.problem_of_refund(problem, End::NotSent)
     }
 }
 
@@ -108,10 +116,9 @@ pub fn unreadable_call() -> Answer {
         standing: None,
         unremembered: false,
         ticket: None,
-        look_up: false,
     };
     let sentence = "Nothing was sent: the gateway cannot read the call.";
-    nobody.not_sent(gateway_error(500, sentence))
+    nobody.problem_of_refund(gateway_error(500, sentence), End::NotSent)
 }
 
 impl Problem {

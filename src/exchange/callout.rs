@@ -124,6 +124,6 @@ impl Callout {
 
     /// The answer in place of Envoy's own meanwhile.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.call().caller.not_sent(nothing_left(reply))
+        self.call().not_sent(nothing_left(reply))
     }
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::call::{Call, Task};
+use super::sending::Via;
 use super::sentences::{gateway_error, of_refusal, payment_has_refund, unreachable_provider};
 use super::{Answer, CalloutRequest, Environment, ReplyHead, Sent, Step};
 use crate::clock::Now;
@@ -93,23 +94,30 @@ impl Inquiry {
         let mut call = self.call;
         let looked_at = match &call.task {
             Task::LookUp(..) => return Step::Answered(Sent { call }.reply(head, body, 1)),
-            Task::Refund(refund, _) => {
+            Task::Refund(refund, key) => {
                 let look = call.entry.dialect.seen(&refund.payment, &head.with(body));
                 call.may_go_on(refund, head, look)
+                    .map(|shown| (shown, call.refund_request(refund, *key)))
             }
         };
         match looked_at {
-            Ok(shown) => {
+            Ok((shown, request)) => {
                 call.names = shown.names;
                 if let Some(problem) = call.claim_shown_names(environment.guard, environment.now) {
-                    return Step::Answered(call.caller.not_sent(problem));
+                    return Step::Answered(call.not_sent(problem));
                 }
                 let secrets = Rc::clone(&call.secrets);
                 let carried = Carried {
                     headers: &secrets,
                     filter_state: environment.filter_state,
                 };
-                call.refund(environment.now, environment.signer, &carried)
+                call.draft(
+                    request,
+                    Via::Route,
+                    environment.now,
+                    environment.signer,
+                    &carried,
+                )
             }
             Err(held_back) => {
                 let (mut problem, word) = *held_back;
@@ -120,7 +128,7 @@ impl Inquiry {
                     && problem.code != Code::PaymentHasRefund
                     && call.caller.standing.is_none();
                 let end = if is_spent { End::Refused } else { End::NotSent };
-                let mut answer = call.caller.problem(problem, end);
+                let mut answer = call.problem(problem, end);
                 if let Some(settlement) = answer.settles.as_deref_mut() {
                     settlement.sent = false;
                 }
@@ -145,14 +153,14 @@ impl Inquiry {
         let happened = match code {
             Code::ProviderTimeout => "The provider did not answer in time",
             Code::ProviderError => "The connection to the provider broke",
-            _ => return call.caller.not_sent(unreachable_provider()),
+            _ => return call.not_sent(unreachable_provider()),
         };
         match call.task {
             Task::LookUp(..) => {
                 let problem = call.after_sending(code, happened);
-                call.caller.problem(problem, End::NotSent)
+                call.problem(problem, End::NotSent)
             }
-            Task::Refund(..) => call.caller.not_sent(look_failed(code, happened)),
+            Task::Refund(..) => call.not_sent(look_failed(code, happened)),
         }
     }
 }

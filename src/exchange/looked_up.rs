@@ -48,8 +48,7 @@ impl Call {
 
     /// A problem with the provider's words.
     fn told(&self, head: &ReplyHead, problem: Problem, word: Word) -> Answer {
-        self.caller
-            .problem(self.with_words(head, problem, word), End::NotSent)
+        self.problem(self.with_words(head, problem, word), End::NotSent)
     }
 
     fn with_words(&self, head: &ReplyHead, mut problem: Problem, word: Word) -> Problem {
@@ -130,7 +129,7 @@ impl Call {
                     "The payment has a refund under this reference, which another caller could have given to another refund. \
                      Look it up by its key or its id.",
                 );
-                return self.caller.problem(problem, End::NotSent);
+                return self.problem(problem, End::NotSent);
             }
             ShownBy::Nothing if !same_id => {
                 let problem = Problem::unknown(
@@ -154,7 +153,7 @@ impl Call {
                     "The payment has a refund, and the provider does not show under which key. The gateway does not remember \
                      that this key alone was sent for the payment, or a send under it was refused.",
                 );
-                let mut answer = self.caller.problem(problem.clone(), End::NotSent);
+                let mut answer = self.problem(problem.clone(), End::NotSent);
                 let is_sent = |known: &Recalled| known.sent_ms.is_some();
                 if known.is_some_and(|known| known.past == Past::Refused && is_sent(known)) {
                     // Where no other key explains the refund, the provider may have taken its refusal back.
@@ -191,9 +190,7 @@ impl Call {
         if settles {
             self.complete(&mut body);
         }
-        let mut found = self
-            .caller
-            .own(answer(200, status.as_str(), body.clone()), End::NotSent);
+        let mut found = self.own(answer(200, status.as_str(), body.clone()), End::NotSent);
         if settles {
             let (end, answer) = match status {
                 Status::Pending => return found,
@@ -278,7 +275,7 @@ impl Call {
         };
         if let Some(sentence) = sentence {
             let problem = unproven(sentence);
-            let mut answer = self.caller.problem(problem.clone(), End::NotSent);
+            let mut answer = self.problem(problem.clone(), End::NotSent);
             let is_taken_back = self.is_about_it()
                 && known.is_some_and(|known| known.past == Past::Refunded && !known.in_flight)
                 && self.unsettled().is_none();

@@ -71,7 +71,7 @@ impl Call {
             headers: shown.collect(),
             body,
         });
-        self.caller.own(answer(200, "preview", body), End::NotSent)
+        self.own(answer(200, "preview", body), End::NotSent)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Accepted, Answer, Earlier, LocalReply, preview};
 use crate::call::{Unacceptable, payment_digests};
 use crate::clock::Now;
 use crate::config::Config;
-use crate::guard::{Asks, Digest, Question};
+use crate::guard::{Asks, Digest, End, Question};
 use crate::headers::Headers;
 use crate::idempotency::{IdempotencyKey, KeyFault};
 use crate::look_up::{LookUp, provider_key};
@@ -52,7 +52,6 @@ pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now, earlier: Earli
     let mut faults: Vec<Fault> = preview::old_header(headers).into_iter().collect();
     let method = headers.first(":method");
     if method == Some(b"GET") {
-        caller.look_up = true;
         return Opening::Read(Reading {
             config: Rc::clone(config),
             asked: Asked::LookUp(query.to_vec()),
@@ -187,50 +186,63 @@ impl Reading {
     /// What a caller must be told of the key if this call comes to nothing before it is claimed: for the answers that
     /// Envoy makes past the filter.
     pub fn standing(&self) -> Option<Retry> {
-        if self.caller.look_up {
-            return Some(Retry::LookUp);
+        match self.asked {
+            Asked::LookUp(_) => Some(Retry::LookUp),
+            Asked::Refund(..) => {
+                let standing = self.caller.standing?;
+                Some(standing.retry(self.caller.came))
+            }
         }
-        self.caller
-            .standing
-            .map(|standing| standing.retry(self.caller.came))
     }
 
-    /// The caller with what is known of its key now: another call with it may have been sent while this one's body came.
-    fn caller_now(&self, earlier: Earlier<'_>) -> Caller {
-        Caller {
-            standing: match &self.asked {
-                Asked::Refund(_, digest) if !self.preview => earlier(digest),
-                Asked::Refund(..) | Asked::LookUp(_) => None,
-            },
-            ..self.caller.clone()
+    /// The answer to a call of which certainly nothing was sent, with what is known of its key now: another call with it may have
+    /// been sent while this one's body came.
+    fn not_sent(&self, problem: Problem, earlier: Earlier<'_>) -> Answer {
+        match &self.asked {
+            Asked::LookUp(_) => self.caller.problem_of_look_up(problem),
+            Asked::Refund(_, digest) => {
+                let caller = Caller {
+                    standing: if self.preview { None } else { earlier(digest) },
+                    ..self.caller.clone()
+                };
+                caller.problem_of_refund(problem, End::NotSent)
+            }
         }
+    }
+
+    fn refuse(&self, code: Code, detail: &str, earlier: Earlier<'_>) -> Answer {
+        self.not_sent(
+            Problem::not_refunded(code, Retry::Corrected, detail),
+            earlier,
+        )
     }
 
     /// The answer to a body over [`MAX_BODY`].
     pub fn too_large(&self, earlier: Earlier<'_>) -> Answer {
-        self.caller_now(earlier).refuse(
+        self.refuse(
             Code::BodyTooLarge,
             "Nothing was sent. A refund call has 64 KiB at most.",
+            earlier,
         )
     }
 
     /// The answer where the body stopped coming. The caller cannot tell it from a gateway that lacks the option.
     pub fn stalled(&self, earlier: Earlier<'_>) -> Answer {
-        self.caller_now(earlier).not_sent(Problem::not_refunded(
+        self.not_sent(Problem::not_refunded(
             Code::RequestTimeout,
             Retry::SameKey,
             "Nothing was sent: the body did not come in time. If every call ends like this, the gateway's plugin \
              configuration lacks allow_on_headers_stop_iteration: true.",
-        ))
+        ), earlier)
     }
 
     /// The answer where bytes of the body have come and Envoy withholds them.
     pub fn withheld(&self, earlier: Earlier<'_>) -> Answer {
-        self.caller_now(earlier).not_sent(gateway_error(
+        self.not_sent(gateway_error(
             503,
             "Nothing was sent: the filter is not given the body. The gateway's plugin configuration lacks \
              allow_on_headers_stop_iteration: true (Envoy 1.35 and later).",
-        ))
+        ), earlier)
     }
 
     /// The answer in place of Envoy's own while the body is being read. Nothing was sent.
@@ -239,15 +251,15 @@ impl Reading {
             413 => self.too_large(earlier),
             408 => self.stalled(earlier),
             // The body broke HTTP's own rules on its way in.
-            status @ 400..=499 => self.caller_now(earlier).not_sent(Problem {
+            status @ 400..=499 => self.not_sent(Problem {
                 status,
                 ..Problem::not_refunded(
                     Code::BadRequest,
                     Retry::Corrected,
                     "Nothing was sent: the gateway could not take the request as it was written.",
                 )
-            }),
-            _ => self.caller_now(earlier).not_sent(nothing_left(reply)),
+            }, earlier),
+            _ => self.not_sent(nothing_left(reply), earlier),
         }
     }
 
@@ -263,10 +275,9 @@ impl Reading {
         let (name, task, asks) = match read {
             Ok(read) if self.faults.is_empty() => read,
             Err(Unacceptable::Malformed) => {
-                return Err(self.caller_now(earlier).refuse(
+                return Err(self.refuse(
                     Code::MalformedJson,
-                    "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.",
-                ));
+                    "Nothing was sent. The body must be one JSON object in UTF-8 and nothing after it.", earlier));
             }
             read => {
                 let mut faults = match read {
@@ -274,14 +285,14 @@ impl Reading {
                     _ => Vec::new(),
                 };
                 faults.extend(self.faults.iter().cloned());
-                return Err(self.caller_now(earlier).not_sent(invalid(faults)));
+                return Err(self.not_sent(invalid(faults), earlier));
             }
         };
         let Some(entry) = self.config.shared_provider(&name) else {
-            return Err(self.caller.not_sent(gateway_error(
-                500,
-                "Nothing was sent. The gateway lost its configuration.",
-            )));
+            return Err(self.not_sent(
+                gateway_error(500, "Nothing was sent. The gateway lost its configuration."),
+                earlier,
+            ));
         };
         Ok(Accepted {
             caller: self.caller,

@@ -138,7 +138,7 @@ impl Sent {
 
     /// The answer where the request could not be handed to Envoy after all.
     pub fn not_sent(&self) -> Answer {
-        self.call.caller.not_sent(gateway_error(
+        self.call.not_sent(gateway_error(
             500,
             "Nothing was sent: the gateway could not write the provider's request.",
         ))
@@ -200,11 +200,11 @@ impl Sent {
         let not_injected = details == "failed_to_inject_credential";
         let call = self.call;
         if once && (!reply.connected || not_injected) {
-            return call.caller.not_sent(nothing_left(reply));
+            return call.not_sent(nothing_left(reply));
         }
         if once && details.contains("remote_refused_stream_reset") {
             // RFC 9113, 8.7: a refused stream was not processed.
-            return call.caller.not_sent(unreachable_provider());
+            return call.not_sent(unreachable_provider());
         }
         let problem = if details.contains("timeout") || reply.status == 504 {
             call.after_sending(Code::ProviderTimeout, "The provider did not answer in time")
@@ -221,7 +221,7 @@ impl Sent {
                 "The gateway failed after the request may have left",
             )
         };
-        call.caller.problem(problem, End::Unknown)
+        call.problem(problem, End::Unknown)
     }
 
     /// Goes on when the head of the provider's reply is there.
@@ -239,7 +239,7 @@ impl Sent {
             Status::Failed => End::Refused,
         };
         let told = answer(status.http(), status.as_str(), body);
-        let mut answer = self.call.caller.own(told, end);
+        let mut answer = self.call.own(told, end);
         if let Some(settlement) = answer.settles.as_deref_mut() {
             settlement.names = names;
             settlement.id = id;
@@ -321,6 +321,6 @@ impl Sent {
             problem.retry_until = self.call.retry_until();
         }
         problem.provider = Some(self.call.provider_word(status, word));
-        self.call.caller.problem(problem, end)
+        self.call.problem(problem, end)
     }
 }

@@ -6,14 +6,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::call::{Call, Task};
-use super::sentences::gateway_error;
 use super::{Callout, Inquiry, Sent, Step, Unsigned, Waiting, preview};
 use crate::authorization::{basic, basic_pair, bearer};
 use crate::clock::Now;
 use crate::config::Auth;
 use crate::headers::Headers;
+use crate::idempotency::ProviderKey;
 use crate::problem::{Code, Retry};
 use crate::provider::{Attempt, Idempotency, Payload, ProviderRequest};
+use crate::refund::Refund;
 use crate::secret::{Carried, Secret};
 use crate::signing::{KeyRing, Signer, SignerChoice, Signing};
 
@@ -58,7 +59,10 @@ impl Call {
                 let question = self.entry.dialect.look(&refund.payment);
                 self.draft(question, Via::Callout, now, signer, carried)
             }
-            Task::Refund(..) => self.refund(now, signer, carried),
+            Task::Refund(refund, key) => {
+                let request = self.refund_request(refund, *key);
+                self.draft(request, Via::Route, now, signer, carried)
+            }
             Task::LookUp(wanted, _) => {
                 let question = self.entry.dialect.look_up(wanted);
                 let via = match question.body {
@@ -71,22 +75,15 @@ impl Call {
     }
 
     /// The refund itself.
-    pub(super) fn refund(self, now: Now, signer: &mut dyn Signer, carried: &Carried<'_>) -> Step {
-        let Task::Refund(refund, key) = &self.task else {
-            return Step::Answered(self.caller.not_sent(gateway_error(
-                500,
-                "Nothing was sent. The gateway took a look-up for a refund.",
-            )));
-        };
+    pub(super) fn refund_request(&self, refund: &Refund, key: ProviderKey) -> ProviderRequest {
         let attempt = Attempt {
-            key: *key,
+            key,
             default_reason: self.entry.default_reason.as_deref(),
         };
-        let request = self.entry.dialect.request(refund, &attempt);
-        self.draft(request, Via::Route, now, signer, carried)
+        self.entry.dialect.request(refund, &attempt)
     }
 
-    fn draft(
+    pub(super) fn draft(
         self,
         request: ProviderRequest,
         via: Via,

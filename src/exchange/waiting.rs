@@ -83,11 +83,11 @@ impl Waiting {
         problem.provider = failure
             .status
             .map(|status| call.provider_word(status, failure.word()));
-        call.caller.not_sent(problem)
+        call.not_sent(problem)
     }
 
     /// The answer in place of Envoy's own while the token is awaited. Nothing was sent.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.draft.call.caller.not_sent(nothing_left(reply))
+        self.draft.call.not_sent(nothing_left(reply))
     }
 }
