@@ -54,7 +54,7 @@ pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now, earlier: Earli
     if method == Some(b"GET") {
         return Opening::Read(Reading {
             config: Rc::clone(config),
-            asked: Asked::LookUp(query.to_vec()),
+            purpose: Purpose::LookUp(query.to_vec()),
             preview,
             faults,
             secrets: secrets(config, headers),
@@ -113,7 +113,7 @@ pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now, earlier: Earli
         };
     let reading = Reading {
         config: Rc::clone(config),
-        asked: Asked::Refund(key, digest),
+        purpose: Purpose::Refund(key, digest),
         preview,
         faults,
         secrets: secrets(config, headers),
@@ -164,7 +164,7 @@ fn is_json(headers: &Headers<'_>) -> bool {
 pub struct Reading {
     config: Rc<Config>,
     caller: Caller,
-    asked: Asked,
+    purpose: Purpose,
     /// Whether it is only to be shown what would be sent.
     preview: bool,
     /// What is wrong with its headers, to be told with what is wrong with its body.
@@ -175,7 +175,7 @@ pub struct Reading {
 
 /// What a call asks for.
 #[derive(Debug)]
-enum Asked {
+enum Purpose {
     /// A refund under this key.
     Refund(IdempotencyKey, Digest),
     /// How a refund stands, by this query.
@@ -186,9 +186,9 @@ impl Reading {
     /// What a caller must be told of the key if this call comes to nothing before it is claimed: for the answers that
     /// Envoy makes past the filter.
     pub fn standing(&self) -> Option<Retry> {
-        match self.asked {
-            Asked::LookUp(_) => Some(Retry::LookUp),
-            Asked::Refund(..) => {
+        match self.purpose {
+            Purpose::LookUp(_) => Some(Retry::LookUp),
+            Purpose::Refund(..) => {
                 let standing = self.caller.standing?;
                 Some(standing.retry(self.caller.came))
             }
@@ -198,9 +198,9 @@ impl Reading {
     /// The answer to a call of which certainly nothing was sent, with what is known of its key now: another call with it may have
     /// been sent while this one's body came.
     fn not_sent(&self, problem: Problem, earlier: Earlier<'_>) -> Answer {
-        match &self.asked {
-            Asked::LookUp(_) => self.caller.problem_of_look_up(problem),
-            Asked::Refund(_, digest) => {
+        match &self.purpose {
+            Purpose::LookUp(_) => self.caller.problem_of_look_up(problem),
+            Purpose::Refund(_, digest) => {
                 let caller = Caller {
                     standing: if self.preview { None } else { earlier(digest) },
                     ..self.caller.clone()
@@ -268,9 +268,9 @@ impl Reading {
         if body.len() > MAX_BODY {
             return Err(self.too_large(earlier));
         }
-        let read = match &self.asked {
-            Asked::Refund(key, digest) => self.refund(body, key, *digest),
-            Asked::LookUp(query) => self.look_up(body, query),
+        let read = match &self.purpose {
+            Purpose::Refund(key, digest) => self.refund(body, key, *digest),
+            Purpose::LookUp(query) => self.look_up(body, query),
         };
         let (name, task, asks) = match read {
             Ok(read) if self.faults.is_empty() => read,
