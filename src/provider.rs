@@ -298,9 +298,9 @@ pub enum Outcome {
     /// The provider took it and has not finished.
     Pending(Receipt),
     /// The provider says that it did not and will not refund under this key.
-    Refused(Refusal, Word),
+    Refused(Refusal, ProviderMessage),
     /// It cannot be told from this reply.
-    Unknown(Doubt, Word),
+    Unknown(Doubt, ProviderMessage),
 }
 
 /// What a reply to a look-up says of the refund.
@@ -316,16 +316,16 @@ pub enum Finding {
         shown_by: ShownBy,
     },
     /// It is not there.
-    Absent(Absence, Word),
+    Absent(Absence, ProviderMessage),
     /// The provider did not take the question.
-    Refused(Refusal, Word),
+    Refused(Refusal, ProviderMessage),
     /// It cannot be told from this reply.
-    Unknown(Doubt, Word),
+    Unknown(Doubt, ProviderMessage),
 }
 
 impl Finding {
     /// What a status outside 2xx says.
-    pub fn by_status(status: u16, word: Word) -> Self {
+    pub fn by_status(status: u16, word: ProviderMessage) -> Self {
         match refusal(status) {
             Some(refusal) => Finding::Refused(refusal, word),
             None => Finding::Unknown(Doubt::Failed, word),
@@ -333,7 +333,7 @@ impl Finding {
     }
 
     /// A reply that is not what the provider documents.
-    pub fn unreadable(word: Word) -> Self {
+    pub fn unreadable(word: ProviderMessage) -> Self {
         Finding::Unknown(Doubt::Unreadable, word)
     }
 }
@@ -389,7 +389,7 @@ pub struct Receipt {
     /// What the provider calls the payment.
     pub payment: Names,
     /// The provider's words.
-    pub word: Word,
+    pub word: ProviderMessage,
 }
 
 /// What a provider calls a payment, as far as a reply tells.
@@ -407,16 +407,16 @@ pub enum Look {
     /// It can be refunded, as far as this tells.
     Refundable(Shown),
     /// It cannot: what it is instead, such as "not paid".
-    NotRefundable(String, Word),
+    NotRefundable(String, ProviderMessage),
     /// The provider did not take the question.
-    Refused(Refusal, Word),
+    Refused(Refusal, ProviderMessage),
     /// It cannot be told from this reply.
-    Unknown(Doubt, Word),
+    Unknown(Doubt, ProviderMessage),
 }
 
 impl Look {
     /// What a status outside 2xx says.
-    pub fn by_status(status: u16, word: Word) -> Self {
+    pub fn by_status(status: u16, word: ProviderMessage) -> Self {
         match refusal(status) {
             Some(refusal) => Look::Refused(refusal, word),
             None => Look::Unknown(Doubt::Failed, word),
@@ -436,12 +436,12 @@ pub struct Shown {
     /// What the provider calls it.
     pub names: Names,
     /// The provider's words.
-    pub word: Word,
+    pub word: ProviderMessage,
 }
 
 /// A provider's own code and message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Word {
+pub struct ProviderMessage {
     /// Its code.
     pub code: Option<String>,
     /// Its message.

@@ -13,7 +13,7 @@ use crate::clock::Now;
 use crate::config::{Auth, ProviderEntry, TokenEndpoint};
 use crate::headers::Headers;
 use crate::json::Json;
-use crate::provider::{Word, scalar};
+use crate::provider::{ProviderMessage, scalar};
 use crate::secret::Secret;
 use crate::text;
 
@@ -99,8 +99,8 @@ impl Failure {
     }
 
     /// What the endpoint said.
-    pub fn word(&self) -> Word {
-        Word {
+    pub fn word(&self) -> ProviderMessage {
+        ProviderMessage {
             code: self.code.clone(),
             message: self.message.clone(),
             errors: Vec::new(),

@@ -13,7 +13,7 @@ use crate::config::{Auth, ProviderEntry};
 use crate::guard::{Digest, End, Recollection};
 use crate::idempotency::ProviderKey;
 use crate::problem::{Code, FieldError, Problem, ProviderWord, Retry};
-use crate::provider::{Doubt, Names, Receipt, Refunds, Wanted, Word};
+use crate::provider::{Doubt, Names, ProviderMessage, Receipt, Refunds, Wanted};
 use crate::refund::{Amount, Refund, Refunded, Status};
 use crate::secret::Secret;
 use crate::text;
@@ -100,7 +100,7 @@ impl Call {
     /// The body of the answer to a refund of which this is known.
     pub(super) fn refund_body(&self, status: Status, receipt: Receipt) -> String {
         let id = self.clean_id(&receipt);
-        let Word { code, message, .. } = self.clean(receipt.word);
+        let ProviderMessage { code, message, .. } = self.clean(receipt.word);
         let (payment, asked, reason, reference) = match &self.task {
             Task::Refund(refund, _) => (
                 &refund.payment,
@@ -186,9 +186,9 @@ impl Call {
     }
 
     /// The provider's words, fit for an answer: short, without card numbers, and without the credentials that it was shown.
-    fn clean(&self, word: Word) -> Word {
+    fn clean(&self, word: ProviderMessage) -> ProviderMessage {
         let clean = |text: String| text::clean(&text, &self.shown);
-        Word {
+        ProviderMessage {
             code: word.code.map(clean),
             message: word.message.map(clean),
             errors: word
@@ -202,8 +202,8 @@ impl Call {
         }
     }
 
-    pub(super) fn provider_word(&self, status: u16, word: Word) -> ProviderWord {
-        let Word {
+    pub(super) fn provider_word(&self, status: u16, word: ProviderMessage) -> ProviderWord {
+        let ProviderMessage {
             code,
             message,
             errors,

@@ -12,7 +12,7 @@ use crate::clock::Now;
 use crate::guard::{Claim, End, Guard};
 use crate::headers::Headers;
 use crate::problem::{Code, Problem, Retry};
-use crate::provider::{Doubt, Look, Names, Refunds, Shown, Word};
+use crate::provider::{Doubt, Look, Names, ProviderMessage, Refunds, Shown};
 use crate::refund::{Amount, Refund};
 use crate::secret::Carried;
 
@@ -197,7 +197,7 @@ impl Call {
         refund: &Refund,
         head: &ReplyHead,
         look: Look,
-    ) -> Result<Shown, Box<(Problem, Word)>> {
+    ) -> Result<Shown, Box<(Problem, ProviderMessage)>> {
         let not_refundable = |what: &str| {
             Problem::not_refunded(
                 Code::PaymentNotRefundable,

@@ -8,7 +8,9 @@ use crate::call::about_amount;
 use crate::guard::{Digest, End, Past, Recalled, Recollection, StoredAnswer};
 use crate::json::Json;
 use crate::problem::{Code, Moved, Problem, Retry};
-use crate::provider::{Absence, Doubt, Finding, Receipt, Refusal, ShownBy, Wanted, Word};
+use crate::provider::{
+    Absence, Doubt, Finding, ProviderMessage, Receipt, Refusal, ShownBy, Wanted,
+};
 use crate::refund::{Refund, Status};
 
 impl Call {
@@ -47,11 +49,11 @@ impl Call {
     }
 
     /// A problem with the provider's words.
-    fn told(&self, head: &ReplyHead, problem: Problem, word: Word) -> Answer {
+    fn told(&self, head: &ReplyHead, problem: Problem, word: ProviderMessage) -> Answer {
         self.problem(self.with_words(head, problem, word), End::NotSent)
     }
 
-    fn with_words(&self, head: &ReplyHead, mut problem: Problem, word: Word) -> Problem {
+    fn with_words(&self, head: &ReplyHead, mut problem: Problem, word: ProviderMessage) -> Problem {
         problem.provider = Some(self.provider_word(head.status, word));
         problem
     }
@@ -207,7 +209,7 @@ impl Call {
         found
     }
 
-    fn absent(&self, head: &ReplyHead, absence: Absence, word: Word) -> Answer {
+    fn absent(&self, head: &ReplyHead, absence: Absence, word: ProviderMessage) -> Answer {
         let unknown = |retry: Retry, sentence: String| {
             Problem::unknown(Code::RefundNotFound, retry, sentence)
         };
@@ -230,7 +232,7 @@ impl Call {
 
     /// The provider's answer proves that there was no refund when it gave it. Whether there can be none says the time since the
     /// last send.
-    fn proven_absent(&self, head: &ReplyHead, word: Word) -> Answer {
+    fn proven_absent(&self, head: &ReplyHead, word: ProviderMessage) -> Answer {
         let unproven = |sentence: &str| {
             let mut problem = Problem::unknown(Code::RefundNotFound, Retry::LookUp, sentence);
             problem.retry_after = self.unsettled();

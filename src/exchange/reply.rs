@@ -12,7 +12,7 @@ use crate::headers::Headers;
 use crate::json::Counts;
 use crate::problem::{Code, Problem, Retry};
 use crate::provider::{
-    Attempt, Doubt, Idempotency, Outcome, ProviderReply, Receipt, Refusal, Word,
+    Attempt, Doubt, Idempotency, Outcome, ProviderMessage, ProviderReply, Receipt, Refusal,
 };
 use crate::refund::{Refund, Status};
 
@@ -247,7 +247,13 @@ impl Sent {
         answer
     }
 
-    fn refused(mut self, head: &ReplyHead, refusal: Refusal, word: Word, attempts: u64) -> Answer {
+    fn refused(
+        mut self,
+        head: &ReplyHead,
+        refusal: Refusal,
+        word: ProviderMessage,
+        attempts: u64,
+    ) -> Answer {
         let (code, retry, sentence) = of_refusal(refusal);
         let is_verdict = !self.counts_attempts(head);
         let call = &mut self.call;
@@ -305,7 +311,7 @@ impl Sent {
         answer
     }
 
-    fn doubtful(self, head: &ReplyHead, doubt: Doubt, word: Word) -> Answer {
+    fn doubtful(self, head: &ReplyHead, doubt: Doubt, word: ProviderMessage) -> Answer {
         let problem = self.call.of_doubt(head, doubt);
         let refused_token = self.call.refused_token(head);
         let mut answer = self.provider_problem(problem, head.status, word, End::Unknown);
@@ -316,7 +322,13 @@ impl Sent {
         answer
     }
 
-    fn provider_problem(self, mut problem: Problem, status: u16, word: Word, end: End) -> Answer {
+    fn provider_problem(
+        self,
+        mut problem: Problem,
+        status: u16,
+        word: ProviderMessage,
+        end: End,
+    ) -> Answer {
         if problem.retry == Retry::SameKey {
             problem.retry_until = self.call.retry_until();
         }

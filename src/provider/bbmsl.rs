@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::{
     Absence, Attempt, Capabilities, Configured, Counting, Doubt, Echo, Finding, Idempotency, Look,
     MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
-    ProviderRequest, Reason, Receipt, Refunds, Refusal, Shown, ShownBy, Units, Wanted, Word,
+    ProviderRequest, Reason, Receipt, Refunds, Refusal, Shown, ShownBy, Units, Wanted, ProviderMessage,
     by_status, differs, echoed_amount, field_errors, identifier, message_of, refusal, scalar,
 };
 use crate::credentials::Auth;
@@ -296,7 +296,7 @@ impl Bbmsl {
 
     /// The reply to a refund. `transaction.status` alone decides (`order.status` is `REFUNDED` even after a refund in part), beside
     /// the order's own name.
-    fn read(&self, refund: &Refund, body: Node<'_>, word: &Word) -> Result<Read, Doubt> {
+    fn read(&self, refund: &Refund, body: Node<'_>, word: &ProviderMessage) -> Result<Read, Doubt> {
         let order = body.get("order");
         if order.is_some_and(|order| !order.is_plain_object()) {
             return Err(Doubt::Unreadable);
@@ -326,7 +326,7 @@ impl Bbmsl {
         refund: &Refund,
         body: Node<'_>,
         order: Node<'_>,
-        word: &Word,
+        word: &ProviderMessage,
     ) -> Result<Read, Doubt> {
         let transaction = body
             .get("transaction")
@@ -397,17 +397,17 @@ struct Paid {
     left: Money,
     status: String,
     names: Names,
-    word: Word,
+    word: ProviderMessage,
 }
 
 /// Why there is no order in a reply.
 enum Unusable {
-    Refused(Refusal, Word),
-    Unknown(Doubt, Word),
+    Refused(Refusal, ProviderMessage),
+    Unknown(Doubt, ProviderMessage),
 }
 
 impl Paid {
-    fn read(order: Node<'_>, word: &Word) -> Option<Self> {
+    fn read(order: Node<'_>, word: &ProviderMessage) -> Option<Self> {
         let currency = order.get("currency")?.text()?;
         let currency = Currency::from_code(&currency)?;
         Some(Paid {
@@ -460,10 +460,10 @@ fn speaks_of_a_refund(reply: &ProviderReply<'_>) -> bool {
     .any(|word| reply.mentions(word))
 }
 
-fn word(body: Option<Node<'_>>) -> Word {
+fn word(body: Option<Node<'_>>) -> ProviderMessage {
     let get = |name| body.and_then(|body| body.get(name));
     let (message, fields) = message_of(get("message"));
-    Word {
+    ProviderMessage {
         code: scalar(get("responseCode")),
         message,
         errors: field_errors([get("errors"), fields]),

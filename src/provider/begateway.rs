@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::{
     Absence, Attempt, Capabilities, Configured, Counting, Doubt, Echo, Finding, Idempotency, Look,
     MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
-    ProviderRequest, Reason, Receipt, Refunds, Refusal, Shown, ShownBy, Units, Wanted, Word,
+    ProviderRequest, Reason, Receipt, Refunds, Refusal, Shown, ShownBy, Units, Wanted, ProviderMessage,
     by_status, differs, echoed_amount, field_errors, identifier, message_of, path_segment, scalar,
 };
 use crate::credentials::Auth;
@@ -172,9 +172,9 @@ impl Provider for Begateway {
     fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
         let Some(body) = reply.object() else {
             return if reply.is_success() {
-                Finding::unreadable(Word::default())
+                Finding::unreadable(ProviderMessage::default())
             } else {
-                Finding::by_status(reply.status, Word::default())
+                Finding::by_status(reply.status, ProviderMessage::default())
             };
         };
         let transaction = body.get("transaction").filter(|_| wanted.id.is_some());
@@ -208,7 +208,7 @@ impl Provider for Begateway {
     fn seen(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Look {
         let body = reply.object();
         let transaction = body.and_then(|body| body.get("transaction"));
-        let word = body.map_or_else(Word::default, |body| {
+        let word = body.map_or_else(ProviderMessage::default, |body| {
             word(transaction.unwrap_or_else(|| spoken(body)), body)
         });
         if !reply.is_success() {
@@ -263,7 +263,7 @@ impl Begateway {
         wanted: &Wanted,
         uid: &str,
         transaction: Node<'_>,
-        word: Word,
+        word: ProviderMessage,
     ) -> Finding {
         if differs(transaction.get("uid"), Some(uid)) {
             return Finding::Unknown(Doubt::Mismatch, word);
@@ -288,7 +288,7 @@ impl Begateway {
 
     /// A list, the newest first. Everything that a refund's `tracking_id` names finds it: ours among them is the one whose last
     /// name is the key, or, without one, the reference in front of a key.
-    fn found_by_name(&self, wanted: &Wanted, list: Node<'_>, word: Word) -> Finding {
+    fn found_by_name(&self, wanted: &Wanted, list: Node<'_>, word: ProviderMessage) -> Finding {
         let Some(list) = list.items() else {
             return Finding::unreadable(word);
         };
@@ -344,9 +344,9 @@ impl Begateway {
     fn read(&self, refund: &Refund, key: &str, reply: &ProviderReply<'_>) -> Outcome {
         let Some(body) = reply.object() else {
             return if reply.is_success() {
-                Outcome::Unknown(Doubt::Unreadable, Word::default())
+                Outcome::Unknown(Doubt::Unreadable, ProviderMessage::default())
             } else {
-                by_status(reply.status, Word::default())
+                by_status(reply.status, ProviderMessage::default())
             };
         };
         let transaction = body.get("transaction");
@@ -379,8 +379,8 @@ impl Begateway {
         key: &str,
         body: Node<'_>,
         transaction: Node<'_>,
-        word: Word,
-    ) -> Result<(Status, Receipt), (Doubt, Word)> {
+        word: ProviderMessage,
+    ) -> Result<(Status, Receipt), (Doubt, ProviderMessage)> {
         let shown = key_of(transaction);
         if shown.as_ref().is_some_and(|shown| shown != key) {
             return Err((Doubt::Mismatch, word));
@@ -396,8 +396,8 @@ impl Begateway {
         payment: &Payment,
         asked: Option<Money>,
         transaction: Node<'_>,
-        word: Word,
-    ) -> Result<(Status, Receipt), (Doubt, Word)> {
+        word: ProviderMessage,
+    ) -> Result<(Status, Receipt), (Doubt, ProviderMessage)> {
         let kind = transaction.get("type").map(|kind| kind.text());
         if kind.is_some_and(|kind| kind.as_deref() != Some("refund")) {
             return Err((Doubt::Unreadable, word));
@@ -483,10 +483,10 @@ fn has_errors(body: Node<'_>) -> bool {
 }
 
 /// `message` may be an object of fields; then `friendly_message` is what is left to show. The code has two names.
-fn word(spoken: Node<'_>, body: Node<'_>) -> Word {
+fn word(spoken: Node<'_>, body: Node<'_>) -> ProviderMessage {
     let said = |name| scalar(spoken.get(name)).or_else(|| scalar(body.get(name)));
     let (message, fields) = message_of(spoken.get("message"));
-    Word {
+    ProviderMessage {
         code: said("code").or_else(|| said("error_code")),
         message: message
             .or_else(|| scalar(body.get("message")))

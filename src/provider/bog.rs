@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{
     Absence, Attempt, Capabilities, Configured, Counting, Doubt, Finding, Idempotency, Look,
     MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
-    ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted, Word, by_status,
+    ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted, ProviderMessage, by_status,
     differs, field_errors, identifier, is_refusal, message_of, path_segment, plain_text, scalar,
 };
 use crate::credentials::Auth;
@@ -176,7 +176,7 @@ impl Provider for Bog {
         }
         match reply.object().and_then(Order::read) {
             Some(order) if payment.id.as_ref() == Some(&order.id) => order.seen(),
-            Some(_) => Look::Unknown(Doubt::Mismatch, Word::default()),
+            Some(_) => Look::Unknown(Doubt::Mismatch, ProviderMessage::default()),
             None => Look::Unknown(Doubt::Unreadable, word(reply)),
         }
     }
@@ -230,7 +230,7 @@ impl<'a> Order<'a> {
                 Finding::Unknown(Doubt::Mismatch, word)
             }
             (Some(action), None) => self.of_action(*action),
-            (Some(_), Some(_)) => Finding::unreadable(Word::default()),
+            (Some(_), Some(_)) => Finding::unreadable(ProviderMessage::default()),
             (None, _) if wanted.id.is_none() => {
                 let is_refunded = !self.refunds.is_empty() || self.status == REFUND_REQUESTED;
                 let absence = if is_refunded {
@@ -238,7 +238,7 @@ impl<'a> Order<'a> {
                 } else {
                     Absence::Unproven(NO_ID)
                 };
-                Finding::Absent(absence, Word::default())
+                Finding::Absent(absence, ProviderMessage::default())
             }
             // There is no word for an action that is not finished, and the order does not say which one that is.
             (None, _) if self.status == REFUND_REQUESTED => Finding::Found {
@@ -249,7 +249,7 @@ impl<'a> Order<'a> {
                 },
                 shown_by: ShownBy::Nothing,
             },
-            (None, _) => Finding::Absent(Absence::Unproven(NOT_SHOWN), Word::default()),
+            (None, _) => Finding::Absent(Absence::Unproven(NOT_SHOWN), ProviderMessage::default()),
         }
     }
 
@@ -288,10 +288,10 @@ impl<'a> Order<'a> {
             "blocked" => Some("authorized and not captured"),
             "rejected" => Some("rejected"),
             "refunded" => Some("refunded in full"),
-            _ => return Look::Unknown(Doubt::Unreadable, Word::default()),
+            _ => return Look::Unknown(Doubt::Unreadable, ProviderMessage::default()),
         };
         if let Some(state) = state {
-            return Look::NotRefundable(state.to_owned(), Word::default());
+            return Look::NotRefundable(state.to_owned(), ProviderMessage::default());
         }
         let amount = |name| {
             let text = scalar(self.units?.get(name))?;
@@ -316,24 +316,24 @@ impl<'a> Order<'a> {
     }
 }
 
-fn said(action: Node<'_>) -> Word {
-    Word {
+fn said(action: Node<'_>) -> ProviderMessage {
+    ProviderMessage {
         code: scalar(action.get("code")),
         message: scalar(action.get("code_description")),
         errors: Vec::new(),
     }
 }
 
-fn word(reply: &ProviderReply<'_>) -> Word {
+fn word(reply: &ProviderReply<'_>) -> ProviderMessage {
     let Some(body) = reply.object() else {
-        return Word {
+        return ProviderMessage {
             message: plain_text(reply),
-            ..Word::default()
+            ..ProviderMessage::default()
         };
     };
     let said = |names: [&str; 4]| names.iter().find_map(|name| scalar(body.get(name)));
     let (message, fields) = message_of(body.get("message"));
-    Word {
+    ProviderMessage {
         code: said(["key", "error", "code", "error_code"]),
         message: message.or_else(|| scalar(body.get("error_description"))),
         errors: field_errors([body.get("errors"), fields]),

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{
     Absence, Attempt, Capabilities, Configured, Counting, Doubt, Echo, Finding, Idempotency, Look,
     MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
-    ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted, Word, by_status,
+    ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted, ProviderMessage, by_status,
     differs, echoed_amount, field_errors, is_refusal, message_of, path_segment, scalar,
 };
 use crate::credentials::Auth;
@@ -117,11 +117,11 @@ impl Provider for Moyasar {
                 Some(order) => {
                     self.read_order(&refund.payment, refund.asked(), &attempt.key.text(), order)
                 }
-                None => Read::Doubtful(Doubt::Unreadable, Word::default()),
+                None => Read::Doubtful(Doubt::Unreadable, ProviderMessage::default()),
             };
             return match read {
                 Read::Ours(status, receipt) => Outcome::of(status, receipt),
-                Read::Missing => Outcome::Unknown(Doubt::Unreadable, Word::default()),
+                Read::Missing => Outcome::Unknown(Doubt::Unreadable, ProviderMessage::default()),
                 Read::Doubtful(doubt, word) => Outcome::Unknown(doubt, word),
             };
         }
@@ -143,16 +143,16 @@ impl Provider for Moyasar {
             return Finding::by_status(reply.status, word(reply));
         }
         let Some(order) = order(reply) else {
-            return Finding::unreadable(Word::default());
+            return Finding::unreadable(ProviderMessage::default());
         };
         let key = wanted.key.map(|key| key.text());
         let (id, shown_by) = match (&key, &wanted.id) {
             (Some(key), Some(id)) if !id.eq_ignore_ascii_case(key) => {
-                return Finding::Unknown(Doubt::Mismatch, Word::default());
+                return Finding::Unknown(Doubt::Mismatch, ProviderMessage::default());
             }
             (Some(key), _) => (key, ShownBy::Key),
             (None, Some(id)) => (id, ShownBy::Id),
-            (None, None) => return Finding::unreadable(Word::default()),
+            (None, None) => return Finding::unreadable(ProviderMessage::default()),
         };
         match self.read_order(&wanted.payment, None, id, order) {
             Read::Ours(status, receipt) => Finding::Found {
@@ -164,7 +164,7 @@ impl Provider for Moyasar {
                 Absence::Unproven(
                     "The order shows no such refund, which does not prove that there is none.",
                 ),
-                Word::default(),
+                ProviderMessage::default(),
             ),
             Read::Doubtful(doubt, word) => Finding::Unknown(doubt, word),
         }
@@ -184,13 +184,13 @@ impl Provider for Moyasar {
         if !reply.is_success() {
             return Look::by_status(reply.status, word(reply));
         }
-        let unreadable = Look::Unknown(Doubt::Unreadable, Word::default());
+        let unreadable = Look::Unknown(Doubt::Unreadable, ProviderMessage::default());
         let Some(order) = order(reply) else {
             return unreadable;
         };
         match scalar(order.get("id")) {
             None => return unreadable,
-            id if id != payment.id => return Look::Unknown(Doubt::Mismatch, Word::default()),
+            id if id != payment.id => return Look::Unknown(Doubt::Mismatch, ProviderMessage::default()),
             Some(_) => {}
         }
         let currency = order.get("currency").and_then(Node::text);
@@ -209,7 +209,7 @@ impl Provider for Moyasar {
         let voided = amount("voided_amount").is_some_and(|voided| voided.minor > 0);
         if captured.minor == 0 {
             let state = if voided { "void" } else { "not paid" };
-            return Look::NotRefundable(state.to_owned(), Word::default());
+            return Look::NotRefundable(state.to_owned(), ProviderMessage::default());
         }
         let left = captured.minor.checked_sub(refunded.minor);
         let Some(minor) = left else {
@@ -224,12 +224,12 @@ impl Provider for Moyasar {
     }
 }
 
-fn word(reply: &ProviderReply<'_>) -> Word {
+fn word(reply: &ProviderReply<'_>) -> ProviderMessage {
     let Some(body) = reply.object() else {
-        return Word::default();
+        return ProviderMessage::default();
     };
     let (message, fields) = message_of(body.get("message"));
-    Word {
+    ProviderMessage {
         code: scalar(body.get("code")).or_else(|| scalar(body.get("error_code"))),
         message,
         errors: field_errors([body.get("errors"), fields]),
@@ -256,7 +256,7 @@ enum Read {
     /// It is not.
     Missing,
     /// It cannot be told.
-    Doubtful(Doubt, Word),
+    Doubtful(Doubt, ProviderMessage),
 }
 
 impl Moyasar {
@@ -273,7 +273,7 @@ impl Moyasar {
             text.unwrap_or_default().into_owned()
         };
         let Some(transactions) = order.get("transactions").and_then(Node::items) else {
-            return Read::Doubtful(Doubt::Unreadable, Word::default());
+            return Read::Doubtful(Doubt::Unreadable, ProviderMessage::default());
         };
         let mut ours = transactions.into_iter().filter(|transaction| {
             let shown = transaction.get("id").and_then(Node::text);
@@ -282,7 +282,7 @@ impl Moyasar {
         });
         let (found, more) = (ours.next(), ours.next());
         let said = |name| scalar(found.and_then(|transaction| transaction.get(name)));
-        let word = Word {
+        let word = ProviderMessage {
             code: said("response_code"),
             message: said("message"),
             errors: Vec::new(),

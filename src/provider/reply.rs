@@ -2,7 +2,7 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{Counting, Doubt, Outcome, Refusal, Word};
+use super::{Counting, Doubt, Outcome, ProviderMessage, Refusal};
 use crate::json::{Json, Kind, Node};
 use crate::money::{Currency, Money};
 use crate::problem::FieldError;
@@ -103,7 +103,7 @@ pub fn refusal(status: u16) -> Option<Refusal> {
 }
 
 /// What a status outside 2xx means for a refund where the body says nothing more.
-pub fn by_status(status: u16, word: Word) -> Outcome {
+pub fn by_status(status: u16, word: ProviderMessage) -> Outcome {
     match refusal(status) {
         Some(refusal) => Outcome::Refused(refusal, word),
         None => Outcome::Unknown(Doubt::Failed, word),
