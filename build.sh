@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|check|demo|serve|test|compat|bench|soak|image]. Everything it needs goes into folders of the checkout.
+# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|compat|bench|soak|image]. Everything it needs goes into folders of the checkout.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -289,15 +289,60 @@ wasm_tests() {
     cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test core
 }
 
+# Lays out the files of a provider that do not pass the tests before they are written.
+new_provider() {
+  local name="$1" registry=src/registry.rs type="${1^}"
+  [[ "$name" =~ ^[a-z][a-z0-9_]*$ ]] || fail "a provider's name is lower case letters, digits and _, and begins with a letter."
+  local file="src/provider/$name.rs" folder="tests/providers/$name"
+  case "$name" in
+    as | async | await | box | break | const | crate | do | dyn | else | enum | extern | false | final | fn | for | gen | if | impl | \
+      in | let | loop | macro | match | mod | move | mut | priv | pub | ref | return | self | static | struct | super | trait | \
+      true | try | type | unsafe | use | virtual | where | while | yield | abstract | become | override | typeof | unsized)
+      fail "'$name' is a word of Rust." ;;
+  esac
+  [ ! -e "$file" ] && [ ! -e "$folder" ] && ! grep -qx " *$name" $registry || fail "there is '$name' already."
+  mkdir -p "$folder/golden"
+  lay_out() { sed "s/NAME/$name/g; s/TYPE/$type/g" "templates/$1" >"$2"; }
+  lay_out provider.rs "$file"
+  lay_out fixture.rs "$folder/mod.rs"
+  lay_out golden.json "$folder/golden/first.json"
+  rustfmt --edition 2024 "$file" "$folder/mod.rs"
+  # After the last name of the list.
+  local last
+  last="$(grep -nE '^ {12}[a-z0-9_]+$' $registry | tail -n 1 | cut -d : -f 1)"
+  sed -i "${last}a\\            $name" $registry
+  cat <<TEXT
+Laid out:
+  $file            the dialect, which refuses its configuration until it is written
+  $folder/mod.rs   what the suites know of it
+  $folder/golden/  the examples of the vendor's page
+  $registry              one line: $name
+
+Next:
+  cargo test unwritten::     what is still to be written; this fails until all of it is
+  cargo test golden::        the examples, both ways
+  cargo test conformance::   the rules of all providers
+Then by hand, as CONTRIBUTING.md says: the fuzz oracles, a simulator in tests/simulator, README.md's tables, and the provider in
+the plugin's configuration. envoy/envoy.yaml needs a route and a cluster:
+
+$(sed "s/NAME/$name/g" templates/envoy.yaml)
+TEXT
+}
+
 command="${1:-build}"
-[ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, compat, bench, soak or image."
+if [ "$command" = new-provider ]; then
+  [ $# -eq 2 ] || fail "new-provider needs a name, and nothing else."
+else
+  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, compat, bench, soak or image."
+fi
 case "$command" in
   build) build ;;
   demo | serve | soak) testbed "$command" ;;
   check) check ;;
+  new-provider) new_provider "$2" ;;
   test) tests ;;
   compat) compat ;;
   bench) bench ;;
   image) image ;;
-  *) fail "'$command' is none of build, check, demo, serve, test, compat, bench, soak and image." ;;
+  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, compat, bench, soak and image." ;;
 esac

@@ -58,4 +58,6 @@ mod supply_chain;
 #[cfg(not(target_arch = "wasm32"))]
 mod truth;
 #[cfg(not(target_arch = "wasm32"))]
+mod unwritten;
+#[cfg(not(target_arch = "wasm32"))]
 mod worker;
