@@ -462,13 +462,10 @@ fn openbaos_public_keys_are_read_from_a_list_or_by_their_versions() {
 fn an_unknown_member_is_refused_at_every_level() {
     for fixture in FIXTURES {
         let name = fixture.name();
-        let mut levels = vec![""];
-        levels.extend(match name {
-            "bog" => vec!["/token", "/token/client_secret"],
-            "moyasar" => vec!["/api_key"],
-            "begateway" => vec!["/secret_key"],
-            _ => vec!["/signing", "/signing/keys/0", "/signing/keys/0/private_key"],
-        });
+        let configured = fixture.provider_config();
+        let object = |pointer: &&str| configured.pointer(pointer).is_some_and(Value::is_object);
+        let own = fixture.configuration.iter().copied().filter(object);
+        let levels: Vec<&str> = [""].into_iter().chain(own).collect();
         for level in levels {
             for member in ["x", "Kind", "base-url", "_comment"] {
                 let pointer = format!("{level}/{member}");

@@ -134,7 +134,7 @@ async fn a_final_answer_is_told_again_and_nothing_is_sent() -> Result<()> {
         let (refusal, code) = match provider {
             // None of its refusals is certain but this word beside the order's own name.
             Bbmsl => (declined(2), "refund-declined"),
-            _ => (says(422), "provider-rejected"),
+            Bog | Provider::BogToken | Moyasar | Begateway => (says(422), "provider-rejected"),
         };
         gateway.simulators.next_fault(provider, refusal);
         let refused = call(&gateway, &key, &one(provider, 2)).await?;

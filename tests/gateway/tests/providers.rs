@@ -197,7 +197,7 @@ async fn a_refund_is_booked_once_and_answered_in_the_providers_own_words() {
         let time = match provider {
             Moyasar => reply.pointer("/transactions/1/created_at"),
             Begateway => reply.pointer("/transaction/created_at"),
-            _ => None,
+            Bog | Provider::BogToken | Bbmsl => None,
         };
         if let Some(time) = time {
             expected["created_at"] = time.clone();
@@ -385,7 +385,9 @@ async fn a_full_refund_is_of_all_that_is_left() {
         let sent: Value = serde_json::from_str(&sent(&gateway, provider)).expect("JSON");
         match provider {
             Bog => assert_eq!(sent, json!({})),
-            _ => assert_eq!(sent["request"].get("amount"), None, "{sent}"),
+            Provider::BogToken | Moyasar | Begateway | Bbmsl => {
+                assert_eq!(sent["request"].get("amount"), None, "{sent}")
+            }
         }
     }
 }

@@ -517,7 +517,7 @@ fn forged(place: &Place, other: &Secrets) -> String {
             .lines()
             .filter(|line| !line.starts_with('-'))
             .collect(),
-        _ => "canary-of-the-callers".to_owned(),
+        Bog | BogToken | Moyasar | Begateway => "canary-of-the-callers".to_owned(),
     }
 }
 
@@ -1019,7 +1019,7 @@ async fn seen(gateway: &Gateway, echoes: bool) -> Result<Vec<(String, String)>> 
             match provider {
                 Moyasar => format!("{shown} {}", gateway.secrets.moyasar_api_key),
                 Begateway => format!("{shown} {}", gateway.secrets.begateway_secret_key),
-                _ => shown,
+                Bog | BogToken | Bbmsl => shown,
             }
         } else {
             String::new()

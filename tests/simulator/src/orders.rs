@@ -226,7 +226,9 @@ pub(crate) fn by_id(provider: Provider, id: &str) -> Option<Order> {
         id: Cow::Owned(id.to_owned()),
         reference: match provider {
             Provider::Bbmsl => Cow::Owned(format!("order-{id}")),
-            _ => Cow::Borrowed(""),
+            Provider::Bog | Provider::BogToken | Provider::Moyasar | Provider::Begateway => {
+                Cow::Borrowed("")
+            }
         },
         amount: 10_000,
         currency: currency.0,

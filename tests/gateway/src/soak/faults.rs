@@ -39,7 +39,9 @@ fn one_of<T: Copy>(list: &[T], rng: &mut StdRng) -> T {
 pub(super) fn of(provider: Provider, rng: &mut StdRng) -> Fault {
     match provider {
         Provider::BogToken => of_token(rng),
-        _ => of_refund(provider, rng),
+        Provider::Bog | Provider::Moyasar | Provider::Begateway | Provider::Bbmsl => {
+            of_refund(provider, rng)
+        }
     }
 }
 

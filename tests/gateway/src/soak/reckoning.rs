@@ -291,7 +291,9 @@ impl Case<'_> {
             let version = uuid::Uuid::try_parse(&refund.key).map(|key| key.get_version_num());
             let goes_out = match refund.provider {
                 Provider::Moyasar => matches!(version, Ok(4 | 7)),
-                _ => version == Ok(4),
+                Provider::Bog | Provider::BogToken | Provider::Begateway | Provider::Bbmsl => {
+                    version == Ok(4)
+                }
             };
             if goes_out && entry.key.as_ref().is_some_and(|key| *key != refund.key) {
                 say("the caller's UUID is not the provider's key");
@@ -496,7 +498,9 @@ impl Case<'_> {
             }
             // What a look-up has found out is told again.
             (_, Provider::Bog) => &[(202, "pending"), (200, "succeeded")][..],
-            _ => &[(200, "succeeded")][..],
+            (_, Provider::BogToken | Provider::Moyasar | Provider::Begateway | Provider::Bbmsl) => {
+                &[(200, "succeeded")][..]
+            }
         };
         let Some(answer) = call.answer() else {
             return false;
@@ -626,7 +630,7 @@ impl Case<'_> {
 fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
     let by_key = match provider {
         Provider::Bbmsl => "look_up",
-        _ => "same_key",
+        Provider::Bog | Provider::BogToken | Provider::Moyasar | Provider::Begateway => "same_key",
     };
     let retry = call.said("retry");
     if call.why == Why::LookUp {
