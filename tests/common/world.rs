@@ -20,6 +20,7 @@ use refund_filter::secret::Secret;
 use refund_filter::signing::Told;
 use refund_filter::token::{Failure, FailureKind};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::fixtures::{Fixture, Shown, TOKEN, head};
 use super::{Keys, NOW, Remembered, StubSigner, call_headers, call_reply, look_up_headers};
@@ -1063,16 +1064,17 @@ impl<'f> World<'f> {
         );
     }
 
-    /// What makes two worlds the same: what was done before is not part of it, but for what is remembered of it.
-    pub fn mark(&self) -> String {
+    /// What makes two worlds the same, as its digest, since there are many: what was done before is not part of it, but for what
+    /// is remembered of it.
+    pub fn mark(&self) -> [u8; 32] {
         let calls: Vec<_> = self.calls.iter().map(debug_of).collect();
         let look_ups: Vec<_> = self.look_ups.iter().map(debug_of_look_up).collect();
         let data = self.memory.data.0.borrow();
         let memory: Vec<_> = data
             .iter()
-            .map(|(name, (bytes, _))| (name, bytes))
+            .map(|(name, (bytes, _))| (name, Sha256::digest(bytes)))
             .collect();
-        format!(
+        let text = format!(
             "{calls:?} {look_ups:?} {memory:?} {:?} {:?} {:?} {:?} {} {} {} {} {} {}",
             self.requests,
             self.ledger,
@@ -1084,7 +1086,8 @@ impl<'f> World<'f> {
             self.settled,
             self.day,
             self.taken_back
-        )
+        );
+        Sha256::digest(text).into()
     }
 }
 

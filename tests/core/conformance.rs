@@ -671,7 +671,11 @@ fn a_currency_that_is_not_configured_is_refused() {
         provider["currencies"] = json!([fixture.currency, "KWD"]);
         let config = config(fixture.name(), &provider);
         assert!(sent(&config, KEY, &fixture.call()).is_ok());
-        let other = if fixture.currency == "EUR" { "USD" } else { "EUR" };
+        let other = if fixture.currency == "EUR" {
+            "USD"
+        } else {
+            "EUR"
+        };
         let answer = sent(&config, KEY, &fixture.call_for("10.00", other)).unwrap_err();
         assert_eq!(pointers(&answer), ["/amount/currency"]);
         for code in [
