@@ -189,8 +189,12 @@ tests() {
   get_envoy
   trap_module
   get_openbao
+  say "building the tests and the simulated providers"
+  local core=(--config profile.dev.package.refund-filter.opt-level=2)
+  # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
+  cargo build --locked --quiet --workspace --all-targets "${core[@]}"
   say "tests: the core, the simulators, and real Envoy in front of them"
-  WHOLE_MODEL=1 cargo test --locked --workspace
+  WHOLE_MODEL=1 cargo test --locked --workspace "${core[@]}"
   api_description
   wasm_tests
   fuzz_corpora
@@ -246,7 +250,6 @@ end_to_end() {
 # openapi.yaml against `serve`: what schemathesis makes of it, and what a client makes that is generated from it. (That it says
 # what the code says is tests/core/openapi.rs.)
 api_description() {
-  cargo build --locked --quiet --package gateway-testbed
   local folders=()
   get_package openapi-spec-validator "$SPEC_VALIDATOR_VERSION" bin/openapi-spec-validator
   folders+=("$TOOLS/openapi-spec-validator-$SPEC_VALIDATOR_VERSION")
@@ -283,7 +286,6 @@ compat() {
 
 # The core compiled to WebAssembly, in Node: the same bytes as native.
 wasm_tests() {
-  cargo build --locked --quiet --package wasm-runner
   say "tests: the core as WebAssembly in Node"
   CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$BINARIES/debug/wasm-runner" \
     cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test core
