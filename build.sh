@@ -234,17 +234,16 @@ advisories() {
 
 # The suites that meet what differs by version: where secrets come from, who signs, what Envoy answers by itself, how it reads calls
 # and passes replies on, how its own calls look. The others are about the core and the providers; `compat` runs them, too.
-readonly BY_VERSION=(contract envoys_own_answers secrets shapes signing truth)
+readonly BY_VERSION=(contract:: envoys_own_answers:: secrets:: shapes:: signing:: truth::)
 
 # The end-to-end tests on another Envoy: its version, its program, and which suites (all where none is named). Before 1.38 there are
 # no secrets in filter state: they come by header, and the few tests of filter state itself, and of OpenBao with its token there, end
 # at once. Before 1.40 Envoy writes null for what is empty in problems of its own.
 end_to_end() {
-  local settings=(SECRETS_BY=filter_state) suites=() suite
-  for suite in "${@:3}"; do suites+=(--test "$suite"); done
+  local settings=(SECRETS_BY=filter_state)
   case "$1" in 1.36.* | 1.37.*) settings=(SECRETS_BY=header) ;; esac
   [ "$1" = "$ENVOY_VERSION" ] || settings+=(ENVOY_WRITES_NULL=1)
-  env "${settings[@]}" ENVOY="$2" cargo test --locked --package gateway-testbed --no-fail-fast ${suites[@]+"${suites[@]}"}
+  env "${settings[@]}" ENVOY="$2" cargo test --locked --workspace --test gateway -- "${@:3}"
 }
 
 # openapi.yaml against `serve`: what schemathesis makes of it, and what a client makes that is generated from it. (That it says

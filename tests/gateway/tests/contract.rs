@@ -1,10 +1,8 @@
 //! The contract at the gateway's front: what it takes, what it refuses, what passes in either direction and what never does.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 
-use common::{Problem, assert_problem, plugin};
+use crate::common::{Problem, assert_problem, plugin};
 use gateway_testbed::{
     Answer, Gateway, Options, Secrets, SecretsBy, envoy, load, project, route_mut, set_secrets,
 };

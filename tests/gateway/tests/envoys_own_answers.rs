@@ -1,12 +1,10 @@
 //! Whatever Envoy answers in a provider's place, before the filter, in it or past it, is a problem of the catalogue that
 //! tells the truth about the money; and the answers of other paths stay as they are.
 
-mod common;
-
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::common::{FOUR, Problem, asked, assert_problem, booked, of, raw, unknown};
 use anyhow::{Context as _, Result, ensure};
-use common::{FOUR, Problem, asked, assert_problem, booked, of, raw, unknown};
 use gateway_testbed::{Answer, Gateway, Options, PATH, cluster, filter_mut, project, route_mut};
 use provider_simulator::{self as simulator, Alpn, Certificate, Fault, Provider, Reply};
 use serde_json::{Value, json};

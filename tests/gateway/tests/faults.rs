@@ -1,8 +1,6 @@
 //! What can go wrong on a refund's way, as a table: each fault at each provider, what the caller is told, and what the
 //! provider's ledger says. The expectations are the contract's. `docs/failures.md` is made from the same table.
 
-mod common;
-
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,9 +11,9 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::common::{FOUR, Problem, assert_problem, by_key, plugin};
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use common::{FOUR, Problem, assert_problem, by_key, plugin};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
     Answer, Gateway, Options, PATH, Secrets, SecretsBy, cluster, project, route_mut,
@@ -2757,7 +2755,7 @@ fn the_page_of_failures_is_the_table_of_these_tests() -> Result<()> {
     ensure!(
         found == made,
         "docs/failures.md is not the table of tests/gateway/tests/faults.rs: run `UPDATE_DOCS=1 cargo test --package \
-         gateway-testbed --test faults the_page_of_failures` and commit it"
+         gateway-testbed the_page_of_failures` and commit it"
     );
     Ok(())
 }

@@ -1,12 +1,10 @@
 //! The guard against second sends, in real Envoy with two workers: what the same key meets in every state.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::common::{FOUR, Problem, assert_problem, booked, fleet, of, plugin, shut, unknown};
 use anyhow::{Context as _, Result};
-use common::{FOUR, Problem, assert_problem, booked, fleet, of, plugin, shut, unknown};
 use gateway_testbed::{Answer, Gateway, Options, cluster, filter_mut, route_mut};
 use provider_simulator::{Fault, Provider, Reply, orders};
 use serde_json::{Value, json};

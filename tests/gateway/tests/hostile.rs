@@ -1,13 +1,11 @@
 //! Calls made to hurt, through real Envoy: each ends in its one problem or its one refund, none reaches more than it names,
 //! and no worker's VM dies of it.
 
-mod common;
-
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::common::{FOUR, Problem, assert_problem, currency, unknown};
 use anyhow::{Context as _, Result, bail, ensure};
-use common::{FOUR, Problem, assert_problem, currency, unknown};
 use gateway_testbed::{Answer, Gateway, Options, PATH, cluster};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use provider_simulator::{Fault, Provider, Received, Reply, orders};

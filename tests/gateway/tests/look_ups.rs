@@ -1,17 +1,15 @@
 //! Look-ups through real Envoy and TLS: every refund that is pending or unknown comes to an end, and where the provider cannot
 //! tell, nobody is told more than is known.
 
-mod common;
-
 use std::convert::Infallible;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
-use common::{
+use crate::common::{
     FOUR, Problem, asked, asked_wrongly, assert_problem, booked, fleet, of, plugin, raw, shut,
     unknown,
 };
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
     Answer, Gateway, Options, PATH, SecretsBy, cluster, route_mut, sign_by_transit,

@@ -1,10 +1,8 @@
 //! The four providers through real Envoy and TLS: what each is sent, what is booked, and what every reply of theirs becomes.
 
-mod common;
-
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{FOUR, Problem, assert_problem, of, plugin, unknown};
+use crate::common::{FOUR, Problem, assert_problem, of, plugin, unknown};
 use gateway_testbed::{Answer, Gateway, Options, route_mut};
 use provider_simulator::orders::{Behaviour, KNOWN, Order, find, fresh};
 use provider_simulator::{Exchange, Fault, Provider, Refunded, Reply};

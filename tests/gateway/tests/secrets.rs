@@ -1,15 +1,13 @@
 //! Secrets by every way: where they come from, what happens where one is missing, how a new one comes into use, and that none
 //! comes out anywhere.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use crate::common::{Problem, assert_problem};
 use anyhow::{Context as _, Result, ensure};
-use common::{Problem, assert_problem};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
     Answer, Gateway, Options, Secrets, SecretsBy, change_plugin, inject_credentials, route_mut,

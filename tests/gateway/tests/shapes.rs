@@ -1,8 +1,6 @@
 //! Whatever the shape of a message, in either direction and in either HTTP version, it means the same: it ends with its
 //! headers, its body or its trailers, comes whole or in pieces, and its bytes need not be text.
 
-mod common;
-
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -10,9 +8,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::common::{Problem, assert_problem, plugin, unknown};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use common::{Problem, assert_problem, plugin, unknown};
 use gateway_testbed::{Answer, Gateway, Options, PATH, filter_mut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::BodyExt as _;

@@ -1,8 +1,6 @@
 //! Signing through real Envoy: three signers that give the same bytes, keys that cannot sign, keys in time, and an OpenBao that
 //! does not answer as it should.
 
-mod common;
-
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -12,9 +10,9 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::common::{Problem, assert_problem};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use common::{Problem, assert_problem};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
     Answer, Gateway, Options, PATH, Secrets, SecretsBy, change_plugin, route_mut, sign_by_transit,

@@ -1,14 +1,12 @@
 //! Bank of Georgia's bearer token: fetched once for all callers and workers, renewed before its end, dropped when it is
 //! refused; and a call that gets none has not been sent.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::{Problem, assert_problem};
 use anyhow::{Result, ensure};
-use common::{Problem, assert_problem};
 use gateway_testbed::{Answer, Gateway, Options};
 use provider_simulator::{Certificate, ExpiresIn, Fault, Provider, Reply, TokenLifetime, orders};
 use serde_json::{Value, json};

@@ -1,14 +1,12 @@
 //! A certain word only of the refund's own, through real Envoy and TLS: what needs a host to show. (The rules themselves are
 //! `tests/truth.rs` of the core.)
 
-mod common;
-
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use common::{
+use crate::common::{
     FOUR, Problem, asked, asked_wrongly, assert_problem, booked, fleet, of, plugin, unknown,
 };
+use anyhow::{Context as _, Result};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{Answer, Gateway, Options, SecretsBy, cluster, route_mut, sign_by_transit};
 use provider_simulator::orders::{find, fresh};

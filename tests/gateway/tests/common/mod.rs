@@ -1,7 +1,5 @@
 //! What the test files share.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
-
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -1,0 +1,19 @@
+//! The filter in real Envoy, in one program: it is linked once, and no core waits for the last test of a suite. A suite alone:
+//! `cargo test --package gateway-testbed guard::`.
+
+mod common;
+
+mod contract;
+mod envoys_own_answers;
+mod faults;
+mod guard;
+mod hostile;
+mod look_ups;
+mod providers;
+mod rotation;
+mod secrets;
+mod shapes;
+mod signing;
+mod soak;
+mod tokens;
+mod truth;
