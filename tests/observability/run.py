@@ -1,5 +1,7 @@
-"""Holds observability/ together: `run.py FOLDER`, the folder that has prometheus and amtool. A Prometheus
-scrapes a page with every series of the filter, and every query of the dashboard must find something there."""
+"""Holds observability/ together: `run.py FOLDER`, the folder that has prometheus and amtool.
+
+A Prometheus scrapes a page with every series of the filter, and every query of the dashboard must
+find something there."""
 
 import contextlib
 import itertools
@@ -132,7 +134,7 @@ def running(*command: object):
 
 
 def names_and_values(where: str, query: str) -> None:
-    """A metric or a label's value that the filter does not have would never be noticed: such a query finds nothing, ever."""
+    """A query of a metric or a label's value that the filter does not have never finds anything."""
     without_labels = re.sub(r"\{[^}]*\}|\b(?:by|on) \([^)]*\)", "", query)
     for name in re.findall(r"(?<![:\w])(?:refund|envoy)_\w+", without_labels):
         hold(name in COUNTERS | GAUGES, f"{where}: there is no metric {name}")
@@ -142,7 +144,7 @@ def names_and_values(where: str, query: str) -> None:
 
 
 def rules(alerts: list) -> None:
-    """Every alert has its labels, its words, an entry in the runbook, a route, and a test of both ends."""
+    """Every alert has labels, words, an entry in the runbook, a route, and a case of both ends."""
     names = {alert["name"] for alert in alerts}
     tests = "".join(path.read_text() for path in FOLDER.glob("*rules_test.yml"))
     cases = {tuple(found[0].split()[:2]): found for found in re.findall(r"(?ms)^- name: ([^\n]+)\n(.*?)(?=^- name: |\Z)", tests)}
@@ -161,7 +163,8 @@ def rules(alerts: list) -> None:
         routed = [PROGRAMS / "amtool", "config", "routes", "test", f"--config.file={FOLDER / 'alertmanager.yml'}"]
         routed += [f"--verify.receivers={severity}", f"alertname={name}", f"severity={severity}"]
         hold(subprocess.run(routed, capture_output=True).returncode == 0, f"{name}: not routed to {severity}")
-    # Where both lack the label of `equal`, Alertmanager takes that for equal, and one alert silences another of anything.
+    # Two alerts that both lack the label of `equal` are equal to Alertmanager: one would silence
+    # the other whatever they are about.
     routing = (FOLDER / "alertmanager.yml").read_text()
     inhibitions = re.findall(INHIBITION, routing)
     hold(len(inhibitions) == routing.count("source_matchers"), "alertmanager.yml: an inhibition is written otherwise than the others")
