@@ -1,9 +1,7 @@
 //! The filter in a team's own Envoy: where its route stands among others, who is let in, and what is missing.
 
-mod common;
-
+use crate::common::{FOUR, Problem, asked, assert_problem, of, unknown};
 use anyhow::Result;
-use common::{FOUR, Problem, asked, assert_problem, of, unknown};
 use gateway_testbed::{
     Answer, Gateway, Options, PATH, SecretsBy, cluster, parse, project, route_mut,
 };

@@ -4,6 +4,7 @@
 mod common;
 
 mod contract;
+mod deployment;
 mod envoys_own_answers;
 mod faults;
 mod guard;
