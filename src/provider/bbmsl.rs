@@ -9,9 +9,10 @@ use serde_json::value::RawValue;
 
 use super::{
     Absence, Attempt, Capabilities, Configured, Counting, Doubt, Echo, Finding, Idempotency, Look,
-    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
-    ProviderRequest, Reason, Receipt, Refunds, Refusal, Shown, ShownBy, Units, Wanted, ProviderMessage,
-    by_status, differs, echoed_amount, field_errors, identifier, message_of, refusal, scalar,
+    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderMessage,
+    ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Refusal, Shown, ShownBy, Units,
+    Wanted, by_status, differs, echoed_amount, field_errors, identifier, message_of, refusal,
+    scalar,
 };
 use crate::credentials::Auth;
 use crate::json::{Kind, Node};

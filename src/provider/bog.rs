@@ -8,9 +8,10 @@ use serde_json::value::RawValue;
 
 use super::{
     Absence, Attempt, Capabilities, Configured, Counting, Doubt, Finding, Idempotency, Look,
-    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
-    ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted, ProviderMessage, by_status,
-    differs, field_errors, identifier, is_refusal, message_of, path_segment, plain_text, scalar,
+    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderMessage,
+    ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted,
+    by_status, differs, field_errors, identifier, is_refusal, message_of, path_segment, plain_text,
+    scalar,
 };
 use crate::credentials::Auth;
 use crate::json::Node;

@@ -8,9 +8,9 @@ use serde_json::value::RawValue;
 
 use super::{
     Absence, Attempt, Capabilities, Configured, Counting, Doubt, Echo, Finding, Idempotency, Look,
-    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderReply,
-    ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted, ProviderMessage, by_status,
-    differs, echoed_amount, field_errors, is_refusal, message_of, path_segment, scalar,
+    MinorUnits, Names, Outcome, Payload, PaymentRule, Provider, ProviderKind, ProviderMessage,
+    ProviderReply, ProviderRequest, Reason, Receipt, Refunds, Shown, ShownBy, Units, Wanted,
+    by_status, differs, echoed_amount, field_errors, is_refusal, message_of, path_segment, scalar,
 };
 use crate::credentials::Auth;
 use crate::json::Node;
@@ -190,7 +190,9 @@ impl Provider for Moyasar {
         };
         match scalar(order.get("id")) {
             None => return unreadable,
-            id if id != payment.id => return Look::Unknown(Doubt::Mismatch, ProviderMessage::default()),
+            id if id != payment.id => {
+                return Look::Unknown(Doubt::Mismatch, ProviderMessage::default());
+            }
             Some(_) => {}
         }
         let currency = order.get("currency").and_then(Node::text);
