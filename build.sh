@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|compat|bench|soak|image]. Everything it needs goes into folders of the checkout.
+# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|compat|bench|soak|image|doctor FILE|config PROVIDERS].
+# Everything it needs goes into folders of the checkout.
 set -euo pipefail
+readonly CALLED_FROM="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 readonly ENVOY_VERSION=1.40.0
@@ -160,6 +162,14 @@ testbed() {
 formatting() {
   cargo fmt --all --check
   rustfmt --edition 2024 --check src/provider/*.rs tests/providers/*/*.rs
+}
+
+# A look at a configuration of Envoy, or a new one. FILE is named from where the caller stands.
+doctor() {
+  need_rust
+  cargo build --locked --quiet --package refund-doctor
+  cd "$CALLED_FROM"
+  exec "$BINARIES/debug/doctor" "$@"
 }
 
 # The inner loop: what one runs while editing the core, in less than a minute once it is built.
@@ -359,10 +369,13 @@ TEXT
 }
 
 command="${1:-build}"
+case "$command" in
+  doctor | config) doctor "$@" ;;
+esac
 if [ "$command" = new-provider ]; then
   [ $# -eq 2 ] || fail "new-provider needs a name, and nothing else."
 else
-  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, compat, bench, soak or image."
+  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, compat, bench, soak or image; only new-provider, doctor and config take more."
 fi
 case "$command" in
   build) build ;;
@@ -373,5 +386,5 @@ case "$command" in
   compat) compat ;;
   bench) bench ;;
   image) image ;;
-  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, compat, bench, soak and image." ;;
+  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, compat, bench, soak, image, doctor and config." ;;
 esac

@@ -5,6 +5,7 @@ mod common;
 
 mod contract;
 mod deployment;
+mod doctor;
 mod envoys_own_answers;
 mod faults;
 mod guard;
