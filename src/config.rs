@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::rc::Rc;
 
+use crate::caller::{CallerName, CallerSource};
 pub use crate::credentials::{Auth, TokenEndpoint};
 use crate::guard::{Digest, GuardSettings};
 use crate::json::{Json, Node};
-use crate::money::Currency;
+use crate::money::{Currency, Money};
 use crate::problem::Fault;
 use crate::provider::{Configured, KINDS, MinorUnits, Provider, ProviderKind, Reason};
 use crate::reader::{Reader, list};
@@ -29,6 +30,8 @@ pub struct Config {
     pub secret_headers: Vec<String>,
     /// What is remembered of idempotency keys.
     pub guard: GuardSettings,
+    /// Where Envoy says who calls; none: callers are not told apart.
+    pub caller: Option<CallerSource>,
     providers: BTreeMap<String, Rc<ProviderEntry>>,
 }
 
@@ -58,6 +61,12 @@ pub struct ProviderEntry {
     pub query_first: bool,
     /// How long a send may still arrive, in milliseconds.
     pub settle_ms: i64,
+    /// Whether the platform team has switched refunds off. Look-ups go on.
+    pub is_off: bool,
+    /// The most that one refund may be, by currency; none: no limit.
+    pub max_amount: Option<Vec<Money>>,
+    /// Who may use it; none: all.
+    pub callers: Option<Vec<String>>,
 }
 
 impl ProviderEntry {
@@ -65,6 +74,33 @@ impl ProviderEntry {
     pub fn takes_currency(&self, currency: Currency) -> bool {
         let allowed = self.currencies.as_ref();
         allowed.is_none_or(|allowed| allowed.contains(&currency))
+    }
+
+    /// Whether this caller may use it.
+    pub fn lets_in(&self, caller: Option<&CallerName>) -> bool {
+        self.callers.as_ref().is_none_or(|allowed| {
+            caller.is_some_and(|caller| allowed.iter().any(|name| name == caller.as_str()))
+        })
+    }
+
+    /// Why a refund of so much is over the limit: a sentence. `None` as the amount: nobody knows how much it is.
+    pub fn over_limit(&self, amount: Option<Money>) -> Option<String> {
+        let limits = self.max_amount.as_ref()?;
+        let Some(amount) = amount else {
+            return Some("The limit of this provider needs to be told how much it is.".to_owned());
+        };
+        let code = amount.currency.code();
+        match limits
+            .iter()
+            .find(|limit| limit.currency == amount.currency)
+        {
+            Some(limit) if amount.minor <= limit.minor => None,
+            Some(limit) => Some(format!(
+                "One refund at this provider may be {} {code} at most.",
+                limit.value()
+            )),
+            None => Some(format!("There is no limit for {code} at this provider.")),
+        }
     }
 }
 
@@ -133,6 +169,11 @@ impl Reader<'_> {
                 sound
             }),
         };
+        let caller = match object.take("caller") {
+            Some(node) => self.caller(node).map(Some),
+            None => Some(None),
+        };
+        let tells_callers = caller != Some(None);
         let providers = self
             .required(&mut object, "providers")
             .and_then(|node| self.object("/providers", node));
@@ -158,7 +199,7 @@ impl Reader<'_> {
                     "A provider's name is 1 to 64 letters, digits, hyphens and underscores of ASCII.",
                 );
             }
-            if let Some(entry) = self.provider(&pointer, name, *node) {
+            if let Some(entry) = self.provider(&pointer, name, *node, tells_callers) {
                 entries.insert(name.clone().into_owned(), Rc::new(entry));
             }
         }
@@ -166,6 +207,7 @@ impl Reader<'_> {
             path: path?,
             secret_headers: mem::take(&mut self.secret_headers),
             guard: guard?,
+            caller: caller?,
             providers: entries,
         })
     }
@@ -187,7 +229,82 @@ impl Reader<'_> {
         })
     }
 
-    fn provider(&mut self, pointer: &str, name: &str, node: Node<'_>) -> Option<ProviderEntry> {
+    /// `{"property": […]}` or `{"filter_state": KEY}`.
+    fn caller(&mut self, node: Node<'_>) -> Option<CallerSource> {
+        let mut object = self.object("/caller", node)?;
+        let property = object.take("property");
+        let filter_state = self.optional_text(&mut object, "filter_state");
+        let had_state = object.had("filter_state");
+        let pointer = object.at("property");
+        self.refuse_the_rest(object);
+        match (property, filter_state) {
+            (Some(node), None) if !had_state => {
+                let path = self.texts(&pointer, node)?;
+                let source = CallerSource::property(path);
+                if let Err(why) = source {
+                    self.fault(pointer, format!("This {why}."));
+                }
+                source.ok()
+            }
+            (None, Some(key)) => Some(CallerSource::FilterState(key)),
+            (None, None) if had_state => None,
+            _ => {
+                self.fault("/caller", "This must have either property or filter_state.");
+                None
+            }
+        }
+    }
+
+    /// A list of texts, and not an empty one.
+    fn texts(&mut self, pointer: &str, node: Node<'_>) -> Option<Vec<String>> {
+        let Some(items) = node.items().filter(|items| !items.is_empty()) else {
+            self.fault(
+                pointer,
+                "This must be a list of strings, and not an empty one.",
+            );
+            return None;
+        };
+        let texts = items.into_iter().enumerate();
+        let texts: Vec<_> = texts
+            .map(|(index, item)| self.text(&format!("{pointer}/{index}"), item))
+            .collect();
+        texts.into_iter().collect()
+    }
+
+    /// `{"GEL": "500.00"}`: the most that one refund may be.
+    fn max_amount(&mut self, pointer: &str, node: Node<'_>) -> Option<Vec<Money>> {
+        let object = self.object(pointer, node)?;
+        if object.members().is_empty() {
+            self.fault(pointer, "This must name at least one currency.");
+        }
+        let mut limits = Vec::with_capacity(object.members().len());
+        for (code, node) in object.members() {
+            let Some(currency) = Currency::from_code(code) else {
+                self.fault(
+                    object.at(code),
+                    "The name must be an ISO 4217 code in upper case.",
+                );
+                continue;
+            };
+            let value = node.text();
+            match value.map(|value| Money::from_value(&value, currency)) {
+                Some(Ok(limit)) => limits.push(limit),
+                _ => self.fault(
+                    object.at(code),
+                    "This must be a decimal string above zero, with no more decimals than the currency has.",
+                ),
+            }
+        }
+        Some(limits)
+    }
+
+    fn provider(
+        &mut self,
+        pointer: &str,
+        name: &str,
+        node: Node<'_>,
+        tells_callers: bool,
+    ) -> Option<ProviderEntry> {
         let mut object = self.object(pointer, node)?;
         let kind = self.required_text(&mut object, "kind").and_then(|word| {
             let kind = KINDS.iter().find(|kind| kind.name == word);
@@ -212,6 +329,29 @@ impl Reader<'_> {
         let cluster = self.optional_text(&mut object, "cluster");
         let query_first = self.flag(&mut object, "query_first");
         let settle = self.count(&mut object, "settle_seconds", (1, 24 * 60 * 60));
+        let is_off = match object.take("refunds").map(|node| node.text()) {
+            None => false,
+            Some(Some(word)) if word == "on" => false,
+            Some(Some(word)) if word == "off" => true,
+            Some(_) => {
+                self.fault(object.at("refunds"), "This must be on or off.");
+                true
+            }
+        };
+        let max_amount = match object.take("max_amount") {
+            Some(node) => self.max_amount(&object.at("max_amount"), node).map(Some),
+            None => Some(None),
+        };
+        let callers = match object.take("callers") {
+            Some(node) => self.texts(&object.at("callers"), node).map(Some),
+            None => Some(None),
+        };
+        if !tells_callers && callers != Some(None) {
+            self.fault(
+                object.at("callers"),
+                "Nobody says who calls: /caller is missing.",
+            );
+        }
         // What else there may be depends on the kind: without one the rest cannot be judged.
         let kind = kind?;
         if !kind.capabilities.shows_currency && currencies == Some(None) {
@@ -257,6 +397,9 @@ impl Reader<'_> {
             cluster: cluster.unwrap_or_else(|| name.to_owned()),
             query_first,
             settle_ms: i64::from(settle?.unwrap_or(DEFAULT_SETTLE_SECONDS)).saturating_mul(1_000),
+            is_off,
+            max_amount: max_amount?,
+            callers: callers?,
         })
     }
 

@@ -48,6 +48,9 @@ pub use waiting::Waiting;
 /// What is known of earlier sends under a key: the guard's word.
 pub type Earlier<'a> = &'a dyn Fn(&Digest) -> Option<Standing>;
 
+/// What Envoy says of a call: a property by its path.
+pub type Property<'a> = &'a dyn Fn(&[&str]) -> Option<Vec<u8>>;
+
 /// Where a call stands after a step. What it holds makes the next step, and is consumed by it.
 #[derive(Debug)]
 pub enum Step {

@@ -6,6 +6,7 @@
 use percent_encoding::percent_decode;
 
 use crate::call::PaymentNames;
+use crate::caller::CallerName;
 use crate::config::{Config, ProviderEntry};
 use crate::idempotency::{IdempotencyKey, ProviderKey};
 use crate::problem::{Fault, MAX_TOLD};
@@ -84,10 +85,12 @@ impl Query {
 }
 
 impl LookUp {
-    /// Reads a query (without its question mark), and finds all its faults at once.
+    /// Reads a query (without its question mark), and finds all its faults at once. `caller`: whose keys are meant, where callers
+    /// are told apart.
     pub fn read<'c>(
         query: &[u8],
         config: &'c Config,
+        caller: Option<&CallerName>,
     ) -> Result<(LookUp, &'c ProviderEntry), Vec<Fault>> {
         let mut query = Query::read(query);
         let provider = query.text("provider", MAX_ID);
@@ -115,7 +118,7 @@ impl LookUp {
                     "This must be the refund's Idempotency-Key: 1 to 255 visible ASCII characters.",
                 );
             }
-            key.ok()
+            key.ok().map(|key| key.of_caller(caller.cloned()))
         });
         for (name, text) in [("id", &id), ("reference", &reference)] {
             if matches!(text.as_deref(), Some("." | "..")) {

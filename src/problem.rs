@@ -25,6 +25,16 @@ pub enum Code {
     IdempotencyKeyReused,
     /// What the contract or this provider cannot take.
     InvalidRequest,
+    /// The amount is over the configured limit.
+    AmountOverLimit,
+    /// The caller cannot be told, or may not use this provider.
+    CallerNotAllowed,
+    /// Envoy's own filters did not let the caller in. (Envoy writes it, by `envoy.yaml`.)
+    AccessDenied,
+    /// Envoy's own rate limit. (Envoy writes it, by `envoy.yaml`.)
+    TooManyRequests,
+    /// Refunds at this provider are switched off.
+    ProviderOff,
     /// The same key is in flight, here or at the provider.
     RefundInProgress,
     /// This provider refunds a payment once, and another key has this payment, or it shows a refund.
@@ -68,7 +78,7 @@ impl Code {
     }
 
     /// All of them.
-    pub const ALL: [Code; 27] = [
+    pub const ALL: [Code; 32] = [
         Code::BadRequest,
         Code::MethodNotAllowed,
         Code::UnsupportedMediaType,
@@ -79,6 +89,11 @@ impl Code {
         Code::IdempotencyKeyInvalid,
         Code::IdempotencyKeyReused,
         Code::InvalidRequest,
+        Code::AmountOverLimit,
+        Code::CallerNotAllowed,
+        Code::AccessDenied,
+        Code::TooManyRequests,
+        Code::ProviderOff,
         Code::RefundInProgress,
         Code::PaymentHasRefund,
         Code::RefundDeclined,
@@ -145,6 +160,15 @@ impl Code {
                 "The key was used with another refund",
             ),
             Code::InvalidRequest => ("invalid-request", 422, "The call has faults"),
+            Code::AmountOverLimit => ("amount-over-limit", 422, "The amount is over the limit"),
+            Code::CallerNotAllowed => ("caller-not-allowed", 403, "The caller is not allowed"),
+            Code::AccessDenied => ("access-denied", 403, "Access denied"),
+            Code::TooManyRequests => ("too-many-requests", 429, "Too many requests"),
+            Code::ProviderOff => (
+                "provider-off",
+                503,
+                "Refunds at this provider are switched off",
+            ),
             Code::RefundInProgress => (
                 "refund-in-progress",
                 409,

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use crate::config::{Auth, Config};
 use crate::guard::Table;
 use crate::host::{Buffer, Host, Level};
+use crate::memory::swap;
 use crate::problem::Fault;
 use crate::signing::{SignerChoice, Signing, Told};
 
@@ -179,6 +180,22 @@ impl Worker {
                 names.join(", ")
             ),
         );
+        if config.caller.is_none() && self.is_first("refund.told.no_caller") {
+            self.log(
+                Level::Warn,
+                "callers are not told apart (`caller` is not configured): whoever reaches the filter may refund. Authentication must \
+                 stand in front of it, on the refunds' own route",
+            );
+        }
+    }
+
+    /// Whether this name is said for the first time in the process: all workers are configured alike.
+    fn is_first(&self, name: &str) -> bool {
+        let first = swap(&*self.host, name, |bytes| {
+            let first = bytes.is_empty();
+            (first, first.then(|| vec![1]))
+        });
+        first.unwrap_or(true)
     }
 
     /// Does what is due: gauges, token fetches, and what the paused streams wait for.

@@ -90,7 +90,7 @@ impl Core {
     pub fn request(&self, headers: &Headers<'_>, body: &[u8]) -> Result<Going, Answer> {
         let now = self.now();
         let earlier = |_: &_| None;
-        let reading = match open(&self.config, headers, now, &earlier) {
+        let reading = match open(&self.config, headers, now, &earlier, &|_| None) {
             Opening::Read(reading) => reading,
             Opening::Answer(answer) => return Err(answer),
             Opening::NotOurs => return Err(unreadable_call()),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::answer::answer;
 use super::call::{Call, Task};
 use super::caller::Caller;
-use super::sentences::{gateway_error, payment_has_refund};
+use super::sentences::{gateway_error, payment_has_refund, provider_off};
 use super::{Answer, Step, looked_up};
 use crate::clock::{Now, Resend};
 use crate::config::ProviderEntry;
@@ -104,6 +104,10 @@ impl Accepted {
                     "Nothing was sent: an earlier call with this key left the gateway, and its end was not seen.",
                 );
             }
+        }
+        // Only now: what was answered before under this key is told again.
+        if self.entry.is_off && matches!(self.task, Task::Refund(..)) {
+            return Step::Answered(self.not_sent(provider_off()));
         }
         let secrets = Rc::new(self.secrets);
         let carried = Carried {

@@ -3,6 +3,7 @@
 use super::answer::problem_answer;
 use super::sentences::gateway_error;
 use super::{Answer, Settlement};
+use crate::caller::CallerName;
 use crate::clock::Now;
 use crate::guard::{End, Standing, Ticket};
 use crate::headers::Headers;
@@ -17,6 +18,8 @@ pub(super) struct Caller {
     pub(super) request_id: Option<Vec<u8>>,
     pub(super) passed_on: Headers<'static>,
     pub(super) came: Now,
+    /// Who calls, where the configuration says where Envoy says so.
+    pub(super) name: Option<CallerName>,
     /// What is known of earlier sends under the key.
     pub(super) standing: Option<Standing>,
     /// Whether the guard had no room for the key: then nobody knows of earlier sends under it.
@@ -40,6 +43,7 @@ impl Caller {
             request_id: headers.first("x-request-id").map(<[u8]>::to_vec),
             passed_on,
             came,
+            name: None,
             standing: None,
             unremembered: false,
             ticket: None,
@@ -113,6 +117,7 @@ pub fn unreadable_call() -> Answer {
             unix_ms: 0,
             steady_ms: 0,
         },
+        name: None,
         standing: None,
         unremembered: false,
         ticket: None,

@@ -124,6 +124,7 @@ impl Callout {
 
     /// The answer in place of Envoy's own meanwhile.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.call().not_sent(nothing_left(reply))
+        let call = self.call();
+        call.not_sent(nothing_left(reply, Some(&call.entry.base_url.authority)))
     }
 }

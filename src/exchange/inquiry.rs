@@ -6,7 +6,9 @@ use std::rc::Rc;
 
 use super::call::{Call, Task};
 use super::sending::Via;
-use super::sentences::{gateway_error, of_refusal, payment_has_refund, unreachable_provider};
+use super::sentences::{
+    gateway_error, of_refusal, over_limit, payment_has_refund, unreachable_provider,
+};
 use super::{Answer, CalloutRequest, Environment, ReplyHead, Sent, Step};
 use crate::clock::Now;
 use crate::guard::{Claim, End, Guard};
@@ -256,7 +258,11 @@ impl Call {
                 )
             }
             (Amount::Full, _, Some(left)) if left.minor == 0 => "Nothing is left of it.".to_owned(),
-            _ => return Ok(shown),
+            (Amount::Full, _, left) => match self.entry.over_limit(left) {
+                Some(why) => return Err(Box::new((over_limit(&why), shown.word))),
+                None => return Ok(shown),
+            },
+            (Amount::Exactly(_), ..) => return Ok(shown),
         };
         Err(Box::new((not_refundable(&sentence), shown.word)))
     }

@@ -4,9 +4,10 @@ use std::rc::Rc;
 
 use super::call::Task;
 use super::caller::Caller;
-use super::sentences::{gateway_error, invalid, nothing_left};
-use super::{Accepted, Answer, Earlier, LocalReply, preview};
+use super::sentences::{caller_not_allowed, gateway_error, invalid, nothing_left, over_limit};
+use super::{Accepted, Answer, Earlier, LocalReply, Property, preview};
 use crate::call::{Unacceptable, payment_digests};
+use crate::caller::CallerName;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::guard::{Asks, Digest, End, Question};
@@ -15,7 +16,7 @@ use crate::idempotency::{IdempotencyKey, KeyFault};
 use crate::look_up::{LookUp, provider_key};
 use crate::problem::{Code, Fault, Problem, Retry};
 use crate::provider::Refunds;
-use crate::refund::Refund;
+use crate::refund::{Amount, Refund};
 use crate::secret::Secret;
 
 /// The largest body of a canonical call, in bytes.
@@ -33,7 +34,13 @@ pub enum Opening {
 }
 
 /// Looks at a request's headers.
-pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now, earlier: Earlier<'_>) -> Opening {
+pub fn open(
+    config: &Rc<Config>,
+    headers: &Headers<'_>,
+    now: Now,
+    earlier: Earlier<'_>,
+    property: Property<'_>,
+) -> Opening {
     let path = headers.first(":path").unwrap_or_default();
     let mut parts = path.splitn(2, |b| *b == b'?');
     let (path, query) = (
@@ -51,6 +58,16 @@ pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now, earlier: Earli
     let mut caller = Caller::of(headers, now);
     let mut faults: Vec<Fault> = preview::old_header(headers).into_iter().collect();
     let method = headers.first(":method");
+    if let Some(source) = &config.caller {
+        caller.name = CallerName::from_property(property(&source.path()));
+        if caller.name.is_none() {
+            let problem = caller_not_allowed("The gateway cannot tell who calls.");
+            return Opening::Answer(match method {
+                Some(b"GET") => caller.problem_of_look_up(problem),
+                _ => caller.problem_of_refund(problem, End::NotSent),
+            });
+        }
+    }
     if method == Some(b"GET") {
         return Opening::Read(Reading {
             config: Rc::clone(config),
@@ -61,8 +78,9 @@ pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now, earlier: Earli
             caller,
         });
     }
-    let key =
-        IdempotencyKey::from_header(headers.all("idempotency-key")).map(|key| (key.digest(), key));
+    let key = IdempotencyKey::from_header(headers.all("idempotency-key"))
+        .map(|key| key.of_caller(caller.name.clone()))
+        .map(|key| (key.digest(), key));
     if let Ok((digest, _)) = &key
         && !preview
     {
@@ -259,7 +277,7 @@ impl Reading {
                     "Nothing was sent: the gateway could not take the request as it was written.",
                 )
             }, earlier),
-            _ => self.not_sent(nothing_left(reply), earlier),
+            _ => self.not_sent(nothing_left(reply, None), earlier),
         }
     }
 
@@ -294,6 +312,22 @@ impl Reading {
                 earlier,
             ));
         };
+        if !entry.lets_in(self.caller.name.as_ref()) {
+            let problem = caller_not_allowed("This caller may not use this provider.");
+            return Err(self.not_sent(problem, earlier));
+        }
+        let over = match &task {
+            Task::Refund(refund, _) => match refund.amount {
+                Amount::Exactly(amount) => entry.over_limit(Some(amount)),
+                // The look tells how much it is.
+                Amount::Full if entry.query_first => None,
+                Amount::Full => entry.over_limit(None),
+            },
+            Task::LookUp(..) => None,
+        };
+        if let Some(why) = over {
+            return Err(self.not_sent(over_limit(&why), earlier));
+        }
         Ok(Accepted {
             caller: self.caller,
             entry,
@@ -332,7 +366,7 @@ impl Reading {
     }
 
     fn look_up(&self, body: &[u8], query: &[u8]) -> Result<(String, Task, Asks), Unacceptable> {
-        let read = LookUp::read(query, &self.config);
+        let read = LookUp::read(query, &self.config, self.caller.name.as_ref());
         let no_body = || Fault::at("", "A look-up has no body: everything stands in the query.");
         let (LookUp { wanted, key }, entry) = match read {
             Ok(read) if body.is_empty() => read,

@@ -200,7 +200,7 @@ impl Sent {
         let not_injected = details == "failed_to_inject_credential";
         let call = self.call;
         if once && (!reply.connected || not_injected) {
-            return call.not_sent(nothing_left(reply));
+            return call.not_sent(nothing_left(reply, Some(&call.entry.base_url.authority)));
         }
         if once && details.contains("remote_refused_stream_reset") {
             // RFC 9113, 8.7: a refused stream was not processed.

@@ -62,6 +62,33 @@ pub(super) fn invalid(errors: Vec<Fault>) -> Problem {
     }
 }
 
+/// The problem where the platform team has switched refunds off.
+pub(super) fn provider_off() -> Problem {
+    Problem::not_refunded(
+        Code::ProviderOff,
+        Retry::SameKey,
+        "Nothing was sent: the platform team has switched refunds at this provider off. Look-ups go on.",
+    )
+}
+
+/// The problem of a refund over the configured limit. `why`: a sentence.
+pub(super) fn over_limit(why: &str) -> Problem {
+    Problem::not_refunded(
+        Code::AmountOverLimit,
+        Retry::Corrected,
+        format!("Nothing was sent. {why}"),
+    )
+}
+
+/// The problem of a caller who is not let in. `why`: a sentence.
+pub(super) fn caller_not_allowed(why: &str) -> Problem {
+    Problem::not_refunded(
+        Code::CallerNotAllowed,
+        Retry::Corrected,
+        format!("Nothing was sent. {why}"),
+    )
+}
+
 pub(super) fn gateway_error(status: u16, sentence: &str) -> Problem {
     Problem {
         status,
@@ -77,22 +104,27 @@ pub(super) fn unreachable_provider() -> Problem {
     )
 }
 
-/// What it means that Envoy answered before anything left the gateway.
-pub(super) fn nothing_left(reply: LocalReply<'_>) -> Problem {
+/// What it means that Envoy answered before anything left the gateway. `host`: the provider's, once it is known.
+pub(super) fn nothing_left(reply: LocalReply<'_>, host: Option<&str>) -> Problem {
+    // The policy of the route guard in envoy.yaml.
+    const GUARD: &str = "refund-on-another-route";
     // `upstream_reset_before_response_started{…}` with its many reasons, and the pool's own limits.
     const UNREACHABLE: [&str; 4] = ["upstream_reset", "no_healthy", "overflow", "timeout"];
     let details = reply.details;
     if UNREACHABLE.iter().any(|reason| details.contains(reason)) {
         return unreachable_provider();
     }
-    gateway_error(
-        503,
-        match details {
-            "route_not_found" | "cluster_not_found" => {
-                "Nothing was sent: the gateway has no route to this provider. The platform team must add one that matches the \
-                 filter state wasm.refund_provider."
-            }
-            _ => "Nothing was sent: the gateway answered in the provider's place.",
-        },
-    )
+    let host = host.unwrap_or("the provider");
+    let sentence = match details {
+        "route_not_found" | "cluster_not_found" => format!(
+            "Nothing was sent: the gateway has no route to this provider. Envoy looked in the virtual host of {host}. The platform \
+             team must add a route there that matches the filter state wasm.refund_provider.",
+        ),
+        _ if details.contains(GUARD) => format!(
+            "Nothing was sent: the route that Envoy chose in the virtual host of {host} is not marked as a provider's. The platform \
+             team must put this provider's own route, with the metadata refund_filter, in front of it.",
+        ),
+        _ => "Nothing was sent: the gateway answered in the provider's place.".to_owned(),
+    };
+    gateway_error(503, &sentence)
 }

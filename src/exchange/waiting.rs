@@ -88,6 +88,7 @@ impl Waiting {
 
     /// The answer in place of Envoy's own while the token is awaited. Nothing was sent.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
-        self.draft.call.not_sent(nothing_left(reply))
+        let call = &self.draft.call;
+        call.not_sent(nothing_left(reply, Some(&call.entry.base_url.authority)))
     }
 }

@@ -82,7 +82,8 @@ impl Stream {
             }
         }
         let earlier = |key: &Digest| self.worker.standing(key);
-        match open(&config, &headers, self.host().now(), &earlier) {
+        let property = |path: &[&str]| self.host().property(path);
+        match open(&config, &headers, self.host().now(), &earlier, &property) {
             Opening::NotOurs => Flow::Continue,
             Opening::Answer(answer) => self.end(answer),
             Opening::Read(reading) => {

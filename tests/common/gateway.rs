@@ -60,6 +60,8 @@ pub struct Gateway {
     pub fixture: &'static Fixture,
     pub config: Rc<Config>,
     pub memory: Remembered,
+    /// Who Envoy says that calls.
+    pub caller: Cell<Option<&'static str>>,
     leases: Cell<u64>,
     now: Cell<Now>,
 }
@@ -86,6 +88,7 @@ impl Gateway {
             fixture: fixture(name),
             config: config(name, provider),
             memory: Remembered::since(NOW, settings),
+            caller: Cell::new(None),
             leases: Cell::new(0),
             now: Cell::new(NOW),
         };
@@ -121,6 +124,12 @@ impl Gateway {
         });
     }
 
+    fn property(&self, path: &[&str]) -> Option<Vec<u8>> {
+        let asked = path == ["connection", "uri_san_peer_certificate"];
+        let caller = self.caller.get().filter(|_| asked)?;
+        Some(caller.into())
+    }
+
     fn lease(&self) -> u64 {
         self.leases.set(self.leases.get() + 1);
         self.leases.get()
@@ -141,7 +150,9 @@ impl Gateway {
     pub fn send_with(&self, headers: &Headers<'_>, call: &Value) -> Asked {
         let guard = self.memory.guard();
         let earlier = |key: &Digest| guard.standing(key, self.now());
-        let reading = match open(&self.config, headers, self.now(), &earlier) {
+        let reading = match open(&self.config, headers, self.now(), &earlier, &|path| {
+            self.property(path)
+        }) {
             Opening::Read(reading) => reading,
             Opening::Answer(answer) => return Asked::Answered(self.settled(answer)),
             Opening::NotOurs => panic!("not ours"),
@@ -238,9 +249,13 @@ impl Gateway {
     }
 
     pub fn send_look_up(&self, headers: &Headers<'_>) -> Asked {
-        let opening = open(&self.config, headers, self.now(), &|_| None);
-        let Opening::Read(reading) = opening else {
-            panic!("{opening:?}")
+        let opening = open(&self.config, headers, self.now(), &|_| None, &|path| {
+            self.property(path)
+        });
+        let reading = match opening {
+            Opening::Read(reading) => reading,
+            Opening::Answer(answer) => return Asked::Answered(self.settled(answer)),
+            Opening::NotOurs => panic!("not ours"),
         };
         let accepted = match reading.accept(b"", &|_| None) {
             Ok(accepted) => accepted,

@@ -95,7 +95,7 @@ pub fn resolve_files(value: &mut Value) {
 
 /// Looks at a call's headers, with nothing known of its key.
 pub fn open(config: &Rc<Config>, headers: &Headers<'_>, now: Now) -> Opening {
-    exchange::open(config, headers, now, &|_| None)
+    exchange::open(config, headers, now, &|_| None, &|_| None)
 }
 
 /// Goes on with a call's body, without a guard.

@@ -583,7 +583,7 @@ impl<'f> World<'f> {
         let guard = self.memory.guard();
         let earlier = |key: &Digest| guard.standing(key, self.now);
         let headers = call_headers(KEYS[key][spelling]);
-        let Opening::Read(reading) = open(config, &headers, self.now, &earlier) else {
+        let Opening::Read(reading) = open(config, &headers, self.now, &earlier, &|_| None) else {
             panic!("not read")
         };
         let accepted = reading.accept(body.as_bytes(), &earlier).unwrap();
@@ -917,7 +917,13 @@ impl<'f> World<'f> {
             self.fixture.name(),
             payment.as_str().unwrap()
         );
-        let opening = open(config, &look_up_headers(&query), self.now, &|_| None);
+        let opening = open(
+            config,
+            &look_up_headers(&query),
+            self.now,
+            &|_| None,
+            &|_| None,
+        );
         let Opening::Read(reading) = opening else {
             panic!("not read")
         };

@@ -986,3 +986,124 @@ fn a_secret_keeps_its_inner_characters() {
         );
     }
 }
+
+#[test]
+fn callers_limits_and_switches_are_read_and_their_slips_refused() {
+    let with = |pointer: &str, value: Value| {
+        let mut config = example();
+        let (place, name) = pointer.rsplit_once('/').unwrap();
+        config.pointer_mut(place).unwrap()[name] = value;
+        config
+    };
+    let san = json!({"property": ["connection", "uri_san_peer_certificate"]});
+    for (pointer, value) in [
+        ("/caller", san.clone()),
+        ("/caller", json!({"filter_state": "corp.caller"})),
+        ("/providers/bog/refunds", json!("on")),
+        ("/providers/bog/refunds", json!("off")),
+        ("/providers/bog/max_amount", json!({"GEL": "500.00"})),
+        (
+            "/providers/bog/max_amount",
+            json!({"GEL": "500", "JPY": "1"}),
+        ),
+    ] {
+        assert!(
+            read(&with(pointer, value.clone())).is_ok(),
+            "{pointer}: {value}"
+        );
+    }
+    for (pointer, value, at) in [
+        ("/caller", json!({}), "/caller"),
+        ("/caller", json!("sub"), "/caller"),
+        ("/caller", json!({"property": []}), "/caller/property"),
+        (
+            "/caller",
+            json!({"property": ["connection", ""]}),
+            "/caller/property/1",
+        ),
+        (
+            "/caller",
+            json!({"property": ["request", "headers", "x-user"]}),
+            "/caller/property",
+        ),
+        (
+            "/caller",
+            json!({"property": ["connection", "requested_server_name"]}),
+            "/caller/property",
+        ),
+        (
+            "/caller",
+            json!({"filter_state": ""}),
+            "/caller/filter_state",
+        ),
+        (
+            "/caller",
+            json!({"filter_state": "a", "property": ["b"]}),
+            "/caller",
+        ),
+        (
+            "/caller",
+            json!({"filter_state": "a", "header": "b"}),
+            "/caller/header",
+        ),
+        (
+            "/providers/bog/callers",
+            json!(["shop"]),
+            "/providers/bog/callers",
+        ),
+        (
+            "/providers/bog/refunds",
+            json!("no"),
+            "/providers/bog/refunds",
+        ),
+        (
+            "/providers/bog/refunds",
+            json!(false),
+            "/providers/bog/refunds",
+        ),
+        (
+            "/providers/bog/max_amount",
+            json!({}),
+            "/providers/bog/max_amount",
+        ),
+        (
+            "/providers/bog/max_amount",
+            json!({"GEL": 500}),
+            "/providers/bog/max_amount/GEL",
+        ),
+        (
+            "/providers/bog/max_amount",
+            json!({"GEL": "0"}),
+            "/providers/bog/max_amount/GEL",
+        ),
+        (
+            "/providers/bog/max_amount",
+            json!({"GEL": "1.001"}),
+            "/providers/bog/max_amount/GEL",
+        ),
+        (
+            "/providers/bog/max_amount",
+            json!({"gel": "1"}),
+            "/providers/bog/max_amount/gel",
+        ),
+        (
+            "/providers/bog/max_amount",
+            json!("500 GEL"),
+            "/providers/bog/max_amount",
+        ),
+    ] {
+        let faults = read(&with(pointer, value.clone())).expect_err(pointer);
+        let found: Vec<_> = faults.iter().map(|fault| &*fault.pointer).collect();
+        assert_eq!(found, [at], "{pointer}: {value}");
+    }
+    let mut config = with("/caller", san);
+    for (callers, sound) in [
+        (json!(["shop"]), true),
+        (json!([]), false),
+        (json!([""]), false),
+        (json!("shop"), false),
+    ] {
+        config["providers"]["bog"]["callers"] = callers.clone();
+        assert_eq!(read(&config).is_ok(), sound, "{callers}");
+    }
+}

@@ -390,9 +390,13 @@ fn what_a_query_decodes_to_is_what_is_asked_for() {
 fn a_look_up_has_no_body() {
     for fixture in FIXTURES {
         let query = Gateway::of(fixture.name()).query("&key=k-1");
-        let Opening::Read(reading) =
-            open(&fixture.config(), &look_up_headers(&query), NOW, &|_| None)
-        else {
+        let Opening::Read(reading) = open(
+            &fixture.config(),
+            &look_up_headers(&query),
+            NOW,
+            &|_| None,
+            &|_| None,
+        ) else {
             panic!("not read")
         };
         let answer = reading.accept(b"{}", &|_| None).unwrap_err();
@@ -571,7 +575,7 @@ fn what_once_asked_for_a_dry_run_is_refused_in_every_spelling() {
                     headers.push(name.as_bytes().to_vec(), value.as_bytes().to_vec());
                     for headers in [to_preview(&headers), headers] {
                         let Opening::Read(reading) =
-                            open(&gateway.config, &headers, NOW, &|_| None)
+                            open(&gateway.config, &headers, NOW, &|_| None, &|_| None)
                         else {
                             panic!("not read")
                         };
@@ -643,7 +647,7 @@ fn other_paths_are_not_ours() {
             let mut headers = Headers::default();
             headers.text(":method", method.to_owned());
             headers.text(":path", path.to_owned());
-            let opening = open(&config, &headers, NOW, &|_| None);
+            let opening = open(&config, &headers, NOW, &|_| None, &|_| None);
             assert!(matches!(opening, Opening::NotOurs), "{path}");
         }
     }

@@ -422,10 +422,12 @@ fn envoys_own() -> Vec<Value> {
     let mut problems = Vec::new();
     for mapper in mappers {
         let written = mapper["body_format_override"]["json_format"].to_string();
-        let statuses: &[u16] = if written.contains("%RESPONSE_CODE%") {
-            &[400, 403, 426, 431, 501]
-        } else {
-            &[0]
+        let code = &mapper["body_format_override"]["json_format"]["code"];
+        let statuses: &[u16] = match code.as_str().unwrap() {
+            "bad-request" => &[400, 403, 426, 431, 501],
+            "access-denied" => &[401, 403],
+            "too-many-requests" => &[429],
+            _ => &[0],
         };
         for status in statuses {
             for (retry, until) in [
@@ -454,7 +456,7 @@ fn envoys_own() -> Vec<Value> {
 }
 
 /// What a refund's caller gets, and what a look-up's.
-fn envoys_bad_request(operation: Operation, status: u16) -> Value {
+fn envoys(code: &str, operation: Operation, status: u16) -> Value {
     let outcome = if operation == POST {
         "not_refunded"
     } else {
@@ -464,7 +466,7 @@ fn envoys_bad_request(operation: Operation, status: u16) -> Value {
     problems
         .find(|problem| {
             let ours = problem["outcome"] == outcome;
-            ours && problem["code"] == "bad-request" && problem["status"] == status
+            ours && problem["code"] == code && problem["status"] == status
         })
         .unwrap()
 }
@@ -560,36 +562,62 @@ fn successes() -> Vec<Example> {
 /// Envoy's own, from envoy.yaml: none of these calls comes to the filter.
 fn bad_requests() -> Vec<Example> {
     let mut examples = Vec::new();
-    for (post, get, summary, status) in [
+    for (code, post, get, summary, status) in [
         (
+            "bad-request",
             "bad-request",
             "look-up-bad-request",
             "A call that breaks HTTP's own rules",
             400,
         ),
         (
+            "bad-request",
             "bad-request-upgrade",
             "look-up-bad-request-upgrade",
             "A call with `Upgrade`",
             403,
         ),
         (
+            "bad-request",
             "bad-request-version",
             "look-up-bad-request-version",
             "A call in HTTP/1.0",
             426,
         ),
         (
+            "bad-request",
             "bad-request-headers",
             "look-up-bad-request-headers",
             "A call with 101 headers",
             431,
         ),
         (
+            "bad-request",
             "bad-request-coding",
             "look-up-bad-request-coding",
             "A call with an unknown `Transfer-Encoding`",
             501,
+        ),
+        (
+            "access-denied",
+            "access-denied-no-credential",
+            "look-up-access-denied-no-credential",
+            "A call without a token, where the gateway asks for one",
+            401,
+        ),
+        (
+            "access-denied",
+            "access-denied",
+            "look-up-access-denied",
+            "A caller whom the gateway's own rules do not let in",
+            403,
+        ),
+        (
+            "too-many-requests",
+            "too-many-requests",
+            "look-up-too-many-requests",
+            "More calls than the gateway's rate limit takes",
+            429,
         ),
     ] {
         for (name, operations, operation) in [(post, TO_POST, POST), (get, TO_GET, GET)] {
@@ -598,11 +626,49 @@ fn bad_requests() -> Vec<Example> {
                 summary,
                 operations,
                 status,
-                body: envoys_bad_request(operation, status),
+                body: envoys(code, operation, status),
             });
         }
     }
     examples
+}
+
+/// BOG's fixture with these members more, and callers told apart.
+fn controlled(more: &Value) -> Rc<Config> {
+    let mut provider = fixture("bog").provider_config();
+    for (name, value) in more.as_object().into_iter().flatten() {
+        provider[name] = value.clone();
+    }
+    let config = json!({"caller": {"filter_state": "corp.caller"}, "providers": {"bog": provider}});
+    Rc::new(Config::read(config.to_string().as_bytes(), &|_| None).unwrap())
+}
+
+/// The answer to a caller who cannot be told.
+fn not_let_in(headers: &Headers<'_>) -> Answer {
+    match open(&controlled(&json!({})), headers, NOW) {
+        Opening::Answer(answer) => answer,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The answer to a sound call of a known caller, with these members more.
+fn limited(more: &Value) -> Answer {
+    let property = |_: &[&str]| Some(b"shop".to_vec());
+    let config = controlled(more);
+    let headers = headers_with(&[]);
+    let Opening::Read(reading) =
+        refund_filter::exchange::open(&config, &headers, NOW, &|_| None, &property)
+    else {
+        panic!("not read")
+    };
+    let body = fixture("bog").call().to_string();
+    match reading.accept(body.as_bytes(), &|_| None) {
+        Err(answer) => answer,
+        Ok(accepted) => match accepted.proceed(Claim::Unguarded, NOW, &mut StubSigner, &|_| None) {
+            Step::Answered(answer) => answer,
+            other => panic!("{other:?}"),
+        },
+    }
 }
 
 fn faults_of_a_call() -> Vec<Example> {
@@ -661,6 +727,30 @@ fn faults_of_a_call() -> Vec<Example> {
             TO_POST,
             "A key with a space in it",
             &key(Some("return 4711")),
+        ),
+        example(
+            "caller-not-allowed",
+            TO_POST,
+            "A caller who cannot be told, where `caller` is configured",
+            &not_let_in(&headers_with(&[])),
+        ),
+        example(
+            "look-up-caller-not-allowed",
+            TO_GET,
+            "A caller who cannot be told, where `caller` is configured",
+            &not_let_in(&look_up_headers(&query(bog))),
+        ),
+        example(
+            "amount-over-limit",
+            TO_POST,
+            "More than `max_amount`",
+            &limited(&json!({"max_amount": {"GEL": "5.00"}})),
+        ),
+        example(
+            "provider-off",
+            TO_POST,
+            "`refunds` is `off`",
+            &limited(&json!({"refunds": "off"})),
         ),
         example(
             "idempotency-key-reused",

@@ -1145,7 +1145,9 @@ fn a_byte_order_mark_is_no_part_of_a_reply() {
     }
     // Of a call it is: the contract's JSON begins with a brace.
     let gateway = Gateway::of("bog");
-    let Opening::Read(reading) = open(&gateway.config, &call_headers(KEY), NOW, &|_| None) else {
+    let Opening::Read(reading) = open(&gateway.config, &call_headers(KEY), NOW, &|_| None, &|_| {
+        None
+    }) else {
         panic!("not read")
     };
     let body = format!("\u{feff}{}", gateway.fixture.call());

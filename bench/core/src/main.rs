@@ -112,7 +112,7 @@ impl Case {
     fn request(&self, call: &[u8]) -> Option<(Sent, Vec<u8>)> {
         let headers = Headers::decode(call)?;
         let earlier = |_: &_| None;
-        let Opening::Read(reading) = open(&self.config, &headers, NOW, &earlier) else {
+        let Opening::Read(reading) = open(&self.config, &headers, NOW, &earlier, &|_| None) else {
             return None;
         };
         let accepted = reading.accept(self.body.as_bytes(), &earlier).ok()?;

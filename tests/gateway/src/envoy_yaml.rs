@@ -216,6 +216,11 @@ pub fn inject_credentials(config: &mut Value, secrets: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The parts of a file that says what changes in envoy.yaml.
+pub fn parts(name: &str) -> Result<Value> {
+    read(name)
+}
+
 /// `envoy/fleet.yaml` in front of these gateways.
 pub(crate) fn fleet(gateways: &[SocketAddr]) -> Result<Value> {
     let mut config = read("fleet.yaml")?;

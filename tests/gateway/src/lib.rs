@@ -25,7 +25,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 pub use envoy_yaml::{
-    change_plugin, filter_mut, inject_credentials, load, parse, route_mut, set_secrets,
+    change_plugin, filter_mut, inject_credentials, load, parse, parts, route_mut, set_secrets,
     sign_by_transit,
 };
 

@@ -3,7 +3,8 @@
 use crate::common::{FOUR, Problem, asked, assert_problem, of, unknown};
 use anyhow::Result;
 use gateway_testbed::{
-    Answer, Gateway, Options, PATH, SecretsBy, cluster, parse, project, route_mut,
+    Answer, Gateway, Options, PATH, SecretsBy, change_plugin, cluster, parse, parts, project,
+    route_mut,
 };
 use provider_simulator::Provider::{self, Moyasar};
 use serde_json::{Value, json};
@@ -289,5 +290,253 @@ async fn the_small_start_refunds_looks_up_and_does_not_refund_twice() -> Result<
     let answer = gateway.look_up(&asked).await?;
     assert_eq!(answer.body["status"], "succeeded", "{answer:?}");
     assert_eq!(gateway.simulators.ledger(Moyasar).len(), 1);
+    Ok(())
+}
+
+// ---- who calls
+
+const NOT_ALLOWED: Problem = Problem {
+    code: "caller-not-allowed",
+    status: 403,
+    outcome: "not_refunded",
+    retry: "corrected",
+};
+
+/// Tokens of `auth-jwt.yaml`'s issuer for `refunds`, signed with HS256 and the key of [`JWKS`]: of the caller who is named, of another
+/// one, of one without a name, and of the first signed with another key.
+const RIGHT: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiJyZXR1cm5zIn0.cB3BrHxICNhY2YKz3aq7h7q7SAlN59eDMOQuDoNR9Og";
+const OTHER: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiJzaG9wIn0.fHvnk1lAaihRf9Ikp4EOcG8sDvGZcsvipIBgIwSVm2w";
+const NAMELESS: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiIifQ.wnj4Sg8gEhK84P4DdjoMgc7Zm0P0z9y_uDgQw_AI-Po";
+const FORGED: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiJyZXR1cm5zIn0.j1ESLIGR70F-K7BVSRikNRTSqz7tXqewOSxjgCJqXKI";
+const JWKS: &str = r#"{"keys": [{"kty": "oct", "alg": "HS256", "kid": "1", "k": "YSBrZXkgb2YgdGhlc2UgdGVzdHMsIDMyIGJ5dGVzIG9yIG1vcmU"}]}"#;
+
+/// Tells the filter who calls, and who may use which provider, as the parts of an example have it.
+fn tell_callers(config: &mut Value, parts: &Value) {
+    let (caller, callers) = (parts["caller"].clone(), parts["callers"].clone());
+    change_plugin(config, |plugin| {
+        plugin["caller"] = caller;
+        let providers = plugin["providers"].as_object_mut().expect("providers");
+        for provider in providers.values_mut() {
+            provider["callers"] = callers.clone();
+        }
+    })
+    .expect("the plugin's configuration");
+}
+
+/// `auth-jwt.yaml` in envoy.yaml; `last`: behind the filter, where it does not belong.
+fn with_tokens(config: &mut Value, last: bool) {
+    let mut parts = parts("auth-jwt.yaml").expect("auth-jwt.yaml");
+    let mut filter = parts["http_filter"].take();
+    filter["typed_config"]["providers"]["corp"]["local_jwks"] = json!({"inline_string": JWKS});
+    if last {
+        let filters = manager(config)["http_filters"]
+            .as_array_mut()
+            .expect("filters");
+        let ours = filters
+            .iter()
+            .position(|filter| filter["name"] == "refund_filter");
+        filters.insert(ours.expect("the filter") + 1, filter);
+    } else {
+        put_first(config, filter);
+    }
+    tell_callers(config, &parts);
+}
+
+async fn with_token(gateway: &Gateway, token: Option<&str>, body: &Value) -> Result<Answer> {
+    let mut call = reqwest::Client::new()
+        .post(gateway.url())
+        .header("content-type", "application/json")
+        .header("idempotency-key", "0f8fad5b-d9cb-469f-a165-70867728950e");
+    if let Some(token) = token {
+        call = call.header("authorization", format!("Bearer {token}"));
+    }
+    Answer::read(call.body(body.to_string()).send().await?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_says_who_refunds() -> Result<()> {
+    let gateway = Gateway::start(Options::changed(|config| with_tokens(config, false))).await?;
+    let denied = Problem {
+        status: 401,
+        ..DENIED
+    };
+    let body = of(Moyasar, 1, "1.00");
+    for (case, token, problem) in [
+        ("none", None, denied),
+        ("forged", Some(FORGED), denied),
+        ("another caller's", Some(OTHER), NOT_ALLOWED),
+        ("without a name", Some(NAMELESS), NOT_ALLOWED),
+    ] {
+        assert_problem(case, &with_token(&gateway, token, &body).await?, problem);
+    }
+    assert_eq!(gateway.simulators.received(Moyasar), 0);
+    let answer = with_token(&gateway, Some(RIGHT), &body).await?;
+    assert_eq!(answer.body["status"], "succeeded", "{answer:?}");
+    // The key is this caller's: what the provider got is not the UUID that another one could have chosen, too.
+    let request = gateway.simulators.last_request(Moyasar).expect("a request");
+    let sent: Value = serde_json::from_slice(&request.body)?;
+    assert_ne!(
+        sent["transaction_id"],
+        "0f8fad5b-d9cb-469f-a165-70867728950e"
+    );
+    assert!(
+        gateway
+            .log()
+            .matches("whoever reaches the filter may refund")
+            .count()
+            == 0
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_in_front_of_the_authentication_refunds_nobody_where_it_asks_who_calls()
+-> Result<()> {
+    let gateway = Gateway::start(Options::changed(|config| with_tokens(config, true))).await?;
+    for token in [None, Some(FORGED), Some(RIGHT)] {
+        let answer = with_token(&gateway, token, &of(Moyasar, 1, "1.00")).await?;
+        assert_problem("the wrong order", &answer, NOT_ALLOWED);
+    }
+    assert_eq!(gateway.simulators.received(Moyasar), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_callers_says_once_who_may_refund() -> Result<()> {
+    let gateway = Gateway::start(Options::default()).await?;
+    let said = gateway
+        .log()
+        .matches("whoever reaches the filter may refund")
+        .count();
+    assert_eq!(said, 1, "{}", gateway.log());
+    Ok(())
+}
+
+/// An authority, and certificates of it: for a name, as PEM of the certificate and of its key.
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    root: rcgen::Certificate,
+}
+
+impl Authority {
+    fn new() -> Result<Self> {
+        let mut params = rcgen::CertificateParams::new([])?;
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate()?;
+        let root = params.self_signed(&key)?;
+        Ok(Authority {
+            issuer: rcgen::Issuer::new(params, key),
+            root,
+        })
+    }
+
+    fn certificate(&self, name: rcgen::SanType) -> Result<(rcgen::Certificate, rcgen::KeyPair)> {
+        let mut params = rcgen::CertificateParams::new([])?;
+        params.subject_alt_names = vec![name];
+        // Else it has its authority's name, and looks signed by itself.
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let key = rcgen::KeyPair::generate()?;
+        Ok((params.signed_by(&key, &self.issuer)?, key))
+    }
+}
+
+/// Makes a refund call over TLS with this certificate; none where the gateway does not let it in.
+async fn over_tls(
+    gateway: &Gateway,
+    trusted: &rcgen::Certificate,
+    own: Option<(rcgen::Certificate, rcgen::KeyPair)>,
+    body: &Value,
+) -> Result<Option<String>> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.der().clone())?;
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    let config = match own {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+            config.with_client_auth_cert(vec![certificate.der().clone()], key.into())?
+        }
+    };
+    let tcp = tokio::net::TcpStream::connect(gateway.address).await?;
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    // With TLS 1.3 a client learns of a refused certificate at its first read.
+    let Ok(mut stream) = connector.connect("gateway.corp".try_into()?, tcp).await else {
+        return Ok(None);
+    };
+    let body = body.to_string();
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: gateway.corp\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         idempotency-key: k-1\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut answer = Vec::new();
+    // An end without close_notify is none of this test's business; what came before it is.
+    let _ = stream.write_all(head.as_bytes()).await;
+    let _ = stream.read_to_end(&mut answer).await;
+    Ok(Some(String::from_utf8(answer)?).filter(|answer| !answer.is_empty()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_says_who_refunds() -> Result<()> {
+    let (gateways, callers, strangers) = (Authority::new()?, Authority::new()?, Authority::new()?);
+    let (own, key) = gateways.certificate(rcgen::SanType::DnsName("gateway.corp".try_into()?))?;
+    let (own_pem, key_pem, callers_pem) = (own.pem(), key.serialize_pem(), callers.root.pem());
+    let gateway = Gateway::start(Options::changed(move |config| {
+        let mut parts = parts("auth-mtls.yaml").expect("auth-mtls.yaml");
+        let mut socket = parts["transport_socket"].take();
+        let context = &mut socket["typed_config"]["common_tls_context"];
+        context["tls_certificates"][0] = json!({
+            "certificate_chain": {"inline_string": own_pem}, "private_key": {"inline_string": key_pem},
+        });
+        context["validation_context"]["trusted_ca"] = json!({"inline_string": callers_pem});
+        config["static_resources"]["listeners"][0]["filter_chains"][0]["transport_socket"] = socket;
+        tell_callers(config, &parts);
+    }))
+    .await?;
+    let name = |text: &str| Ok::<_, anyhow::Error>(rcgen::SanType::URI(text.try_into()?));
+    let named = "spiffe://corp.example/ns/shop/sa/returns";
+    let body = of(Moyasar, 1, "1.00");
+    let root = &gateways.root;
+    for (case, own, code) in [
+        ("none", None, None),
+        (
+            "of a stranger's authority",
+            Some(strangers.certificate(name(named)?)?),
+            None,
+        ),
+        (
+            "another caller's",
+            Some(callers.certificate(name("spiffe://corp.example/ns/shop/sa/other")?)?),
+            Some("caller-not-allowed"),
+        ),
+        (
+            "without a URI",
+            Some(callers.certificate(rcgen::SanType::DnsName("returns".try_into()?))?),
+            Some("caller-not-allowed"),
+        ),
+    ] {
+        let answer = over_tls(&gateway, root, own, &body).await?;
+        match code {
+            None => assert_eq!(answer, None, "{case}"),
+            Some(code) => assert!(
+                answer.as_ref().is_some_and(|answer| answer.contains(code)),
+                "{case}: {answer:?}"
+            ),
+        }
+    }
+    assert_eq!(gateway.simulators.received(Moyasar), 0);
+    let answer = over_tls(
+        &gateway,
+        root,
+        Some(callers.certificate(name(named)?)?),
+        &body,
+    )
+    .await?;
+    let answer = answer.expect("an answer");
+    assert!(answer.contains("\"status\":\"succeeded\""), "{answer}");
     Ok(())
 }
