@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
@@ -17,8 +18,8 @@ import (
 	"time"
 )
 
-const run, call, pause = 55 * time.Second, 35 * time.Second, 3 * time.Second // The gateway gives a provider 30.
-const repeatable = 23 * time.Hour                                            // No provider forgets a key within 24.
+const run, call, pause = 55 * time.Second, 35 * time.Second, 3 * time.Second // The gateway gives a provider 30 s.
+const repeatable = 23 * time.Hour                                            // No provider forgets a key within 24 h.
 const withoutKeys = "bbmsl"                                                  // After no answer: look up, do not repeat.
 
 type object = map[string]any
@@ -29,6 +30,13 @@ func must[T any](value T, err error) T {
 		os.Exit(3)
 	}
 	return value
+}
+
+func uuid4() string {
+	random := [16]byte{}
+	rand.Read(random[:])
+	random[6], random[8] = random[6]&0x0f|0x40, random[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", random[:4], random[4:6], random[6:8], random[8:10], random[10:])
 }
 
 func utc(after time.Duration) string { // As the gateway writes times: such texts sort by time.
@@ -57,20 +65,20 @@ func ask(request *http.Request, provider string, left time.Duration) (headers ht
 	return reply.Header, answer
 }
 
-func refund(path, origin, provider, payment, value, currency string) (code int) {
+func refund(path, origin, provider, payment, value, currency string) int {
 	keys, name := map[string]object{}, strings.Join([]string{provider, payment, value, currency}, " ")
 	if file, err := os.ReadFile(path); !os.IsNotExist(err) {
 		must(0, json.Unmarshal(must(file, err), &keys))
 	}
 	if keys[name] == nil {
-		keys[name] = object{"key": rand.Text(), "sent": 0.0, "until": utc(repeatable)}
+		keys[name] = object{"key": uuid4(), "sent": 0.0, "until": utc(repeatable)}
 	}
 	key, sent, until := keys[name]["key"].(string), keys[name]["sent"].(float64), keys[name]["until"].(string)
 	amount := object{"value": value, "currency": currency}
 	body := must(json.Marshal(object{"provider": provider, "payment": object{"id": payment}, "amount": amount}))
 	query := url.Values{"provider": {provider}, "payment_id": {payment}, "key": {key}}.Encode()
 	look := sent > 0 && (provider == withoutKeys || utc(0) > until)
-	end, wait, final, last := time.Now().Add(run), time.Duration(0), false, object(nil)
+	end, wait, final, last, code := time.Now().Add(run), time.Duration(0), false, object(nil), 3
 	for !final && time.Now().Add(wait).Before(end) {
 		time.Sleep(wait)
 		request := must(http.NewRequest("GET", origin+"/v1/refunds?"+query, nil))
@@ -88,9 +96,8 @@ func refund(path, origin, provider, payment, value, currency string) (code int) 
 		} else if provider != withoutKeys {
 			retry = "same_key"
 		}
-		if told, is := answer["retry_until"].(string); is {
-			until = min(until, told)
-		}
+		told, _ := answer["retry_until"].(string)
+		until = min(until, cmp.Or(told, until))
 		// Believed if no other call is open under the key: the gateway may have forgotten it. A replay is of the one before.
 		alone := sent == 1 || sent == 2 && headers.Get("Idempotency-Replayed") == "true"
 		sure := outcome == "not_refunded" && !look && alone
@@ -108,19 +115,16 @@ func refund(path, origin, provider, payment, value, currency string) (code int) 
 		}
 		wait = max(wait, time.Second)
 	}
-	keys[name]["until"] = until
-	if sent == 0 {
+	keys[name] = object{"key": key, "sent": sent, "until": until}
+	if last["status"] == "succeeded" {
+		code = 0
+	} else if sent == 0 {
+		code = 1
 		delete(keys, name)
 	}
 	save(path, keys)
 	fmt.Println(string(must(json.Marshal(last))))
-	switch {
-	case last["status"] == "succeeded":
-		return 0
-	case sent == 0:
-		return 1
-	}
-	return 3
+	return code
 }
 
 func main() {

@@ -22,14 +22,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use Provider::{Bbmsl, Begateway, Bog, Moyasar};
 
 /// A run gives up after a minute.
 const RUN: Duration = Duration::from_secs(60);
 /// What a busy machine may take beyond it to start and end a process.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How late a late answer is.
 const LATE: Duration = Duration::from_secs(3);
 /// Runs at once.
@@ -376,7 +376,7 @@ struct Client {
 }
 
 impl Client {
-    async fn start(program: impl Into<PathBuf>, source: Option<&str>) -> Result<Client> {
+    async fn start(program: impl Into<PathBuf>, arguments: Vec<PathBuf>) -> Result<Client> {
         let gateway = Gateway::start(Options::changed(|config| {
             for provider in FOUR {
                 let route =
@@ -393,7 +393,7 @@ impl Client {
         gateway.simulators.complete_bog_after(Some(1));
         Ok(Client {
             program: program.into(),
-            arguments: source.map(example).into_iter().collect(),
+            arguments,
             gateway,
             folder: tempfile::tempdir()?,
         })
@@ -414,7 +414,6 @@ impl Client {
     /// One run: its exit status, or none where it was killed.
     async fn run(&self, front: &Front, keys: &Path, refund: &[&str]) -> Result<Option<i32>> {
         let mut run = self.command(front.address, keys, refund).spawn()?;
-        let begin = Instant::now();
         let ended = tokio::select! {
             ended = timeout(RUN + PATIENCE, run.wait()) => ended.context("a run does not end")??,
             () = front.kill.notified() => {
@@ -422,11 +421,6 @@ impl Client {
                 return Ok(None);
             }
         };
-        ensure!(
-            begin.elapsed() < RUN + PATIENCE,
-            "a run took {:?}",
-            begin.elapsed()
-        );
         let mut text = String::new();
         let output = run.stdout.as_mut().context("it is piped")?;
         output.read_to_string(&mut text).await?;
@@ -571,6 +565,15 @@ fn example(name: &str) -> PathBuf {
     project().join("examples").join(name)
 }
 
+/// Builds an example with a compiler and its option for where to.
+async fn build(compiler: &str, option: &str, to: &Path, source: &str) -> Result<()> {
+    let mut words = compiler.split(' ');
+    let mut command = Command::new(words.next().context("a compiler")?);
+    command.args(words).arg(option).arg(to).arg(example(source));
+    ensure!(command.status().await?.success(), "{source} does not build");
+    Ok(())
+}
+
 /// Whether a language is there; where it is not, that is said, whatever becomes of the test's output.
 async fn is_there(program: &str, argument: &str) -> bool {
     let mut command = Command::new(program);
@@ -594,7 +597,7 @@ async fn is_there(program: &str, argument: &str) -> bool {
 async fn the_python_client_handles_every_end() -> Result<()> {
     match is_there("python3", "--version").await {
         true => {
-            Client::start("python3", Some("refund.py"))
+            Client::start("python3", vec![example("refund.py")])
                 .await?
                 .handles_every_end()
                 .await
@@ -607,7 +610,7 @@ async fn the_python_client_handles_every_end() -> Result<()> {
 async fn the_node_client_handles_every_end() -> Result<()> {
     match is_there("node", "--version").await {
         true => {
-            Client::start("node", Some("refund.mjs"))
+            Client::start("node", vec![example("refund.mjs")])
                 .await?
                 .handles_every_end()
                 .await
@@ -618,15 +621,15 @@ async fn the_node_client_handles_every_end() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_java_client_handles_every_end() -> Result<()> {
-    match is_there("java", "-version").await {
-        true => {
-            Client::start("java", Some("Refund.java"))
-                .await?
-                .handles_every_end()
-                .await
-        }
-        false => Ok(()),
+    if !is_there("javac", "-version").await {
+        return Ok(());
     }
+    // `java Refund.java` compiles it in each run, which is most of the run.
+    let folder = tempfile::tempdir()?;
+    build("javac", "-d", folder.path(), "Refund.java").await?;
+    let arguments = ["-cp".into(), folder.path().into(), "Refund".into()];
+    let client = Client::start("java", arguments.into()).await?;
+    client.handles_every_end().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -636,17 +639,7 @@ async fn the_go_client_handles_every_end() -> Result<()> {
     }
     let folder = tempfile::tempdir()?;
     let program = folder.path().join("refund");
-    let mut build = Command::new("go");
-    let built = build
-        .arg("build")
-        .arg("-o")
-        .arg(&program)
-        .arg(example("refund.go"))
-        .status()
-        .await?;
-    ensure!(built.success(), "refund.go does not build");
-    Client::start(program, None)
-        .await?
-        .handles_every_end()
-        .await
+    build("go build", "-o", &program, "refund.go").await?;
+    let client = Client::start(program, Vec::new()).await?;
+    client.handles_every_end().await
 }
