@@ -26,8 +26,8 @@ function save(path, keys) { // All or nothing, also where the process or the mac
 
 async function call(url, provider, seconds, request) {
   let headers = new Headers(), answer;
+  const signal = AbortSignal.timeout(Math.ceil(Math.max(0, Math.min(seconds, CALL) * 1000)));
   try {
-    const signal = AbortSignal.timeout(Math.max(1, Math.min(seconds, CALL) * 1000));
     const reply = await fetch(url, { ...request, signal, redirect: "manual" });
     headers = reply.headers;
     answer = await reply.json();
