@@ -40,7 +40,9 @@ public class Refund {
     static Map<String, String> read(Path path) throws Exception {
         String text = Files.exists(path) ? Files.readString(path) : "";
         Matcher found = Pattern.compile("(\"(?:[^\"\\\\]|\\\\.)*\")\\s*:\\s*(\\{[^{}]*\\})").matcher(text);
-        return found.results().collect(Collectors.toMap(kept -> kept.group(1), kept -> kept.group(2)));
+        Map<String, String> keys = found.results().collect(Collectors.toMap(kept -> kept.group(1), kept -> kept.group(2)));
+        if (text.split("\"key\"").length != keys.size() + 1) throw new IllegalStateException(path + " cannot be read");
+        return keys;
     }
 
     static void save(Path path, Map<String, String> keys) throws Exception { // All or nothing, also where all ends here.
