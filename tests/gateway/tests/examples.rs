@@ -1,8 +1,6 @@
 //! The clients of `examples/`, run as their users run them: through a front that loses, cuts, delays and replaces answers,
 //! killed between their steps, and held against the providers' ledgers. No second refund, and none forgotten.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -11,8 +9,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::common::{FOUR, plugin};
 use anyhow::{Context as _, Result, bail, ensure};
-use common::{FOUR, plugin};
 use futures_util::StreamExt as _;
 use gateway_testbed::{Gateway, Options, cluster, project, route_mut};
 use provider_simulator::orders::{find, fresh};

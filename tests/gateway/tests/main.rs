@@ -7,6 +7,7 @@ mod contract;
 mod deployment;
 mod doctor;
 mod envoys_own_answers;
+mod examples;
 mod faults;
 mod guard;
 mod hostile;
