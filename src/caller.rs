@@ -1,6 +1,7 @@
 //! Who calls, as Envoy vouches for it.
 
 use std::fmt;
+use std::rc::Rc;
 
 /// The longest name of a caller, in bytes: a SPIFFE ID has 2,048 at most.
 const MAX_LENGTH: usize = 2_048;
@@ -61,14 +62,14 @@ impl CallerSource {
 
 /// The name of a caller: text without control characters, never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CallerName(String);
+pub struct CallerName(Rc<str>);
 
 impl CallerName {
     /// Reads what Envoy says. An empty text is no caller, and so is one that is no text: then it cannot be told.
     pub fn from_property(value: Option<Vec<u8>>) -> Option<Self> {
         let text = String::from_utf8(value?).ok()?;
         let is_name = (1..=MAX_LENGTH).contains(&text.len()) && !text.contains(char::is_control);
-        is_name.then_some(CallerName(text))
+        is_name.then(|| CallerName(text.into()))
     }
 
     /// The name itself, for `callers` and the access log.

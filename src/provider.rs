@@ -486,17 +486,18 @@ pub trait Provider: std::fmt::Debug {
     fn capabilities(&self) -> &'static Capabilities;
     /// How it counts amounts.
     fn counting(&self) -> &Counting;
-    /// The provider's request for a refund that its capabilities allow.
-    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest;
+    /// The provider's request for a refund that its capabilities allow; none where what it needs is not there (the payment's id,
+    /// say), which was checked before: then nothing is sent.
+    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> Option<ProviderRequest>;
     /// What a reply means. Total: what is not understood is [`Outcome::Unknown`], never refused and never refunded.
     fn outcome(&self, refund: &Refund, attempt: &Attempt<'_>, reply: &ProviderReply<'_>)
     -> Outcome;
-    /// The provider's request for a look-up.
-    fn look_up(&self, wanted: &Wanted) -> ProviderRequest;
+    /// The provider's request for a look-up, likewise.
+    fn look_up(&self, wanted: &Wanted) -> Option<ProviderRequest>;
     /// What the reply to a look-up means. Total: what is not understood is [`Finding::Unknown`].
     fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding;
-    /// The provider's request for a look at a payment before it is refunded.
-    fn look(&self, payment: &Payment) -> ProviderRequest;
+    /// The provider's request for a look at a payment before it is refunded, likewise.
+    fn look(&self, payment: &Payment) -> Option<ProviderRequest>;
     /// What the reply to a look means. Total: what is not understood is [`Look::Unknown`].
     fn seen(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Look;
 }

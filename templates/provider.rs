@@ -86,16 +86,16 @@ impl Provider for TYPE {
         &self.counting
     }
 
-    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest {
-        let payment = refund.payment.id.as_deref().unwrap_or_default();
-        ProviderRequest {
+    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> Option<ProviderRequest> {
+        let payment = refund.payment.id.as_deref()?;
+        Some(ProviderRequest {
             // TO BE WRITTEN: the path, the header and the body of the page.
             path: format!("/payments/{}/refunds", path_segment(payment)),
             headers: vec![("idempotency-key", attempt.key.text())],
             body: Payload::Plain(crate::json_text(&Body {
                 amount: refund.wire_amount.as_deref(),
             })),
-        }
+        })
     }
 
     fn outcome(
@@ -111,7 +111,7 @@ impl Provider for TYPE {
         Outcome::Unknown(Doubt::Unreadable, ProviderMessage::default())
     }
 
-    fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
+    fn look_up(&self, wanted: &Wanted) -> Option<ProviderRequest> {
         // TO BE WRITTEN: the query that shows a payment's refunds.
         self.look(&wanted.payment)
     }
@@ -121,14 +121,14 @@ impl Provider for TYPE {
         Finding::unreadable(ProviderMessage::default())
     }
 
-    fn look(&self, payment: &Payment) -> ProviderRequest {
-        let payment = payment.id.as_deref().unwrap_or_default();
-        ProviderRequest {
+    fn look(&self, payment: &Payment) -> Option<ProviderRequest> {
+        let payment = payment.id.as_deref()?;
+        Some(ProviderRequest {
             // TO BE WRITTEN: the query that shows a payment.
             path: format!("/payments/{}", path_segment(payment)),
             headers: Vec::new(),
             body: Payload::None,
-        }
+        })
     }
 
     fn seen(&self, _payment: &Payment, _reply: &ProviderReply<'_>) -> Look {

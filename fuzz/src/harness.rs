@@ -48,7 +48,7 @@ fn step_with(
     token: &str,
     memory: Option<&Remembered>,
 ) -> Option<Step> {
-    let reading = match open(config, headers, NOW, &|_| None) {
+    let reading = match open(config, headers, NOW, &|_| None, &|_| None) {
         Opening::NotOurs => return None,
         Opening::Answer(answer) => return Some(Step::Answered(answer)),
         Opening::Read(reading) => reading,
@@ -106,7 +106,8 @@ impl Asked {
         let long_ago = NOW.plus(-3_600_000);
         let memory = Remembered::since(long_ago, GuardSettings::default());
         if let Some(body) = sent {
-            let Opening::Read(reading) = open(config, &call_headers("k-1"), long_ago, &|_| None)
+            let Opening::Read(reading) =
+                open(config, &call_headers("k-1"), long_ago, &|_| None, &|_| None)
             else {
                 panic!("a sound call");
             };

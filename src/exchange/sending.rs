@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::call::{Call, Task};
+use super::sentences::gateway_error;
 use super::{Callout, Inquiry, Sent, Step, Unsigned, Waiting, preview};
 use crate::authorization::{basic, basic_pair, bearer};
 use crate::clock::Now;
@@ -65,9 +66,9 @@ impl Call {
             }
             Task::LookUp(wanted, _) => {
                 let question = self.entry.dialect.look_up(wanted);
-                let via = match question.body {
-                    Payload::None => Via::Route,
-                    Payload::Plain(_) | Payload::ToSign { .. } => Via::Callout,
+                let via = match question.as_ref().map(|question| &question.body) {
+                    None | Some(Payload::None) => Via::Route,
+                    Some(Payload::Plain(_) | Payload::ToSign { .. }) => Via::Callout,
                 };
                 self.draft(question, via, now, signer, carried)
             }
@@ -75,7 +76,11 @@ impl Call {
     }
 
     /// The refund itself.
-    pub(super) fn refund_request(&self, refund: &Refund, key: ProviderKey) -> ProviderRequest {
+    pub(super) fn refund_request(
+        &self,
+        refund: &Refund,
+        key: ProviderKey,
+    ) -> Option<ProviderRequest> {
         let attempt = Attempt {
             key,
             default_reason: self.entry.default_reason.as_deref(),
@@ -85,12 +90,18 @@ impl Call {
 
     pub(super) fn draft(
         self,
-        request: ProviderRequest,
+        request: Option<ProviderRequest>,
         via: Via,
         now: Now,
         signer: &mut dyn Signer,
         carried: &Carried<'_>,
     ) -> Step {
+        let Some(request) = request else {
+            return Step::Answered(self.not_sent(gateway_error(
+                500,
+                "Nothing was sent: the call lacks a name that this provider needs.",
+            )));
+        };
         let entry = Rc::clone(&self.entry);
         let draft = Draft {
             call: self,

@@ -153,12 +153,12 @@ impl Provider for Bbmsl {
         &self.counting
     }
 
-    fn request(&self, refund: &Refund, _attempt: &Attempt<'_>) -> ProviderRequest {
-        self.signed(
+    fn request(&self, refund: &Refund, _attempt: &Attempt<'_>) -> Option<ProviderRequest> {
+        Some(self.signed(
             "/hosted-checkout/refund",
             &refund.payment,
             refund.wire_amount.as_deref(),
-        )
+        ))
     }
 
     fn outcome(
@@ -199,7 +199,7 @@ impl Provider for Bbmsl {
         }
     }
 
-    fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
+    fn look_up(&self, wanted: &Wanted) -> Option<ProviderRequest> {
         self.look(&wanted.payment)
     }
 
@@ -238,8 +238,8 @@ impl Provider for Bbmsl {
         Finding::Absent(absence, word)
     }
 
-    fn look(&self, payment: &Payment) -> ProviderRequest {
-        self.signed("/hosted-checkout/query", payment, None)
+    fn look(&self, payment: &Payment) -> Option<ProviderRequest> {
+        Some(self.signed("/hosted-checkout/query", payment, None))
     }
 
     fn seen(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Look {

@@ -118,16 +118,12 @@ impl Provider for Begateway {
         &self.counting
     }
 
-    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest {
+    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> Option<ProviderRequest> {
         let key = attempt.key.text();
         let body = Body {
             request: Request {
-                parent_uid: refund.payment.id.as_deref().unwrap_or_default(),
-                reason: refund
-                    .reason
-                    .as_deref()
-                    .or(attempt.default_reason)
-                    .unwrap_or_default(),
+                parent_uid: refund.payment.id.as_deref()?,
+                reason: refund.reason.as_deref().or(attempt.default_reason)?,
                 amount: refund.wire_amount.as_deref(),
                 tracking_id: match &refund.reference {
                     Some(reference) => format!("{reference};{key}"),
@@ -135,11 +131,11 @@ impl Provider for Begateway {
                 },
             },
         };
-        ProviderRequest {
+        Some(ProviderRequest {
             path: "/beyag/transactions/refunds".to_owned(),
             headers: vec![("requestid", key)],
             body: Payload::Plain(crate::json_text(&body)),
-        }
+        })
     }
 
     fn outcome(
@@ -160,14 +156,14 @@ impl Provider for Begateway {
         }
     }
 
-    fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
+    fn look_up(&self, wanted: &Wanted) -> Option<ProviderRequest> {
         let key = wanted.key.map(|key| key.text());
         let path = match (&wanted.id, key.as_ref().or(wanted.reference.as_ref())) {
             (Some(uid), _) => path_segment(uid),
             (None, Some(name)) => format!("tracking_id/{}", path_segment(name)),
-            (None, None) => String::new(),
+            (None, None) => return None,
         };
-        query(path)
+        Some(query(path))
     }
 
     fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
@@ -201,8 +197,8 @@ impl Provider for Begateway {
         }
     }
 
-    fn look(&self, payment: &Payment) -> ProviderRequest {
-        query(path_segment(payment.id.as_deref().unwrap_or_default()))
+    fn look(&self, payment: &Payment) -> Option<ProviderRequest> {
+        Some(query(path_segment(payment.id.as_deref()?)))
     }
 
     /// The payment's own transaction. It does not show what is left of it.

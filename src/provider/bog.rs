@@ -103,15 +103,15 @@ impl Provider for Bog {
         &self.counting
     }
 
-    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest {
-        let order_id = refund.payment.id.as_deref().unwrap_or_default();
-        ProviderRequest {
+    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> Option<ProviderRequest> {
+        let order_id = refund.payment.id.as_deref()?;
+        Some(ProviderRequest {
             path: format!("/payment/refund/{}", path_segment(order_id)),
             headers: vec![("idempotency-key", attempt.key.text())],
             body: Payload::Plain(crate::json_text(&Body {
                 amount: refund.wire_amount.as_deref(),
             })),
-        }
+        })
     }
 
     fn outcome(
@@ -148,7 +148,7 @@ impl Provider for Bog {
         })
     }
 
-    fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
+    fn look_up(&self, wanted: &Wanted) -> Option<ProviderRequest> {
         self.look(&wanted.payment)
     }
 
@@ -162,13 +162,13 @@ impl Provider for Bog {
         }
     }
 
-    fn look(&self, payment: &Payment) -> ProviderRequest {
-        let order_id = payment.id.as_deref().unwrap_or_default();
-        ProviderRequest {
+    fn look(&self, payment: &Payment) -> Option<ProviderRequest> {
+        let order_id = payment.id.as_deref()?;
+        Some(ProviderRequest {
             path: format!("/receipt/{}", path_segment(order_id)),
             headers: Vec::new(),
             body: Payload::None,
-        }
+        })
     }
 
     fn seen(&self, payment: &Payment, reply: &ProviderReply<'_>) -> Look {

@@ -94,16 +94,16 @@ impl Provider for Moyasar {
         &self.counting
     }
 
-    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> ProviderRequest {
-        let order_id = refund.payment.id.as_deref().unwrap_or_default();
-        ProviderRequest {
+    fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> Option<ProviderRequest> {
+        let order_id = refund.payment.id.as_deref()?;
+        Some(ProviderRequest {
             path: format!("/v1/orders/{}/refund", path_segment(order_id)),
             headers: Vec::new(),
             body: Payload::Plain(crate::json_text(&Body {
                 amount: refund.wire_amount.as_deref(),
                 transaction_id: attempt.key.text(),
             })),
-        }
+        })
     }
 
     fn outcome(
@@ -132,7 +132,7 @@ impl Provider for Moyasar {
         by_status(reply.status, word)
     }
 
-    fn look_up(&self, wanted: &Wanted) -> ProviderRequest {
+    fn look_up(&self, wanted: &Wanted) -> Option<ProviderRequest> {
         self.look(&wanted.payment)
     }
 
@@ -170,13 +170,13 @@ impl Provider for Moyasar {
         }
     }
 
-    fn look(&self, payment: &Payment) -> ProviderRequest {
-        let order_id = payment.id.as_deref().unwrap_or_default();
-        ProviderRequest {
+    fn look(&self, payment: &Payment) -> Option<ProviderRequest> {
+        let order_id = payment.id.as_deref()?;
+        Some(ProviderRequest {
             path: format!("/v1/orders/{}", path_segment(order_id)),
             headers: Vec::new(),
             body: Payload::None,
-        }
+        })
     }
 
     /// An order: what was captured of it and not refunded is left.
