@@ -29,7 +29,8 @@ impl From<Malformed> for Unacceptable {
 }
 
 impl Refund {
-    /// The digest of the whole call as parsed and of whom it is for, for the guard: `10` and `10.00` are one amount.
+    /// The digest of the whole call as parsed and of whom it is for, for the guard: `10` and
+    /// `10.00` are one amount.
     pub fn digest(&self, entry: &ProviderEntry) -> Digest {
         let (minor, currency) = match self.asked() {
             None => (0, ""),
@@ -41,7 +42,8 @@ impl Refund {
             &self.reason,
             &self.reference,
         ];
-        // One that is left out is none of the texts that may stand there: those have a character at least.
+        // One that is left out is none of the texts that may stand there: those have a character at
+        // least.
         let texts = texts.map(|text| text.as_deref().unwrap_or_default().as_bytes());
         let amount = minor.to_le_bytes();
         let parts = [
@@ -61,8 +63,8 @@ impl Refund {
         }
     }
 
-    /// Reads a canonical call, and finds all its faults at once: the contract's rules, then those of the provider that it
-    /// names.
+    /// Reads a canonical call, and finds all its faults at once: the contract's rules, then those
+    /// of the provider that it names.
     pub fn read<'c>(
         body: &[u8],
         config: &'c Config,
@@ -229,7 +231,8 @@ pub fn about_amount(money: Money) -> [u8; 8] {
     short_hash((money.minor, money.currency.code()))
 }
 
-/// Enough to know something again, where a mistake would take chance and the same key; a fifth of a digest's time.
+/// Enough to know something again, where a mistake would take chance and the same key; a fifth of a
+/// digest's time.
 fn short_hash(parts: impl Hash) -> [u8; 8] {
     let mut hasher = DefaultHasher::new();
     parts.hash(&mut hasher);
@@ -329,7 +332,8 @@ fn read_amount(
         currency
     });
     let Some(value) = value else { return Ok(None) };
-    // Without a currency the number of decimals is not known, the form still is: four decimals are the most there are.
+    // Without a currency the number of decimals is not known, the form still is: four decimals are
+    // the most there are.
     let widest = Currency::from_code("CLF");
     let Some(assumed) = currency.or(widest) else {
         return Ok(None);
@@ -358,7 +362,8 @@ fn read_amount(
     }
 }
 
-/// What the provider, and the team that configured it, can take of a sound amount: the number to send.
+/// What the provider, and the team that configured it, can take of a sound amount: the number to
+/// send.
 fn check_amount(
     amount: Amount,
     entry: &ProviderEntry,
@@ -399,7 +404,8 @@ fn check_amount(
     }
 }
 
-/// A member of an object: who wrote it may have made it as large as they liked, so not every fault is told.
+/// A member of an object: who wrote it may have made it as large as they liked, so not every fault
+/// is told.
 fn object<'a>(pointer: &'static str, members: Members<'a>, faults: &mut Vec<Fault>) -> Object<'a> {
     let mut object = Object::new(pointer, "member");
     let before = faults.len();

@@ -36,7 +36,8 @@ impl fmt::Display for NoSource {
 }
 
 impl CallerSource {
-    /// A property by its path. Never one that callers write: the request itself, or the name that they ask for in TLS.
+    /// A property by its path. Never one that callers write: the request itself, or the name that
+    /// they ask for in TLS.
     pub fn property(path: Vec<String>) -> Result<Self, NoSource> {
         let first = path.first().map(String::as_str);
         if first.is_none() || path.iter().any(String::is_empty) {
@@ -65,7 +66,8 @@ impl CallerSource {
 pub struct CallerName(Rc<str>);
 
 impl CallerName {
-    /// Reads what Envoy says. An empty text is no caller, and so is one that is no text: then it cannot be told.
+    /// Reads what Envoy says. An empty text is no caller, and so is one that is no text: then it
+    /// cannot be told.
     pub fn from_property(value: Option<Vec<u8>>) -> Option<Self> {
         let text = String::from_utf8(value?).ok()?;
         let is_name = (1..=MAX_LENGTH).contains(&text.len()) && !text.contains(char::is_control);

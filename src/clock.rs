@@ -1,4 +1,5 @@
-//! Time, by two clocks: the one that people read, which can be set, and the one that only goes forward.
+//! Time, by two clocks: the one that people read, which can be set, and the one that only goes
+//! forward.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -10,8 +11,8 @@ use crate::problem::Retry;
 pub struct Now {
     /// Unix time in milliseconds: what is told to callers, and the time in which keys are valid.
     pub unix_ms: i64,
-    /// Milliseconds since some moment before this process began, the same for all its workers. Nobody can set this clock, so
-    /// leases and windows are measured by it.
+    /// Milliseconds since some moment before this process began, the same for all its workers.
+    /// Nobody can set this clock, so leases and windows are measured by it.
     pub steady_ms: i64,
 }
 

@@ -26,7 +26,8 @@ pub const DEFAULT_PATH: &str = "/v1/refunds";
 pub struct Config {
     /// The path of the canonical call.
     pub path: String,
-    /// The request headers that carry secrets, in lower case: taken from every request, whoever it is for.
+    /// The request headers that carry secrets, in lower case: taken from every request, whoever it
+    /// is for.
     pub secret_headers: Vec<String>,
     /// What is remembered of idempotency keys.
     pub guard: GuardSettings,
@@ -52,8 +53,8 @@ pub struct ProviderEntry {
     pub currencies: Option<Vec<Currency>>,
     /// The reason to send where the caller gives none.
     pub default_reason: Option<String>,
-    /// Whose account it is: the kind, the base URL, and the shop's or merchant's id, or the client's. Two providers with the
-    /// same one are one merchant.
+    /// Whose account it is: the kind, the base URL, and the shop's or merchant's id, or the
+    /// client's. Two providers with the same one are one merchant.
     pub merchant: [u8; 8],
     /// The Envoy cluster that reaches it, for questions that cannot go by a route.
     pub cluster: String,
@@ -83,7 +84,8 @@ impl ProviderEntry {
         })
     }
 
-    /// Why a refund of so much is over the limit: a sentence. `None` as the amount: nobody knows how much it is.
+    /// Why a refund of so much is over the limit: a sentence. `None` as the amount: nobody knows
+    /// how much it is.
     pub fn over_limit(&self, amount: Option<Money>) -> Option<String> {
         let limits = self.max_amount.as_ref()?;
         let Some(amount) = amount else {
@@ -105,7 +107,8 @@ impl ProviderEntry {
 }
 
 impl Config {
-    /// Reads the plugin configuration. `env` gives the environment variables that the host lets the module see.
+    /// Reads the plugin configuration. `env` gives the environment variables that the host lets the
+    /// module see.
     ///
     /// The error holds all faults, each with a JSON pointer and a sentence, and never a secret.
     pub fn read(text: &[u8], env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<Fault>> {

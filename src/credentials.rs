@@ -181,7 +181,8 @@ impl Reader<'_> {
         })
     }
 
-    /// The public halves of a transit key, in PEM: a list, or by their versions as OpenBao shows them.
+    /// The public halves of a transit key, in PEM: a list, or by their versions as OpenBao shows
+    /// them.
     fn public_keys(&mut self, pointer: &str, node: Node<'_>) -> Vec<Rc<PublicKey>> {
         let texts: Vec<(String, Node<'_>)> = match (node.items(), node.members()) {
             (Some(items), _) => {
@@ -295,7 +296,8 @@ impl Reader<'_> {
         let SecretSource::Here(secret) = &source else {
             return Some(source);
         };
-        // A secret from a file often ends with a line break; one inside a header would end the header.
+        // A secret from a file often ends with a line break; one inside a header would end the
+        // header.
         let text = secret.expose().trim();
         if text.is_empty() || text.chars().any(char::is_control) {
             self.fault(
@@ -357,7 +359,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A header that carries a secret. It is taken away from every request, so it cannot be one that others need.
+    /// A header that carries a secret. It is taken away from every request, so it cannot be one
+    /// that others need.
     fn secret_header(&mut self, pointer: &str, name: &str) -> Option<String> {
         const NEEDED: [&str; 12] = [
             "accept",

@@ -11,9 +11,10 @@
 //!
 //! [`Step`] is where a call stands: whoever drives one keeps it, and gives it what it waits for.
 //!
-//! Every step can end in an [`Answer`] of its own. Between [`Accepted`] and the rest stands the [`guard`](crate::guard): from
-//! there on the key is this call's, and its answer settles it. A look-up goes the same way, claims nothing, and can settle a
-//! key all the same: by the provider's own word.
+//! Every step can end in an [`Answer`] of its own. Between [`Accepted`] and the rest stands the
+//! [`guard`](crate::guard): from there on the key is this call's, and its answer settles it. A
+//! look-up goes the same way, claims nothing, and can settle a key all the same: by the provider's
+//! own word.
 
 use crate::guard::{Digest, Standing};
 
@@ -71,7 +72,8 @@ pub enum Step {
 }
 
 impl Step {
-    /// The answer where Envoy answers in the filter's place, or the stream ends without an answer: it settles the key.
+    /// The answer where Envoy answers in the filter's place, or the stream ends without an answer:
+    /// it settles the key.
     pub fn local_reply(self, reply: LocalReply<'_>, earlier: Earlier<'_>) -> Answer {
         match self {
             Step::Answered(answer) => answer,
@@ -92,7 +94,8 @@ pub struct LocalReply<'a> {
     pub status: u16,
     /// `response.code_details`.
     pub details: &'a str,
-    /// Whether `upstream.local_address` is set: a connection was handed out, so bytes may have left.
+    /// Whether `upstream.local_address` is set: a connection was handed out, so bytes may have
+    /// left.
     pub connected: bool,
     /// `upstream.request_attempt_count`.
     pub attempts: u64,

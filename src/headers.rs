@@ -1,10 +1,11 @@
-//! Header maps as bytes: names and values need not be UTF-8, and proxy-wasm hands them over in one piece.
+//! Header maps as bytes: names and values need not be UTF-8, and proxy-wasm hands them over in one
+//! piece.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// A header map in its order. Names are in lower case, as Envoy keeps them. Values may be credentials: `Debug` shows
-/// names alone.
+/// A header map in its order. Names are in lower case, as Envoy keeps them. Values may be
+/// credentials: `Debug` shows names alone.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers<'a>(Vec<Pair<'a>>);
 
@@ -18,8 +19,8 @@ impl fmt::Debug for Headers<'_> {
 }
 
 impl<'a> Headers<'a> {
-    /// Reads the proxy-wasm form: the number of pairs, all sizes (32 bits, little-endian), then each name and value with a
-    /// zero byte after it.
+    /// Reads the proxy-wasm form: the number of pairs, all sizes (32 bits, little-endian), then
+    /// each name and value with a zero byte after it.
     pub fn decode(bytes: &'a [u8]) -> Option<Self> {
         let mut sizes = bytes;
         let count = usize::try_from(take_u32(&mut sizes)?).ok()?;

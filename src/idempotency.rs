@@ -9,12 +9,15 @@ use crate::guard::Digest;
 /// The longest key that is taken, in characters.
 const MAX_LENGTH: usize = 255;
 
-/// The identity of a caller's `Idempotency-Key`: 1 to 255 visible ASCII characters, a UUID of any version in lower case.
+/// The identity of a caller's `Idempotency-Key`: 1 to 255 visible ASCII characters, a UUID of any
+/// version in lower case.
 ///
-/// It is made once, where the header (or a look-up's `key`) is read, and nothing else ever sees the text as it was written:
-/// the guard, the provider's key and look-ups cannot be of two minds about what one key is.
+/// It is made once, where the header (or a look-up's `key`) is read, and nothing else ever sees the
+/// text as it was written: the guard, the provider's key and look-ups cannot be of two minds about
+/// what one key is.
 ///
-/// Where the configuration says who calls, each caller has keys of its own: one key of two callers is two refunds.
+/// Where the configuration says who calls, each caller has keys of its own: one key of two callers
+/// is two refunds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey {
     text: String,
@@ -31,7 +34,8 @@ pub enum KeyFault {
 }
 
 impl IdempotencyKey {
-    /// Reads the values of all `Idempotency-Key` headers: bare or as a quoted string of RFC 9651, which are one key.
+    /// Reads the values of all `Idempotency-Key` headers: bare or as a quoted string of RFC 9651,
+    /// which are one key.
     pub fn from_header<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Result<Self, KeyFault> {
         let value = values.next().ok_or(KeyFault::Missing)?;
         if values.next().is_some() {
@@ -69,9 +73,9 @@ impl IdempotencyKey {
         }
     }
 
-    /// The key for the provider configured under `provider`: the caller's own where it is a UUID of version 4 (or of
-    /// version 7, where `takes_v7`), else one made from it, always the same. Where callers are told apart it is always made, since
-    /// two of them could choose one UUID.
+    /// The key for the provider configured under `provider`: the caller's own where it is a UUID of
+    /// version 4 (or of version 7, where `takes_v7`), else one made from it, always the same.
+    /// Where callers are told apart it is always made, since two of them could choose one UUID.
     pub fn for_provider(&self, provider: &str, takes_v7: bool) -> ProviderKey {
         ProviderKey(self.as_uuid(takes_v7).unwrap_or_else(|| {
             let mut hash = Sha256::new().chain_update(provider).chain_update([0]);
@@ -101,8 +105,8 @@ impl IdempotencyKey {
     }
 }
 
-/// Whether a text is a UUID as RFC 9562 writes it: 8-4-4-4-12 hexadecimal digits, in any case. (`Uuid` also reads braces, URNs
-/// and 32 bare digits; those are other keys.)
+/// Whether a text is a UUID as RFC 9562 writes it: 8-4-4-4-12 hexadecimal digits, in any case.
+/// (`Uuid` also reads braces, URNs and 32 bare digits; those are other keys.)
 fn is_uuid(text: &str) -> bool {
     text.len() == uuid::fmt::Hyphenated::LENGTH && Uuid::try_parse(text).is_ok()
 }

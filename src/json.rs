@@ -1,8 +1,9 @@
 //! JSON read one level at a time, from the text itself.
 //!
-//! Every value stays the text that was received until somebody asks for it. So numbers keep their decimals (no float is
-//! ever made), nesting costs no stack however deep it is, and duplicate members stay visible, where a map would silently keep
-//! one of them. `serde_json` says that the text is JSON; after that, where each value begins and ends is noted once, by counting
+//! Every value stays the text that was received until somebody asks for it. So numbers keep their
+//! decimals (no float is ever made), nesting costs no stack however deep it is, and duplicate
+//! members stay visible, where a map would silently keep one of them. `serde_json` says that the
+//! text is JSON; after that, where each value begins and ends is noted once, by counting
 //! brackets and looking for quotes.
 
 use std::borrow::Cow;
@@ -16,8 +17,8 @@ use serde_json::value::RawValue;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// The most values that are noted of one text: a hostile one must not take the memory of all. None that anybody means has a
-/// tenth of them.
+/// The most values that are noted of one text: a hostile one must not take the memory of all. None
+/// that anybody means has a tenth of them.
 const MOST_VALUES: usize = 100_000;
 
 /// A JSON text, and where its values are.
@@ -26,8 +27,8 @@ pub struct Json<'t> {
     spans: Vec<Span>,
 }
 
-/// Where a value begins and ends, the number of the value after it and all that is in it, and whether it is a string with
-/// escapes.
+/// Where a value begins and ends, the number of the value after it and all that is in it, and
+/// whether it is a string with escapes.
 #[derive(Clone, Copy)]
 struct Span {
     start: u32,
@@ -104,7 +105,8 @@ impl Json<'_> {
     }
 }
 
-/// Notes the values of what is known to be JSON, each before what is in it; none where there are too many.
+/// Notes the values of what is known to be JSON, each before what is in it; none where there are
+/// too many.
 fn note(text: &[u8]) -> Option<Vec<Span>> {
     let mut spans: Vec<Span> = Vec::with_capacity(32);
     let mut open: Vec<usize> = Vec::new();
@@ -196,7 +198,8 @@ impl<'a> Node<'a> {
             .unwrap_or_default()
     }
 
-    /// The text of a string; an error if an escape in it stands for no character (a lone surrogate).
+    /// The text of a string; an error if an escape in it stands for no character (a lone
+    /// surrogate).
     pub fn string(self) -> Option<Result<Cow<'a, str>, Malformed>> {
         let inner = self.inner()?;
         Some(if self.span.escaped {
@@ -257,8 +260,8 @@ impl<'a> Node<'a> {
         (self.kind() == Kind::Array).then(|| self.values().collect())
     }
 
-    /// The one member with this name of an object. `null` is as good as absent, and so is a name that stands there
-    /// twice: which of the two would count is anybody's guess.
+    /// The one member with this name of an object. `null` is as good as absent, and so is a name
+    /// that stands there twice: which of the two would count is anybody's guess.
     pub fn get(self, name: &str) -> Option<Node<'a>> {
         let mut found = None;
         for (member, value) in self.pairs()? {
@@ -312,8 +315,8 @@ pub enum Counts {
 impl Node<'_> {
     /// The value's text as one reads it for whom one of several members of a name counts.
     pub fn read_by(self, counts: Counts) -> String {
-        // As deep as any provider's reply goes. Each level is read anew: without a bound, nesting would cost the square of
-        // its depth.
+        // As deep as any provider's reply goes. Each level is read anew: without a bound, nesting
+        // would cost the square of its depth.
         const DEEPEST: u8 = 8;
         let mut out = String::with_capacity(self.raw().len());
         self.write_by(counts, DEEPEST, &mut out);

@@ -1,7 +1,7 @@
 //! The canonical look-up: the query of `GET /v1/refunds`, checked.
 //!
-//! `provider` and the payment (`payment_id`, `payment_reference`) say where to ask; `id`, `key` and `reference` say which
-//! refund, where a payment can have several.
+//! `provider` and the payment (`payment_id`, `payment_reference`) say where to ask; `id`, `key` and
+//! `reference` say which refund, where a payment can have several.
 
 use percent_encoding::percent_decode;
 
@@ -85,8 +85,8 @@ impl Query {
 }
 
 impl LookUp {
-    /// Reads a query (without its question mark), and finds all its faults at once. `caller`: whose keys are meant, where callers
-    /// are told apart.
+    /// Reads a query (without its question mark), and finds all its faults at once. `caller`: whose
+    /// keys are meant, where callers are told apart.
     pub fn read<'c>(
         query: &[u8],
         config: &'c Config,

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-/// ISO 4217's active currencies with their number of decimals (list one, without the entries that have none: metals,
-/// funds' units of account, test codes), and the few withdrawn of late in which a payment can still be refunded.
+/// ISO 4217's active currencies with their number of decimals (list one, without the entries that
+/// have none: metals, funds' units of account, test codes), and the few withdrawn of late in which
+/// a payment can still be refunded.
 const CURRENCIES: &[(u8, &str)] = &[
     (
         0,
@@ -34,7 +35,8 @@ impl Currency {
     pub fn from_code(code: &str) -> Option<Self> {
         let code = <&[u8; 3]>::try_from(code.as_bytes()).ok()?;
         CURRENCIES.iter().find_map(|(digits, codes)| {
-            // Three letters and a space each; splitting at the spaces took a sixth of a call's instructions.
+            // Three letters and a space each; splitting at the spaces took a sixth of a call's
+            // instructions.
             let mut each = codes.as_bytes().chunks(4);
             let start = each
                 .position(|known| known.starts_with(code))?
@@ -96,7 +98,8 @@ pub struct Money {
 }
 
 impl Money {
-    /// Reads the contract's `value`: `(0|[1-9][0-9]*)(\.[0-9]+)?`, above zero, no more decimals than the currency has.
+    /// Reads the contract's `value`: `(0|[1-9][0-9]*)(\.[0-9]+)?`, above zero, no more decimals
+    /// than the currency has.
     pub fn from_value(value: &str, currency: Currency) -> Result<Self, AmountFault> {
         let (whole, decimals) = match value.split_once('.') {
             Some((whole, decimals)) => (whole, Some(decimals)),
@@ -120,14 +123,15 @@ impl Money {
         Ok(Money { minor, currency })
     }
 
-    /// Reads a provider's amount in major units from JSON number text (`10`, `15.00`, `1.5e1`), exactly.
+    /// Reads a provider's amount in major units from JSON number text (`10`, `15.00`, `1.5e1`),
+    /// exactly.
     pub fn from_major(number: &str, currency: Currency) -> Option<Self> {
         let minor = Decimal::read(number)?.units(currency.digits)?;
         Some(Money { minor, currency })
     }
 
-    /// Reads a provider's integer of minor units from JSON number text; `digits` is the number of decimals that this
-    /// provider takes the currency to have.
+    /// Reads a provider's integer of minor units from JSON number text; `digits` is the number of
+    /// decimals that this provider takes the currency to have.
     pub fn from_minor(number: &str, digits: u8, currency: Currency) -> Option<Self> {
         let units = Decimal::read(number)?.units(0)?;
         let minor = Decimal {
@@ -138,7 +142,8 @@ impl Money {
         Some(Money { minor, currency })
     }
 
-    /// Minor units where the currency is taken to have `digits` decimals; none if that cannot be exact.
+    /// Minor units where the currency is taken to have `digits` decimals; none if that cannot be
+    /// exact.
     pub fn minor_units(self, digits: u8) -> Option<u64> {
         self.decimal().units(digits)
     }
@@ -180,14 +185,16 @@ struct Decimal {
 }
 
 impl Decimal {
-    /// Reads a JSON number that is not negative, without loss; none if it is more than 64 bits hold.
+    /// Reads a JSON number that is not negative, without loss; none if it is more than 64 bits
+    /// hold.
     fn read(number: &str) -> Option<Self> {
         let (mantissa, exponent) = match number.split_once(['e', 'E']) {
             Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
             None => (number, 0),
         };
         let (whole, decimals) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        // Zeros at the end carry nothing and would only make the coefficient overflow: `15.00000000000000000000`.
+        // Zeros at the end carry nothing and would only make the coefficient overflow:
+        // `15.00000000000000000000`.
         let decimals = decimals.trim_end_matches('0');
         let mut coefficient = 0u64;
         for digit in whole.bytes().chain(decimals.bytes()) {
@@ -198,7 +205,8 @@ impl Decimal {
         Some(Decimal { coefficient, scale })
     }
 
-    /// The integer of units of which 10^`digits` make one; none if it is not a whole number or too large.
+    /// The integer of units of which 10^`digits` make one; none if it is not a whole number or too
+    /// large.
     fn units(&self, digits: u8) -> Option<u64> {
         if self.coefficient == 0 {
             return Some(0);

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// Every error that a caller can get. What each means and what its caller may do stands in the README's table.
+/// Every error that a caller can get. What each means and what its caller may do stands in the
+/// README's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Code {
     /// Envoy itself could not take the request.
@@ -37,7 +38,8 @@ pub enum Code {
     ProviderOff,
     /// The same key is in flight, here or at the provider.
     RefundInProgress,
-    /// This provider refunds a payment once, and another key has this payment, or it shows a refund.
+    /// This provider refunds a payment once, and another key has this payment, or it shows a
+    /// refund.
     PaymentHasRefund,
     /// The provider or issuer said no.
     RefundDeclined,
@@ -261,12 +263,13 @@ pub enum Moved {
 pub enum Retry {
     /// The same call with the same key cannot refund twice.
     SameKey,
-    /// As it stands the call fails again, and it has not spent its key: correct it and send it with the same key.
+    /// As it stands the call fails again, and it has not spent its key: correct it and send it with
+    /// the same key.
     Corrected,
     /// Ask for the refund's state first.
     LookUp,
-    /// The key is spent. With `not_refunded` a further attempt takes a new key; with `unknown` none may be made until the
-    /// provider's word.
+    /// The key is spent. With `not_refunded` a further attempt takes a new key; with `unknown` none
+    /// may be made until the provider's word.
     No,
 }
 
@@ -323,7 +326,8 @@ pub struct ProviderWord {
 /// What a provider said of one field of its request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FieldError {
-    /// The path to the field in the provider's own names, joined by dots; none where it named no field.
+    /// The path to the field in the provider's own names, joined by dots; none where it named no
+    /// field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// Its words.
@@ -337,7 +341,8 @@ pub struct Problem {
     pub code: Code,
     /// The HTTP status: the code's own, but for `gateway-error`, which is 500 or 503.
     pub status: u16,
-    /// What happened, in a sentence or two. Whether money may have moved, and what to do, is added from `outcome` and `retry`.
+    /// What happened, in a sentence or two. Whether money may have moved, and what to do, is added
+    /// from `outcome` and `retry`.
     pub detail: String,
     /// Whether money may have moved.
     pub outcome: Moved,
@@ -380,8 +385,9 @@ impl Problem {
         }
     }
 
-    /// Makes it a problem of a key under which another send may have moved money, whatever became of this one. `retry` is what
-    /// stands in place of `same_key`; a fault of the call itself stays one that must be corrected.
+    /// Makes it a problem of a key under which another send may have moved money, whatever became
+    /// of this one. `retry` is what stands in place of `same_key`; a fault of the call itself
+    /// stays one that must be corrected.
     pub fn after_another_send(&mut self, retry: Retry) {
         if self.outcome == Moved::Unknown {
             return;
@@ -397,7 +403,8 @@ impl Problem {
             .push_str(" Another send under this key may have been the refund.");
     }
 
-    /// Makes it the answer to a look-up: what fails there says nothing of the refund, but for the proof that there is none.
+    /// Makes it the answer to a look-up: what fails there says nothing of the refund, but for the
+    /// proof that there is none.
     pub fn of_look_up(&mut self) {
         self.look_up = true;
         if self.code == Code::RefundNotFound && self.outcome == Moved::No {

@@ -71,7 +71,8 @@ pub struct Capabilities {
     pub takes_reference: bool,
     /// Whether it names the currency in what it says of a refund.
     pub shows_currency: bool,
-    /// The words by which it says that a refund is made or under way: no refusal that has one in it is certain.
+    /// The words by which it says that a refund is made or under way: no refusal that has one in
+    /// it is certain.
     pub taken: &'static [&'static str],
 }
 
@@ -95,7 +96,8 @@ pub struct Counting {
 }
 
 impl Counting {
-    /// The number of decimals by which this provider counts a currency; none where that is in dispute.
+    /// The number of decimals by which this provider counts a currency; none where that is in
+    /// dispute.
     pub fn digits(&self, currency: Currency) -> Option<u8> {
         let configured = self.configured.iter().find(|(known, _)| *known == currency);
         if let Some((_, digits)) = configured {
@@ -166,7 +168,8 @@ pub enum PaymentRule {
 /// How a provider wants an amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Units {
-    /// A JSON number in major units with at most these decimals and at most this much of it; no limits where none.
+    /// A JSON number in major units with at most these decimals and at most this much of it; no
+    /// limits where none.
     Major {
         /// The most decimals.
         decimals: Option<u8>,
@@ -207,11 +210,13 @@ pub enum Idempotency {
     },
 }
 
-/// The least margin before a provider forgets a key, in milliseconds: a call that is let go just before has to get there.
+/// The least margin before a provider forgets a key, in milliseconds: a call that is let go just
+/// before has to get there.
 const ROAD_MS: i64 = 60_000;
 
 impl Idempotency {
-    /// Until when a second send cannot refund twice, if the first leaves now. `settle_ms`: how long a send may take.
+    /// Until when a second send cannot refund twice, if the first leaves now. `settle_ms`: how long
+    /// a send may take.
     pub fn resend(self, now: Now, settle_ms: i64) -> Resend {
         match self {
             Idempotency::None => Resend::Never,
@@ -234,7 +239,8 @@ pub enum Refunds {
     One,
     /// Any number, until all of it is refunded.
     Many {
-        /// Whether the provider shows the key under which one was made; else its own id alone tells them apart.
+        /// Whether the provider shows the key under which one was made; else its own id alone
+        /// tells them apart.
         show_key: bool,
     },
 }
@@ -263,7 +269,8 @@ pub struct Wanted {
     pub referenced: bool,
 }
 
-/// What a dialect makes of a refund or of a look-up. The credentials come on top: no dialect ever holds one.
+/// What a dialect makes of a refund or of a look-up. The credentials come on top: no dialect ever
+/// holds one.
 #[derive(Debug, Clone)]
 pub struct ProviderRequest {
     /// The path after the base URL's, percent-encoded.
@@ -281,7 +288,8 @@ pub enum Payload {
     None,
     /// JSON, ready to be sent.
     Plain(String),
-    /// A text to be signed, byte for byte, and how text and signature (standard base64) become the body.
+    /// A text to be signed, byte for byte, and how text and signature (standard base64) become the
+    /// body.
     ToSign {
         /// What is signed.
         text: String,
@@ -347,7 +355,8 @@ pub enum ShownBy {
     Id,
     /// Nothing of its own: its payment has a refund.
     Payment,
-    /// Nothing that the provider has made: the caller's own name for it, which another caller could have given to another one.
+    /// Nothing that the provider has made: the caller's own name for it, which another caller could
+    /// have given to another one.
     Reference,
     /// Nothing at all: the provider says that some refund of this payment is under way.
     Nothing,
@@ -360,9 +369,11 @@ pub enum Absence {
     Proven,
     /// There may be one that does not show, or not yet: a sentence for the caller.
     Unproven(&'static str),
-    /// The payment has refunds, and none of them can be told to be this one: a sentence for the caller.
+    /// The payment has refunds, and none of them can be told to be this one: a sentence for the
+    /// caller.
     Ambiguous(&'static str),
-    /// No refund shows, and the payment is in a state in which none can be made: the provider's word for it.
+    /// No refund shows, and the payment is in a state in which none can be made: the provider's
+    /// word for it.
     NotRefundable(&'static str),
 }
 
@@ -480,16 +491,18 @@ pub enum Doubt {
     Mismatch,
 }
 
-/// One provider's refund dialect. Pure: no clock, no network, no randomness, no credentials, no default methods.
+/// One provider's refund dialect. Pure: no clock, no network, no randomness, no credentials, no
+/// default methods.
 pub trait Provider: std::fmt::Debug {
     /// What the provider can take.
     fn capabilities(&self) -> &'static Capabilities;
     /// How it counts amounts.
     fn counting(&self) -> &Counting;
-    /// The provider's request for a refund that its capabilities allow; none where what it needs is not there (the payment's id,
-    /// say), which was checked before: then nothing is sent.
+    /// The provider's request for a refund that its capabilities allow; none where what it needs is
+    /// not there (the payment's id, say), which was checked before: then nothing is sent.
     fn request(&self, refund: &Refund, attempt: &Attempt<'_>) -> Option<ProviderRequest>;
-    /// What a reply means. Total: what is not understood is [`Outcome::Unknown`], never refused and never refunded.
+    /// What a reply means. Total: what is not understood is [`Outcome::Unknown`], never refused and
+    /// never refunded.
     fn outcome(&self, refund: &Refund, attempt: &Attempt<'_>, reply: &ProviderReply<'_>)
     -> Outcome;
     /// The provider's request for a look-up, likewise.

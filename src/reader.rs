@@ -1,4 +1,5 @@
-//! Takes the members of an object one by one, and refuses the rest: of the configuration, of a call, of a query.
+//! Takes the members of an object one by one, and refuses the rest: of the configuration, of a
+//! call, of a query.
 
 use std::borrow::Cow;
 

@@ -99,7 +99,8 @@ pub struct Refunded<'a> {
     pub status: Status,
     /// The payment, as the caller named it.
     pub payment: &'a Payment,
-    /// The amount: the provider's word where it gives one, else the caller's; a look-up's caller has none.
+    /// The amount: the provider's word where it gives one, else the caller's; a look-up's caller
+    /// has none.
     pub amount: Option<Amount>,
     /// The caller's reason.
     pub reason: Option<&'a str>,

@@ -4,7 +4,8 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// A credential or private key. Its `Debug` says `[redacted]`, it has no `Display`, and its memory is wiped when it goes.
+/// A credential or private key. Its `Debug` says `[redacted]`, it has no `Display`, and its memory
+/// is wiped when it goes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
@@ -14,7 +15,8 @@ impl Secret {
         Secret(Zeroizing::new(text))
     }
 
-    /// Takes a secret's text without the white space around it. It is not copied: every copy must be wiped, byte by byte.
+    /// Takes a secret's text without the white space around it. It is not copied: every copy must
+    /// be wiped, byte by byte.
     fn trimmed(mut text: String) -> Self {
         text.truncate(text.trim_end().len());
         let blank = text.len().saturating_sub(text.trim_start().len());
@@ -39,9 +41,11 @@ impl fmt::Debug for Secret {
 pub enum SecretSource {
     /// The configuration itself, or the environment: the same for every call.
     Here(Secret),
-    /// Envoy's filter state under this key, set before the filter by `envoy.filters.http.set_filter_state`.
+    /// Envoy's filter state under this key, set before the filter by
+    /// `envoy.filters.http.set_filter_state`.
     FilterState(String),
-    /// A request header of this name, set before the filter by `envoy.filters.http.credential_injector`.
+    /// A request header of this name, set before the filter by
+    /// `envoy.filters.http.credential_injector`.
     Header(String),
 }
 
@@ -54,7 +58,8 @@ pub struct Carried<'a> {
 }
 
 impl SecretSource {
-    /// The secret as this call brings it, without white space around it: one from a file often ends with a line break.
+    /// The secret as this call brings it, without white space around it: one from a file often ends
+    /// with a line break.
     ///
     /// The error is a sentence that says where it was looked for, and never what was found.
     pub fn resolve(&self, carried: &Carried<'_>) -> Result<Secret, String> {

@@ -1,4 +1,5 @@
-//! Signing keys in time, and the three signers: the host's, the module's own, and OpenBao (the Vault API).
+//! Signing keys in time, and the three signers: the host's, the module's own, and OpenBao (the
+//! Vault API).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -190,8 +191,8 @@ impl RingKey {
 pub struct KeyRing(pub Vec<RingKey>);
 
 impl KeyRing {
-    /// The key that signs at this second (Unix time): of those whose time it is, the one whose time began last; of two
-    /// that began together, the one that the configuration names later.
+    /// The key that signs at this second (Unix time): of those whose time it is, the one whose time
+    /// began last; of two that began together, the one that the configuration names later.
     pub fn active(&self, now: i64) -> Option<&RingKey> {
         self.0
             .iter()
@@ -200,7 +201,8 @@ impl KeyRing {
             .max_by_key(|key| key.not_before.unwrap_or(i64::MIN))
     }
 
-    /// The key that signs at this second, and itself, as this call brings it. The error is a sentence without a part of the key.
+    /// The key that signs at this second, and itself, as this call brings it. The error is a
+    /// sentence without a part of the key.
     pub fn usable(
         &self,
         now: i64,
@@ -215,7 +217,8 @@ impl KeyRing {
         Ok((active, key))
     }
 
-    /// How many seconds are left until no key signs any more; none where one signs for ever, 0 where that is past.
+    /// How many seconds are left until no key signs any more; none where one signs for ever, 0
+    /// where that is past.
     pub fn seconds_left(&self, now: i64) -> Option<u64> {
         let mut last = i64::MIN;
         for key in &self.0 {
@@ -252,8 +255,8 @@ pub enum Signing {
 }
 
 impl Signing {
-    /// Whether a signature could be made at this second (Unix time), as this call brings the keys. The error is a sentence for
-    /// the platform team.
+    /// Whether a signature could be made at this second (Unix time), as this call brings the keys.
+    /// The error is a sentence for the platform team.
     pub fn is_ready(&self, now: i64, carried: &Carried<'_>) -> Result<(), String> {
         match self {
             Signing::Keys { ring, .. } => ring.usable(now, carried).map(drop),
@@ -266,7 +269,8 @@ impl Signing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SignerFailed;
 
-/// Who signs: RSASSA-PKCS1-v1_5 with SHA-256. The signature is deterministic, so every signer gives the same bytes.
+/// Who signs: RSASSA-PKCS1-v1_5 with SHA-256. The signature is deterministic, so every signer gives
+/// the same bytes.
 pub trait Signer {
     /// The signature over exactly these bytes.
     fn sign(
@@ -295,14 +299,15 @@ impl<R: TryCryptoRng> Signer for VmSigner<R> {
     }
 }
 
-/// The arguments of Envoy's foreign function `sign`: the protobuf message `SignArguments` with `hash_function` (1),
-/// `private_key` (2, PKCS#8 DER) or `private_key_pem` (4), and `text` (3).
+/// The arguments of Envoy's foreign function `sign`: the protobuf message `SignArguments` with
+/// `hash_function` (1), `private_key` (2, PKCS#8 DER) or `private_key_pem` (4), and `text` (3).
 pub fn host_arguments(key: &PrivateKey, text: &[u8]) -> Zeroizing<Vec<u8>> {
     let (number, key) = match &key.encoded {
         Encoded::Pem(pem) => (4, pem.expose().as_bytes()),
         Encoded::Der(der) => (2, der.as_slice()),
     };
-    // With room for the rest, so that no copy of the key is left behind; and no more, since all of it is wiped.
+    // With room for the rest, so that no copy of the key is left behind; and no more, since all of
+    // it is wiped.
     let room = key.len().saturating_add(text.len()).saturating_add(64);
     let mut message = Zeroizing::new(Vec::with_capacity(room));
     put_field(&mut message, 1, b"sha256");
@@ -313,7 +318,8 @@ pub fn host_arguments(key: &PrivateKey, text: &[u8]) -> Zeroizing<Vec<u8>> {
 
 /// The signature in the host's `SignResult`: `result` (1, bool), `signature` (2), `error` (3).
 ///
-/// Only a signature that the key's public half verifies leaves; anything else is a failure, whatever the host says.
+/// Only a signature that the key's public half verifies leaves; anything else is a failure,
+/// whatever the host says.
 pub fn host_signature(
     key: &PrivateKey,
     text: &[u8],
@@ -383,7 +389,8 @@ pub struct Transit {
     pub token: SecretSource,
     /// The namespace, if there is one.
     pub namespace: Option<String>,
-    /// Its public halves, where the configuration has them: every signature is verified by one of them.
+    /// Its public halves, where the configuration has them: every signature is verified by one of
+    /// them.
     pub public_keys: Vec<Rc<PublicKey>>,
 }
 
@@ -432,7 +439,8 @@ pub enum Verified {
 pub struct TransitKeys(pub Vec<(String, Rc<PublicKey>)>);
 
 impl TransitKeys {
-    /// Reads the answer of `GET /v1/:mount/keys/:name`: `{"data": {"keys": {"1": {"public_key": PEM}}}}`.
+    /// Reads the answer of `GET /v1/:mount/keys/:name`: `{"data": {"keys": {"1": {"public_key":
+    /// PEM}}}}`.
     pub fn read(status: u16, body: &[u8]) -> Option<Self> {
         if status != 200 {
             return None;
@@ -527,7 +535,8 @@ impl Transit {
         format!("{}:v{}", self.key, signature.version)
     }
 
-    /// Verifies a signature by the configured public halves; where there are none, by those that OpenBao has told.
+    /// Verifies a signature by the configured public halves; where there are none, by those that
+    /// OpenBao has told.
     pub fn verify(&self, text: &str, signature: &TransitSignature, told: &TransitKeys) -> Verified {
         let told = told
             .0

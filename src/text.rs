@@ -20,7 +20,8 @@ pub fn without_secrets(text: &str, secrets: &[Secret]) -> String {
     text
 }
 
-/// A provider's text without the secrets that it was sent, without card numbers and control characters, and not too long.
+/// A provider's text without the secrets that it was sent, without card numbers and control
+/// characters, and not too long.
 pub fn clean(text: &str, secrets: &[Secret]) -> String {
     let text: String = without_secrets(text, secrets)
         .chars()
@@ -34,8 +35,8 @@ pub fn clean(text: &str, secrets: &[Secret]) -> String {
     mask_card_numbers(&text).chars().take(MAX_CHARS).collect()
 }
 
-/// Masks all but the last four digits of what is shaped like a card number (ISO/IEC 7812): 13 to 19 digits, alone or in
-/// groups with one space or hyphen between them.
+/// Masks all but the last four digits of what is shaped like a card number (ISO/IEC 7812): 13 to 19
+/// digits, alone or in groups with one space or hyphen between them.
 fn mask_card_numbers(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut run = String::new();

@@ -1,7 +1,8 @@
-//! A bearer token that all workers share: one fetch at a time, used while it lives, dropped when the provider refuses it.
+//! A bearer token that all workers share: one fetch at a time, used while it lives, dropped when
+//! the provider refuses it.
 //!
-//! The state is a [`Record`] that the host keeps where every worker can read it and change it by compare-and-swap. What
-//! stands here decides; the filter carries it out.
+//! The state is a [`Record`] that the host keeps where every worker can read it and change it by
+//! compare-and-swap. What stands here decides; the filter carries it out.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,8 +18,9 @@ use crate::provider::{ProviderMessage, scalar};
 use crate::secret::Secret;
 use crate::text;
 
-/// The name of a provider's record among what the workers share: a token belongs to one client at one endpoint, and goes to
-/// one address. The secret is no part of it, so that a rotated one does not cost the token.
+/// The name of a provider's record among what the workers share: a token belongs to one client at
+/// one endpoint, and goes to one address. The secret is no part of it, so that a rotated one does
+/// not cost the token.
 pub fn record_key(provider: &ProviderEntry) -> String {
     let mut digest = Sha256::new();
     if let Auth::Token(endpoint) = &provider.auth {
@@ -33,7 +35,8 @@ pub fn record_key(provider: &ProviderEntry) -> String {
 
 /// How long a token endpoint may take, in milliseconds.
 pub const FETCH_TIMEOUT_MS: u32 = 5_000;
-/// How long a fetch is trusted to be under way, in milliseconds: a worker that died in it must not block the others.
+/// How long a fetch is trusted to be under way, in milliseconds: a worker that died in it must not
+/// block the others.
 const LEASE_MS: i64 = 6_000;
 /// The longest use of one token, whatever its endpoint says.
 const MAX_LIFE_MS: i64 = 3_600_000;
@@ -169,7 +172,8 @@ impl Record {
         }
     }
 
-    /// The record to be stored. It holds the token in clear: it goes into the memory of the process, and nowhere else.
+    /// The record to be stored. It holds the token in clear: it goes into the memory of the
+    /// process, and nowhere else.
     pub fn encode(&self) -> String {
         crate::json_text(&Stored {
             token: self
@@ -181,7 +185,8 @@ impl Record {
         })
     }
 
-    /// What a call does that needs a token now. After [`Turn::Fetch`] the record has changed: only who stores it fetches.
+    /// What a call does that needs a token now. After [`Turn::Fetch`] the record has changed: only
+    /// who stores it fetches.
     pub fn ask(&mut self, now: Now, fresh_id: u64) -> Turn {
         if let Some(token) = self.fresh(now) {
             return Turn::Use(token);
@@ -202,14 +207,15 @@ impl Record {
         match (self.fresh(now), &self.failure) {
             (Some(token), _) => Look::Ready(token),
             (None, _) if self.is_fetching(now) => Look::Wait,
-            // A lease clears the failure before it, so this one is of the fetch that was waited for, or of a later one.
+            // A lease clears the failure before it, so this one is of the fetch that was waited
+            // for, or of a later one.
             (None, Some(failure)) if self.fetch.is_none() => Look::Failed(failure.clone()),
             (None, _) => Look::Ask,
         }
     }
 
-    /// Takes what a fetch brought, if its lease still stands: one that came too late speaks of an older state, but a token
-    /// is a token. Says whether the record has changed.
+    /// Takes what a fetch brought, if its lease still stands: one that came too late speaks of an
+    /// older state, but a token is a token. Says whether the record has changed.
     pub fn settle(&mut self, lease: u64, result: &Result<Token, Failure>) -> bool {
         let ours = self.fetch.is_some_and(|fetch| fetch.id == lease);
         if ours {
@@ -228,7 +234,8 @@ impl Record {
         }
     }
 
-    /// Drops the token that a provider refused, never a newer one. Says whether the record has changed.
+    /// Drops the token that a provider refused, never a newer one. Says whether the record has
+    /// changed.
     pub fn refused(&mut self, value: &Secret) -> bool {
         let ours = self
             .token
@@ -331,8 +338,9 @@ pub fn read_reply(
     }
 }
 
-/// How long a token lives by its `expires_in`: seconds below 1e9, an epoch in seconds below 1e12, else an epoch in
-/// milliseconds. One example of the vendor has the latter, everything else the former.
+/// How long a token lives by its `expires_in`: seconds below 1e9, an epoch in seconds below 1e12,
+/// else an epoch in milliseconds. One example of the vendor has the latter, everything else the
+/// former.
 fn life_ms(expires_in: &str, now_ms: i64) -> Option<i64> {
     // An exponent would make the digits before the point another number.
     let whole = match expires_in.split_once('.') {
@@ -349,8 +357,8 @@ fn life_ms(expires_in: &str, now_ms: i64) -> Option<i64> {
     (life > 0).then_some(life.min(MAX_LIFE_MS))
 }
 
-/// A minute less than it lives; half of its life where that is more, so that a short life does not mean a fetch for
-/// every call.
+/// A minute less than it lives; half of its life where that is more, so that a short life does not
+/// mean a fetch for every call.
 fn use_for_ms(life_ms: i64) -> i64 {
     life_ms
         .saturating_sub(EARLY_MS)
@@ -407,7 +415,8 @@ mod tests {
         record.ask(NOW, 1);
         assert_eq!(record.look(NOW.plus(LEASE_MS)), Look::Ask);
         assert_eq!(record.ask(NOW.plus(LEASE_MS), 2), Turn::Fetch(2));
-        // The one given up comes back after all: its failure is not the failure of the fetch that is under way.
+        // The one given up comes back after all: its failure is not the failure of the fetch that
+        // is under way.
         assert!(!record.settle(1, &Err(Failure::unreachable())));
         assert_eq!(record.look(NOW.plus(LEASE_MS)), Look::Wait);
     }

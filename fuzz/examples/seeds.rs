@@ -1,5 +1,6 @@
-//! Writes the seeds: `cargo run --example seeds`, then `cargo +nightly fuzz cmin TARGET`, which keeps what differs. They are
-//! the golden files' calls, replies and configurations, the fixtures' and a few made by hand.
+//! Writes the seeds: `cargo run --example seeds`, then `cargo +nightly fuzz cmin TARGET`, which
+//! keeps what differs. They are the golden files' calls, replies and configurations, the fixtures'
+//! and a few made by hand.
 
 use std::fs;
 use std::path::Path;

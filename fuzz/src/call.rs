@@ -1,7 +1,9 @@
-//! The canonical call: refused with a problem of the catalogue, or sent as exactly what the contract makes of it.
+//! The canonical call: refused with a problem of the catalogue, or sent as exactly what the
+//! contract makes of it.
 //!
-//! An input that begins with `{` is the body of a call with sound headers. Any other has header lines (`name: value`), an
-//! empty line and the body. What Envoy never hands on (CR, LF and NUL in values, names that are none) is left out.
+//! An input that begins with `{` is the body of a call with sound headers. Any other has header
+//! lines (`name: value`), an empty line and the body. What Envoy never hands on (CR, LF and NUL in
+//! values, names that are none) is left out.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -522,7 +524,8 @@ fn object(members: Vec<(&str, Option<Json>)>) -> Json {
     Json::Object(there.collect())
 }
 
-/// What goes out is what the contract makes of the call, to the byte in the headers and to the member in the body.
+/// What goes out is what the contract makes of the call, to the byte in the headers and to the
+/// member in the body.
 fn sent(call: &Call<'_>, headers: &Headers<'_>, dispatch: &Dispatch) {
     let Call { provider, .. } = call;
     let fixture = provider.fixture;
@@ -658,7 +661,8 @@ fn sent(call: &Call<'_>, headers: &Headers<'_>, dispatch: &Dispatch) {
         other => panic!("{other} is not described here"),
     };
     assert_eq!(body, wanted);
-    // Said once more, so that no reader's mistake hides it: only a full refund goes out without an amount.
+    // Said once more, so that no reader's mistake hides it: only a full refund goes out without an
+    // amount.
     assert_eq!(
         fixture.wire_amount(dispatch).is_none(),
         call.amount.is_none()

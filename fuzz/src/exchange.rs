@@ -1,5 +1,5 @@
-//! What happens to a few calls and look-ups, in an order that the fuzzer chooses, longer than the model goes and with every
-//! status that there is. The world itself asserts what may not be.
+//! What happens to a few calls and look-ups, in an order that the fuzzer chooses, longer than the
+//! model goes and with every status that there is. The world itself asserts what may not be.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -51,7 +51,8 @@ thread_local! {
     static CONFIGS: RefCell<BTreeMap<&'static str, [Rc<Config>; 2]>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// A scene and a provider, then an event a pair of bytes: which of those that can happen, and a status where it has one.
+/// A scene and a provider, then an event a pair of bytes: which of those that can happen, and a
+/// status where it has one.
 pub fn check(data: &[u8]) {
     let Some((which, events)) = data.split_first() else {
         return;

@@ -1,5 +1,6 @@
-//! A call taken through the exchange without a host. This is the one place of the fuzz targets that knows the exchange's
-//! steps; the names that the fixtures of the core's suites want from above them stand here, too.
+//! A call taken through the exchange without a host. This is the one place of the fuzz targets that
+//! knows the exchange's steps; the names that the fixtures of the core's suites want from above
+//! them stand here, too.
 
 use std::rc::Rc;
 
@@ -34,8 +35,9 @@ pub use calls::{NOW, call_headers, look_up_headers};
 /// A sound private key.
 pub const PRIVATE_KEY: &str = include_str!("../../tests/providers/bbmsl/golden/private_key.pem");
 
-/// Takes a call until it is answered, leaves or the provider is asked by a call of the gateway's own; none where it is not ours.
-/// A token and OpenBao's signature are given where they are asked for. Nothing is remembered.
+/// Takes a call until it is answered, leaves or the provider is asked by a call of the gateway's
+/// own; none where it is not ours. A token and OpenBao's signature are given where they are asked
+/// for. Nothing is remembered.
 pub fn step(config: &Rc<Config>, headers: &Headers<'_>, body: &[u8], token: &str) -> Option<Step> {
     step_with(config, headers, body, token, None)
 }
@@ -100,8 +102,8 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Looks up the refund under the key `k-1`. `sent`: the refund call that went out under it an hour before, and has not been
-    /// answered.
+    /// Looks up the refund under the key `k-1`. `sent`: the refund call that went out under it an
+    /// hour before, and has not been answered.
     pub fn new(config: &Rc<Config>, headers: &Headers<'_>, sent: Option<&[u8]>) -> Self {
         let long_ago = NOW.plus(-3_600_000);
         let memory = Remembered::since(long_ago, GuardSettings::default());

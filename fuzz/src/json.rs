@@ -1,5 +1,5 @@
-//! A JSON reader (RFC 8259) that shares nothing with the one under test: numbers keep their text, members that stand twice
-//! stay visible, and so does a string that stands for no text.
+//! A JSON reader (RFC 8259) that shares nothing with the one under test: numbers keep their text,
+//! members that stand twice stay visible, and so does a string that stands for no text.
 
 /// How deep the reader goes. It recurses; the one under test does not.
 const DEEPEST: usize = 200;
@@ -125,8 +125,9 @@ impl Json {
         found
     }
 
-    /// Whether a JSON pointer (RFC 6901) names something here, or something that could be added here. Where a name stands
-    /// twice, either will do; names are told up to their 64th character.
+    /// Whether a JSON pointer (RFC 6901) names something here, or something that could be added
+    /// here. Where a name stands twice, either will do; names are told up to their 64th
+    /// character.
     pub fn takes_pointer(&self, pointer: &str) -> bool {
         let Some(rest) = pointer.strip_prefix('/') else {
             return pointer.is_empty();

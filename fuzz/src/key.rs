@@ -1,7 +1,8 @@
-//! The caller's key and the provider's: what is one key, what is none, and what a provider gets for it.
+//! The caller's key and the provider's: what is one key, what is none, and what a provider gets for
+//! it.
 //!
-//! An input is one byte (the provider, and whether it takes version 7) and the values of all `Idempotency-Key` headers
-//! with a zero byte between them.
+//! An input is one byte (the provider, and whether it takes version 7) and the values of all
+//! `Idempotency-Key` headers with a zero byte between them.
 
 use refund_filter::idempotency::{IdempotencyKey, KeyFault};
 
@@ -9,8 +10,8 @@ use crate::oracles::{derived_key, quoted};
 
 const PROVIDERS: [&str; 5] = ["bog", "moyasar", "begateway", "bbmsl", "B-o_g"];
 
-/// The identity of the one key that stands in these values, by the contract: 1 to 255 visible ASCII characters, bare or quoted,
-/// and in small letters where it has the form of a UUID.
+/// The identity of the one key that stands in these values, by the contract: 1 to 255 visible ASCII
+/// characters, bare or quoted, and in small letters where it has the form of a UUID.
 pub fn read(values: &[&[u8]]) -> Result<String, KeyFault> {
     let [value] = values else {
         return Err(match values {

@@ -1,8 +1,9 @@
-//! A provider's reply to a look-up, or to the look at a payment before its refund: a refund is found only by the provider's own
-//! words beside its own identity, absent for certain only in the shapes that prove it, and sent only for a payment that can be
-//! refunded.
+//! A provider's reply to a look-up, or to the look at a payment before its refund: a refund is
+//! found only by the provider's own words beside its own identity, absent for certain only in the
+//! shapes that prove it, and sent only for a payment that can be refunded.
 //!
-//! An input is one byte (the provider, by what it is asked, and what the gateway remembers), one byte (the status), and the body.
+//! An input is one byte (the provider, by what it is asked, and what the gateway remembers), one
+//! byte (the status), and the body.
 
 use std::rc::Rc;
 
@@ -132,7 +133,8 @@ pub fn check(data: &[u8]) {
         return;
     }
     assert_eq!(said["outcome"], "unknown", "{said}");
-    // Who asks again learns nothing where the provider refuses to say it, and where nothing tells whose the refund is.
+    // Who asks again learns nothing where the provider refuses to say it, and where nothing tells
+    // whose the refund is.
     let ends = [
         "refund-ambiguous",
         "payment-not-found",
@@ -275,8 +277,8 @@ impl Reply<'_> {
         }
     }
 
-    /// The documented shapes: beGateway's empty list under the key, and BBMSL's order that can be refunded and of which nothing is
-    /// missing.
+    /// The documented shapes: beGateway's empty list under the key, and BBMSL's order that can be
+    /// refunded and of which nothing is missing.
     fn proves_absence(&self) -> bool {
         let Some(json) = self.json().filter(|_| self.key.is_some()) else {
             return false;
@@ -314,7 +316,8 @@ impl Reply<'_> {
         status && nothing && named && accepted
     }
 
-    /// A payment under its own name, paid, in the currency of the refund. At BOG a refund under way need not be the last.
+    /// A payment under its own name, paid, in the currency of the refund. At BOG a refund under way
+    /// need not be the last.
     fn can_be_refunded(&self) -> bool {
         let Some(json) = self.json() else {
             return false;

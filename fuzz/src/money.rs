@@ -1,7 +1,7 @@
 //! Text, minor units and providers' numbers: exact or nothing.
 //!
-//! An input is a currency (one byte), the decimals that a provider takes it to have (one byte), an amount in minor units
-//! (eight bytes), and a text.
+//! An input is a currency (one byte), the decimals that a provider takes it to have (one byte), an
+//! amount in minor units (eight bytes), and a text.
 
 use std::sync::LazyLock;
 
@@ -138,7 +138,8 @@ fn goes_out(
     }
 }
 
-/// A provider's number is read as the oracle reads it, or not at all where it is spelled in more than 18 digits.
+/// A provider's number is read as the oracle reads it, or not at all where it is spelled in more
+/// than 18 digits.
 fn told(number: &str, currency: Currency, digits: usize, own: u8) {
     let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
     let (whole_part, decimals) = mantissa.split_once('.').unwrap_or((mantissa, ""));

@@ -1,4 +1,5 @@
-//! The query of a look-up: taken as the contract has it, and asked for to the byte; or refused with pointers into it.
+//! The query of a look-up: taken as the contract has it, and asked for to the byte; or refused with
+//! pointers into it.
 //!
 //! An input is what stands after the question mark.
 

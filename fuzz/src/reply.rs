@@ -1,7 +1,8 @@
-//! A provider's reply: only its own success word in its deciding place makes a success, and nothing that contradicts it
-//! stands beside it.
+//! A provider's reply: only its own success word in its deciding place makes a success, and nothing
+//! that contradicts it stands beside it.
 //!
-//! An input is one byte (the provider, and how the refund was asked for), one byte (the status), and the body.
+//! An input is one byte (the provider, and how the refund was asked for), one byte (the status),
+//! and the body.
 
 use std::rc::Rc;
 
@@ -258,7 +259,8 @@ impl Asked {
         shown.any(|secret| text.contains(secret))
     }
 
-    /// What must stand beside the word does: the refund's id, ours where the id is, and the page's own words.
+    /// What must stand beside the word does: the refund's id, ours where the id is, and the page's
+    /// own words.
     fn has_what_is_needed(&self, json: &Json, item: usize, but: &[&str]) -> bool {
         let fixture = self.fixture;
         let others = fixture
@@ -467,7 +469,8 @@ impl Reply {
         if fixture.name() == "moyasar" && self.status >= 400 {
             assert!(!self.mentions(json, "still processing"), "{}", of());
         }
-        // A refusal around a refund of ours that was made is no certain one, whatever the code beside it.
+        // A refusal around a refund of ours that was made is no certain one, whatever the code
+        // beside it.
         for item in 0..items(json, fixture.word) {
             let made = word(fixture, json, item) == Some(asked.success_word())
                 && asked.has_what_is_needed(json, item, &["/responseCode"])

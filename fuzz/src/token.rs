@@ -1,7 +1,7 @@
 //! The token endpoint's answers, and the record that all workers share.
 //!
-//! The first byte says what the rest is: an answer of the endpoint (two bytes of status, then the body), a stored record,
-//! or what happens to a record, two bytes an event.
+//! The first byte says what the rest is: an answer of the endpoint (two bytes of status, then the
+//! body), a stored record, or what happens to a record, two bytes an event.
 
 use refund_filter::clock::Now;
 use refund_filter::config::{Auth, TokenEndpoint};

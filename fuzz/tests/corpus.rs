@@ -1,4 +1,5 @@
-//! Every input of the corpora, and every one that once failed, without a fuzzer: this needs no nightly toolchain.
+//! Every input of the corpora, and every one that once failed, without a fuzzer: this needs no
+//! nightly toolchain.
 
 use std::fs;
 use std::path::Path;

@@ -18,7 +18,8 @@ use crate::refund::{Amount, Refund, Refunded, Status};
 use crate::secret::Secret;
 use crate::text;
 
-/// The longest time that a provider gives for a refund, in bytes: RFC 3339 with nanoseconds and an offset has 35.
+/// The longest time that a provider gives for a refund, in bytes: RFC 3339 with nanoseconds and an
+/// offset has 35.
 const MAX_TIME: usize = 64;
 
 /// What is to be had from the provider.
@@ -54,7 +55,8 @@ pub(super) struct Call {
     pub(super) caller: Caller,
     pub(super) entry: Rc<ProviderEntry>,
     pub(super) task: Task,
-    /// What the guard remembers of the refund that is looked up; none where none was named by its key.
+    /// What the guard remembers of the refund that is looked up; none where none was named by its
+    /// key.
     pub(super) past: Option<Box<Recollection>>,
     /// Whether it is only to be shown what would be sent.
     pub(super) preview: bool,
@@ -66,7 +68,8 @@ pub(super) struct Call {
     pub(super) token: Option<Secret>,
     /// What the provider calls the payment, where it was looked at.
     pub(super) names: Names,
-    /// What the provider, or the token endpoint, is shown: never to be passed on where it comes back.
+    /// What the provider, or the token endpoint, is shown: never to be passed on where it comes
+    /// back.
     pub(super) shown: Vec<Secret>,
 }
 
@@ -86,7 +89,8 @@ impl Call {
         self.problem(problem, End::NotSent)
     }
 
-    /// The names under which the guard keeps this payment, where it can have one refund alone: those that the provider shows.
+    /// The names under which the guard keeps this payment, where it can have one refund alone:
+    /// those that the provider shows.
     pub(super) fn payment_names(&self, shown: &Names) -> Vec<Digest> {
         match self.entry.dialect.capabilities().refunds {
             Refunds::Many { .. } => Vec::new(),
@@ -164,7 +168,8 @@ impl Call {
         problem
     }
 
-    /// A problem after which money may have moved, with the advice that this provider allows. `happened`: without its full stop.
+    /// A problem after which money may have moved, with the advice that this provider allows.
+    /// `happened`: without its full stop.
     pub(super) fn after_sending(&self, code: Code, happened: &str) -> Problem {
         let meaning = match self.task {
             Task::Refund(..) => ", and the refund may have been made.",
@@ -185,7 +190,8 @@ impl Call {
         Some(text::without_secrets(id, &self.shown))
     }
 
-    /// The provider's words, fit for an answer: short, without card numbers, and without the credentials that it was shown.
+    /// The provider's words, fit for an answer: short, without card numbers, and without the
+    /// credentials that it was shown.
     fn clean(&self, word: ProviderMessage) -> ProviderMessage {
         let clean = |text: String| text::clean(&text, &self.shown);
         ProviderMessage {

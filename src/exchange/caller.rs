@@ -82,8 +82,8 @@ impl Caller {
         answer
     }
 
-    /// A problem that says what is true under the key: of this send, and of those before it. `end` is how this call ended by
-    /// itself.
+    /// A problem that says what is true under the key: of this send, and of those before it. `end`
+    /// is how this call ended by itself.
     pub(super) fn problem_of_refund(&self, mut problem: Problem, end: End) -> Answer {
         if let Some(standing) = self.standing {
             problem.downgrade_to_unknown(standing, self.came);
@@ -127,7 +127,8 @@ pub fn unreadable_call() -> Answer {
 }
 
 impl Problem {
-    /// Makes it one of a key under which another send may have moved money, whatever became of this one.
+    /// Makes it one of a key under which another send may have moved money, whatever became of this
+    /// one.
     pub(super) fn downgrade_to_unknown(&mut self, standing: Standing, now: Now) {
         self.after_another_send(standing.retry(now));
         if self.retry == Retry::SameKey && self.retry_until.is_none() {

@@ -1,4 +1,5 @@
-//! The calls that the gateway makes on its own behalf before the provider's request can leave, all described in one way.
+//! The calls that the gateway makes on its own behalf before the provider's request can leave, all
+//! described in one way.
 
 use std::borrow::Cow;
 use std::rc::Rc;

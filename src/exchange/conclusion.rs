@@ -20,10 +20,12 @@ pub struct Conclusion {
     pub answer: (u16, String),
     /// The provider's id of the refund.
     pub id: Option<String>,
-    /// What the provider calls the payment, where nothing but its payment tells whose the refund is: it holds only if no other
-    /// key was ever sent for that payment. (A refusal is in doubt unless one was.)
+    /// What the provider calls the payment, where nothing but its payment tells whose the refund
+    /// is: it holds only if no other key was ever sent for that payment. (A refusal is in
+    /// doubt unless one was.)
     pub alone: Option<Vec<Digest>>,
-    /// What is true instead where it does not hold; none where it is true all the same, by the refund's own identity.
+    /// What is true instead where it does not hold; none where it is true all the same, by the
+    /// refund's own identity.
     pub otherwise: Option<Problem>,
 }
 
@@ -76,7 +78,8 @@ impl Recalled {
         self.answer.as_ref()?.id.clone()
     }
 
-    /// Whether it is about this payment: by every name that is known on both sides, and at least by one.
+    /// Whether it is about this payment: by every name that is known on both sides, and at least by
+    /// one.
     pub(super) fn is_about(&self, entry: &ProviderEntry, wanted: &Wanted) -> bool {
         let asked = about_payment(entry, &wanted.payment.id, &wanted.payment.reference);
         let pairs = [
@@ -92,8 +95,8 @@ impl Recalled {
 }
 
 impl Recalled {
-    /// Whether a refund of its payment, which shows no key, may be its own: something was sent under it, and the provider has
-    /// refused none of that.
+    /// Whether a refund of its payment, which shows no key, may be its own: something was sent
+    /// under it, and the provider has refused none of that.
     pub(super) fn may_be_the_refund(&self) -> bool {
         match self.past {
             Past::Pending | Past::Unknown | Past::Absent | Past::Refunded => !self.refused,

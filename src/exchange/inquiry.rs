@@ -1,5 +1,5 @@
-//! What is asked of a provider by a call of the gateway's own: an order that must be signed for, in a look-up, or a payment that
-//! is looked at before it is refunded.
+//! What is asked of a provider by a call of the gateway's own: an order that must be signed for, in
+//! a look-up, or a payment that is looked at before it is refunded.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -18,8 +18,8 @@ use crate::provider::{Doubt, Look, Names, ProviderMessage, Refunds, Shown};
 use crate::refund::{Amount, Refund};
 use crate::secret::Carried;
 
-/// How long the provider may take to answer, in milliseconds: with a signature and the refund itself after it, less than the
-/// guard's lease.
+/// How long the provider may take to answer, in milliseconds: with a signature and the refund
+/// itself after it, less than the guard's lease.
 const TIMEOUT_MS: u32 = 10_000;
 
 /// A call that waits for a provider's word on a payment. Nothing was sent that could move money.
@@ -31,8 +31,8 @@ pub struct Inquiry {
     key_id: Option<String>,
 }
 
-/// The problem that an answer of Envoy's own to such a call is, by how its body begins and what it says; none where it is the
-/// provider's.
+/// The problem that an answer of Envoy's own to such a call is, by how its body begins and what it
+/// says; none where it is the provider's.
 fn envoys_own(status: u16, body: &[u8]) -> Option<Code> {
     const NOT_MADE: [&str; 3] = ["connection failure", "connection timeout", "overflow"];
     let body = std::str::from_utf8(body).ok()?;
@@ -124,8 +124,8 @@ impl Inquiry {
             Err(held_back) => {
                 let (mut problem, word) = *held_back;
                 problem.provider = Some(call.provider_word(head.status, word));
-                // What is told to be spent must be: a late repeat of this call must not refund beside its successor. Another
-                // key's refund spends nothing.
+                // What is told to be spent must be: a late repeat of this call must not refund
+                // beside its successor. Another key's refund spends nothing.
                 let is_spent = problem.retry == Retry::No
                     && problem.code != Code::PaymentHasRefund
                     && call.caller.standing.is_none();
@@ -193,7 +193,8 @@ impl Call {
         }
     }
 
-    /// Whether a refund may be sent, by what its payment shows; else why not, with the provider's words.
+    /// Whether a refund may be sent, by what its payment shows; else why not, with the provider's
+    /// words.
     fn may_go_on(
         &self,
         refund: &Refund,

@@ -26,8 +26,8 @@ impl Call {
             Finding::Absent(absence, word) => self.absent(head, absence, word),
             Finding::Refused(refusal, word) => {
                 let (code, _, sentence) = of_refusal(refusal);
-                // Asking again brings the same, but for what can be put right meanwhile; while a send may still arrive, the
-                // provider may yet come to know it.
+                // Asking again brings the same, but for what can be put right meanwhile; while a
+                // send may still arrive, the provider may yet come to know it.
                 let retry = match refusal {
                     Refusal::Credentials | Refusal::RateLimited => Retry::LookUp,
                     _ if self.unsettled().is_none() => Retry::No,
@@ -78,7 +78,8 @@ impl Call {
         }
     }
 
-    /// In how many seconds a send can no longer arrive, where one still can: without a key nobody knows.
+    /// In how many seconds a send can no longer arrive, where one still can: without a key nobody
+    /// knows.
     fn unsettled(&self) -> Option<String> {
         let settle_ms = self.entry.settle_ms;
         let left_ms = match &self.past {
@@ -158,7 +159,8 @@ impl Call {
                 let mut answer = self.problem(problem.clone(), End::NotSent);
                 let is_sent = |known: &Recalled| known.sent_ms.is_some();
                 if known.is_some_and(|known| known.past == Past::Refused && is_sent(known)) {
-                    // Where no other key explains the refund, the provider may have taken its refusal back.
+                    // Where no other key explains the refund, the provider may have taken its
+                    // refusal back.
                     let refused = Problem::unknown(
                         Code::ProviderRejected,
                         Retry::LookUp,
@@ -230,8 +232,8 @@ impl Call {
         self.told(head, problem, word)
     }
 
-    /// The provider's answer proves that there was no refund when it gave it. Whether there can be none says the time since the
-    /// last send.
+    /// The provider's answer proves that there was no refund when it gave it. Whether there can be
+    /// none says the time since the last send.
     fn proven_absent(&self, head: &ReplyHead, word: ProviderMessage) -> Answer {
         let unproven = |sentence: &str| {
             let mut problem = Problem::unknown(Code::RefundNotFound, Retry::LookUp, sentence);
@@ -252,7 +254,8 @@ impl Call {
             )
         } else if known.is_some_and(|known| known.in_flight) {
             Some("The provider shows no such refund, and a refund call with this key is in flight.")
-        // What was not done to this payment may have been done to another, which the key is remembered for.
+        // What was not done to this payment may have been done to another, which the key is
+        // remembered for.
         } else if known.is_some() && !self.is_about_it() {
             Some(
                 "The provider shows no such refund, but a call with this key went out for another payment, or for this one by \

@@ -17,7 +17,8 @@ pub(super) const PATH: &[u8] = b"/preview";
 /// What stands in place of secrets and signatures.
 pub(super) const REDACTED: &str = "[redacted]";
 
-/// The fault of a call with the header that once asked for a dry run, in any spelling: whoever sends it must not move money.
+/// The fault of a call with the header that once asked for a dry run, in any spelling: whoever
+/// sends it must not move money.
 pub(super) fn old_header(headers: &Headers<'_>) -> Option<Fault> {
     let is_old = |name: &[u8]| {
         let letters = name.iter().filter(|b| !b"-_".contains(b));

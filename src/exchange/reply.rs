@@ -72,7 +72,8 @@ pub struct ReplyHead {
 }
 
 impl ReplyHead {
-    /// Reads a reply's headers; a reply without a status that can be read is one with status 0, which nobody documents.
+    /// Reads a reply's headers; a reply without a status that can be read is one with status 0,
+    /// which nobody documents.
     pub fn of(headers: &Headers<'_>) -> Self {
         ReplyHead {
             status: headers
@@ -92,7 +93,8 @@ impl ReplyHead {
     }
 }
 
-/// A `Retry-After` that is one by its form (RFC 9110, 10.2.3): seconds, or a date such as `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// A `Retry-After` that is one by its form (RFC 9110, 10.2.3): seconds, or a date such as `Sun, 06
+/// Nov 1994 08:49:37 GMT`.
 pub fn retry_after(value: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(value).ok()?;
     let seconds = (1..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
@@ -104,8 +106,9 @@ pub fn retry_after(value: &[u8]) -> Option<String> {
     (seconds || date).then(|| text.to_owned())
 }
 
-/// Why a refusing status proves nothing: its body stands around a refund that was made or may have been, whichever of two members
-/// of one name may count. None where the body leaves the refusal as it is.
+/// Why a refusing status proves nothing: its body stands around a refund that was made or may have
+/// been, whichever of two members of one name may count. None where the body leaves the refusal as
+/// it is.
 fn contradiction(
     entry: &ProviderEntry,
     refund: &Refund,
@@ -146,14 +149,16 @@ impl Sent {
 
     /// Whether it counts, with this reply, how often the route has sent the request.
     ///
-    /// A verdict in the body of a 2xx is about the refund under this key. A status is about one send, and where the provider
-    /// has no key so is everything: after a retry by the route the send before it may have been the refund.
+    /// A verdict in the body of a 2xx is about the refund under this key. A status is about one
+    /// send, and where the provider has no key so is everything: after a retry by the route the
+    /// send before it may have been the refund.
     fn counts_attempts(&self, head: &ReplyHead) -> bool {
         let keyed = self.call.entry.dialect.capabilities().idempotency != Idempotency::None;
         !(keyed && (200..300).contains(&head.status))
     }
 
-    /// Turns the provider's whole reply into the answer. `attempts` is `upstream.request_attempt_count`.
+    /// Turns the provider's whole reply into the answer. `attempts` is
+    /// `upstream.request_attempt_count`.
     pub fn reply(self, head: &ReplyHead, body: &[u8], attempts: u64) -> Answer {
         let reply = head.with(body);
         let (refund, key) = match &self.call.task {
@@ -191,8 +196,8 @@ impl Sent {
 
     /// The answer in place of Envoy's own after the request may have left.
     ///
-    /// Nothing was sent if no connection was handed out, unless the route sent more than once: what Envoy tells is about
-    /// the last attempt alone.
+    /// Nothing was sent if no connection was handed out, unless the route sent more than once: what
+    /// Envoy tells is about the last attempt alone.
     pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
         let once = reply.attempts <= 1;
         let details = reply.details;
@@ -280,7 +285,8 @@ impl Sent {
                     Problem::unknown(code, call.retry_when_unknown(), format!("{sentence} {why}"));
                 problem.retry_until = call.retry_until();
                 if retry == Retry::No {
-                    // The same call would be refused again, and nothing learnt of the send before it.
+                    // The same call would be refused again, and nothing learnt of the send before
+                    // it.
                     problem.retry = Retry::LookUp;
                     problem.retry_until = None;
                     (problem, End::Unknown)
@@ -299,7 +305,8 @@ impl Sent {
             problem.retry_after.clone_from(&head.retry_after);
         }
         if is_verdict && unknown.is_none() {
-            // The provider's own word on this refund: whatever was not known of it before is known now.
+            // The provider's own word on this refund: whatever was not known of it before is known
+            // now.
             call.caller.standing = None;
         }
         let refused_token = call.refused_token(head);

@@ -48,7 +48,8 @@ pub(super) struct Draft {
 pub(super) enum Via {
     /// In place of the caller's, by the route.
     Route,
-    /// By a call of the gateway's own: before the refund itself, or where the caller's call has no body to be replaced.
+    /// By a call of the gateway's own: before the refund itself, or where the caller's call has no
+    /// body to be replaced.
     Callout,
 }
 
@@ -282,7 +283,8 @@ impl Draft {
         let routed = self.via == Via::Route && !call.preview;
         let keyless = call.entry.dialect.capabilities().idempotency == Idempotency::None;
         if routed && keyless {
-            // Whatever the route's policy says: a second send could be a second refund. The router takes it away.
+            // Whatever the route's policy says: a second send could be a second refund. The router
+            // takes it away.
             headers.fixed("x-envoy-max-retries", "0");
         }
         for (name, value) in call.caller.passed_on.iter() {

@@ -4,7 +4,8 @@ use super::LocalReply;
 use crate::problem::{Code, Fault, Problem, Retry};
 use crate::provider::Refusal;
 
-/// The problem of a refusal: its code, what a caller may do where nothing else was sent, and what happened.
+/// The problem of a refusal: its code, what a caller may do where nothing else was sent, and what
+/// happened.
 pub(super) fn of_refusal(refusal: Refusal) -> (Code, Retry, &'static str) {
     match refusal {
         Refusal::Declined => (
@@ -104,7 +105,8 @@ pub(super) fn unreachable_provider() -> Problem {
     )
 }
 
-/// What it means that Envoy answered before anything left the gateway. `host`: the provider's, once it is known.
+/// What it means that Envoy answered before anything left the gateway. `host`: the provider's, once
+/// it is known.
 pub(super) fn nothing_left(reply: LocalReply<'_>, host: Option<&str>) -> Problem {
     // The policy of the route guard in envoy.yaml.
     const GUARD: &str = "refund-on-another-route";

@@ -1,4 +1,5 @@
-//! A call that OpenBao signs: it waits for the signature, and where the public key is not known yet, for that one, too.
+//! A call that OpenBao signs: it waits for the signature, and where the public key is not known
+//! yet, for that one, too.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -120,7 +121,8 @@ impl Unverified {
         }
     }
 
-    /// Goes on with what OpenBao has told now: without a public key the signature cannot be verified, and goes out as it is.
+    /// Goes on with what OpenBao has told now: without a public key the signature cannot be
+    /// verified, and goes out as it is.
     pub(super) fn reply(self, told: &Told) -> Step {
         let verified = self.unsigned.verify(&self.signature, told);
         self.unsigned.go_on(verified, &self.signature)

@@ -23,7 +23,8 @@ pub enum Found {
     InFlight(Standing),
     /// The key was used with another refund.
     Reused,
-    /// The same call has been answered; the answer stands in the place of this entry, if there is one.
+    /// The same call has been answered; the answer stands in the place of this entry, if there is
+    /// one.
     Answered {
         /// The entry's place in the bucket; none where it has no answer.
         way: Option<usize>,
@@ -70,7 +71,8 @@ struct Entry {
     until_ms: i64,
 }
 
-/// Key, refund, about, state, flags, lease, the kind of [`Resend`] and its two times, two more times.
+/// Key, refund, about, state, flags, lease, the kind of [`Resend`] and its two times, two more
+/// times.
 const ENTRY_BYTES: usize = 16 + 16 + 24 + 1 + 1 + 8 + 1 + 8 + 8 + 8 + 8;
 
 const ANSWERED: u8 = 1;
@@ -172,8 +174,8 @@ impl Entry {
         })
     }
 
-    /// The entry as it is now. Of a lease that has run out nothing more is expected. What is final is forgotten when its window
-    /// closes; what is open stays until its place is needed.
+    /// The entry as it is now. Of a lease that has run out nothing more is expected. What is final
+    /// is forgotten when its window closes; what is open stays until its place is needed.
     fn at(mut self, now: Now, settings: &GuardSettings) -> Option<Self> {
         if matches!(self.state, State::InFlight(_)) && now.steady_ms >= self.until_ms {
             self.state = State::Rests(Past::Unknown);
@@ -250,7 +252,8 @@ fn take_resend(rest: &mut &[u8]) -> Option<Resend> {
     }
 }
 
-/// That calls went to their providers for which there was no room here: any key may be one of theirs.
+/// That calls went to their providers for which there was no room here: any key may be one of
+/// theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Overflow {
     /// Until when a second send of the first of them cannot refund twice.
@@ -304,7 +307,8 @@ impl Bucket {
         out
     }
 
-    /// Where the sends under a key stand, if one of them may have moved money: a look that takes nothing.
+    /// Where the sends under a key stand, if one of them may have moved money: a look that takes
+    /// nothing.
     pub fn standing(&self, key: &Digest, now: Now, settings: &GuardSettings) -> Option<Standing> {
         let entry = self
             .find(key)
@@ -335,8 +339,9 @@ impl Bucket {
         });
     }
 
-    /// What a call may do. After [`Found::Taken`] the bucket has changed: only who stores it may go on. So it has after
-    /// [`Found::NoRoom`] where the provider has keys of its own: such a call goes on without a place.
+    /// What a call may do. After [`Found::Taken`] the bucket has changed: only who stores it may go
+    /// on. So it has after [`Found::NoRoom`] where the provider has keys of its own: such a
+    /// call goes on without a place.
     pub fn claim(
         &mut self,
         question: &Question,
@@ -344,7 +349,8 @@ impl Bucket {
         now: Now,
         settings: &GuardSettings,
     ) -> Found {
-        // What is over leaves; the others stay as they were stored, since their calls may still end.
+        // What is over leaves; the others stay as they were stored, since their calls may still
+        // end.
         for place in &mut self.places {
             *place = place.filter(|entry| entry.at(now, settings).is_some());
         }
@@ -388,8 +394,9 @@ impl Bucket {
         };
         let past = match entry.state {
             State::Rests(Past::Free) => {
-                // The provider may have noted the key at a send that came to nothing. Never longer than this call's own allows:
-                // the one before may have been for another provider.
+                // The provider may have noted the key at a send that came to nothing. Never longer
+                // than this call's own allows: the one before may have been for
+                // another provider.
                 if entry.resend.is_safe(now) {
                     fresh.resend = fresh.resend.earlier(entry.resend);
                 }
@@ -405,7 +412,8 @@ impl Bucket {
             }
             _ if entry.refund != question.refund => return Found::Reused,
             State::InFlight(_) => return Found::InFlight(standing),
-            // No send under this key can still arrive, so none is a second one, whatever the provider has forgotten.
+            // No send under this key can still arrive, so none is a second one, whatever the
+            // provider has forgotten.
             State::Rests(Past::Absent) => Past::Absent,
             State::Rests(open @ (Past::Pending | Past::Unknown)) if entry.resend.is_safe(now) => {
                 open
@@ -462,8 +470,8 @@ impl Bucket {
         Some((way, recalled))
     }
 
-    /// Makes a key that was recalled a look-up's own, to be settled; none where it is no longer as it was. After it the bucket
-    /// has changed.
+    /// Makes a key that was recalled a look-up's own, to be settled; none where it is no longer as
+    /// it was. After it the bucket has changed.
     pub fn reclaim(
         &mut self,
         recalled: &Recalled,
@@ -497,8 +505,9 @@ impl Bucket {
         places.find_map(|(way, place)| Some((way, place.filter(|entry| entry.key == *key)?)))
     }
 
-    /// The place for a key that is not there, and whether another one is forgotten for it: a free one, else that of what may
-    /// be forgotten, final entries before pending ones, and of these the oldest.
+    /// The place for a key that is not there, and whether another one is forgotten for it: a free
+    /// one, else that of what may be forgotten, final entries before pending ones, and of these
+    /// the oldest.
     fn room(&self, now: Now) -> Option<(usize, bool)> {
         if let Some(free) = self.places.iter().position(Option::is_none) {
             return Some((free, false));
@@ -527,13 +536,15 @@ impl Bucket {
         })
     }
 
-    /// The place of a call that is in flight and not settled; none where the key has become another call's.
+    /// The place of a call that is in flight and not settled; none where the key has become another
+    /// call's.
     pub fn place_of(&mut self, ticket: &Ticket) -> Option<usize> {
         self.mine(ticket).map(|(way, _)| way)
     }
 
-    /// What a call's end means for its key. A send that came to nothing known after one that the provider took tells nothing new
-    /// where the provider knows the key for ever; and the first answer holds the refund's id, by which it is looked up.
+    /// What a call's end means for its key. A send that came to nothing known after one that the
+    /// provider took tells nothing new where the provider knows the key for ever; and the first
+    /// answer holds the refund's id, by which it is looked up.
     pub fn end_of(&mut self, ticket: &Ticket, end: End) -> End {
         let taken = self.mine(ticket).is_some_and(|(_, entry)| {
             entry.state == State::InFlight(Some(Past::Pending))
@@ -547,7 +558,8 @@ impl Bucket {
         }
     }
 
-    /// Settles a call. Says whether the bucket has changed: not where the key has become another call's since.
+    /// Settles a call. Says whether the bucket has changed: not where the key has become another
+    /// call's since.
     pub fn settle(
         &mut self,
         ticket: &Ticket,

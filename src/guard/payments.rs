@@ -93,7 +93,8 @@ impl Entry {
 /// The payments of one bucket.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PaymentBucket {
-    /// Whether a payment was forgotten here: then nobody knows of a new one that no key was sent for it before.
+    /// Whether a payment was forgotten here: then nobody knows of a new one that no key was sent
+    /// for it before.
     forgot: bool,
     places: Vec<Option<Entry>>,
 }
@@ -168,8 +169,8 @@ impl PaymentBucket {
         PaymentFound::Taken { evicted }
     }
 
-    /// Tells how the call ended that has the payment, or what the provider has called a payment besides. Says whether the
-    /// bucket has changed.
+    /// Tells how the call ended that has the payment, or what the provider has called a payment
+    /// besides. Says whether the bucket has changed.
     pub fn settle(
         &mut self,
         name: &Digest,
@@ -210,7 +211,8 @@ impl PaymentBucket {
         true
     }
 
-    /// Whether this key is the only one that was ever sent for the payment; none where the payment is not known.
+    /// Whether this key is the only one that was ever sent for the payment; none where the payment
+    /// is not known.
     pub fn is_alone(mut self, name: &Digest, key: &Digest) -> Option<bool> {
         let entry = self.find(name)?;
         Some(entry.owner == *key && !entry.shared)

@@ -1,8 +1,9 @@
 //! BBMSL, hosted checkout: "Refund an order" and "Query an order".
 //!
-//! No credentials but an RSA signature over the exact text of the inner request; major units; no idempotency key: an order
-//! is refunded once, and what is not known must be asked for, never repeated. A query shows the order and none of its
-//! transactions, so what is missing of its amount is a refund, and nothing tells whose.
+//! No credentials but an RSA signature over the exact text of the inner request; major units; no
+//! idempotency key: an order is refunded once, and what is not known must be asked for, never
+//! repeated. A query shows the order and none of its transactions, so what is missing of its amount
+//! is a refund, and nothing tells whose.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -46,7 +47,8 @@ const ACCEPTED: &str = "0000";
 /// The dialect of one merchant.
 #[derive(Debug)]
 pub struct Bbmsl {
-    /// `merchantId` as JSON: the page's table has a string, its example a number, so it goes out as it is configured.
+    /// `merchantId` as JSON: the page's table has a string, its example a number, so it goes out
+    /// as it is configured.
     merchant_id: Box<RawValue>,
     /// The `responseCode`s that the platform team knows to be a plain refusal.
     declined_codes: Vec<String>,
@@ -171,8 +173,8 @@ impl Provider for Bbmsl {
         let word = word(body);
         match refusal(reply.status) {
             _ if reply.is_success() => {}
-            // Which status a refusal has was never published, so none says more than its words do; a call that was not let in
-            // at all is another matter.
+            // Which status a refusal has was never published, so none says more than its words do;
+            // a call that was not let in at all is another matter.
             Some(Refusal::Credentials | Refusal::RateLimited) if !speaks_of_a_refund(reply) => {
                 return by_status(reply.status, word);
             }
@@ -190,7 +192,8 @@ impl Provider for Bbmsl {
             // A refusal around a refund that was made contradicts itself.
             Ok(Read::Refunded(_)) => Outcome::Unknown(Doubt::Unreadable, word),
             Ok(Read::Declined) => Outcome::Refused(Refusal::Declined, word),
-            // The other codes are not published. One of them says that the order was refunded before, by us perhaps.
+            // The other codes are not published. One of them says that the order was refunded
+            // before, by us perhaps.
             Ok(Read::Refused) => Outcome::Unknown(Doubt::MaybeThere, word),
             Err(Doubt::Unreadable) if !reply.is_success() && !reply.mentions("responseCode") => {
                 Outcome::Unknown(Doubt::MaybeThere, word)
@@ -295,8 +298,8 @@ impl Bbmsl {
         }
     }
 
-    /// The reply to a refund. `transaction.status` alone decides (`order.status` is `REFUNDED` even after a refund in part), beside
-    /// the order's own name.
+    /// The reply to a refund. `transaction.status` alone decides (`order.status` is `REFUNDED` even
+    /// after a refund in part), beside the order's own name.
     fn read(&self, refund: &Refund, body: Node<'_>, word: &ProviderMessage) -> Result<Read, Doubt> {
         let order = body.get("order");
         if order.is_some_and(|order| !order.is_plain_object()) {

@@ -1,6 +1,7 @@
 //! beGateway: "Refund", and "Query" by uid and by tracking id.
 //!
-//! HTTP Basic, minor units, the idempotency key in the header `RequestID`, a reason that is never left out.
+//! HTTP Basic, minor units, the idempotency key in the header `RequestID`, a reason that is never
+//! left out.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -34,9 +35,10 @@ static CAPABILITIES: Capabilities = Capabilities {
     taken: &["successful", "pending", "incomplete"],
 };
 
-/// `amount`: an integer "in minimal currency units". The documentation has other decimals than ISO 4217 for four currencies. The
-/// vendor's own PHP client (begateway-api-php, `lib/Money.php`, b64030e) has the same four, and eight more in which it differs
-/// from ISO 4217: IRR, KPW, LAK, LBP and MMK without decimals, MOP with one, UGX and UYW with two. No page of the vendor's
+/// `amount`: an integer "in minimal currency units". The documentation has other decimals than ISO
+/// 4217 for four currencies. The vendor's own PHP client (begateway-api-php, `lib/Money.php`,
+/// b64030e) has the same four, and eight more in which it differs from ISO 4217: IRR, KPW, LAK, LBP
+/// and MMK without decimals, MOP with one, UGX and UYW with two. No page of the vendor's
 /// settles those, and a wrong factor would be echoed back wrongly as well.
 const UNITS: Units = Units::Minor {
     max: u64::MAX,
@@ -104,8 +106,8 @@ struct Request<'a> {
     /// Left out for a full refund.
     #[serde(skip_serializing_if = "Option::is_none")]
     amount: Option<&'a RawValue>,
-    /// Several values are separated by semicolons, and the vendor's back office searches by any of them. Only the last one is
-    /// the key: what stands before it is the caller's.
+    /// Several values are separated by semicolons, and the vendor's back office searches by any of
+    /// them. Only the last one is the key: what stands before it is the caller's.
     tracking_id: String,
 }
 
@@ -283,8 +285,9 @@ impl Begateway {
         self.finding(wanted, transaction, shown_by)
     }
 
-    /// A list, the newest first. Everything that a refund's `tracking_id` names finds it: ours among them is the one whose last
-    /// name is the key, or, without one, the reference in front of a key.
+    /// A list, the newest first. Everything that a refund's `tracking_id` names finds it: ours
+    /// among them is the one whose last name is the key, or, without one, the reference in
+    /// front of a key.
     fn found_by_name(&self, wanted: &Wanted, list: Node<'_>, word: ProviderMessage) -> Finding {
         let Some(list) = list.items() else {
             return Finding::unreadable(word);
@@ -304,7 +307,8 @@ impl Begateway {
         let ours = list.into_iter().filter(|transaction| {
             let is_named = match (wanted.key, &wanted.reference) {
                 (Some(key), _) => key_of(*transaction) == Some(key.text()),
-                // Another payment's refund under the same reference is a stranger's; under the key it is a contradiction.
+                // Another payment's refund under the same reference is a stranger's; under the key
+                // it is a contradiction.
                 (None, Some(reference)) => {
                     reference_of(*transaction).as_ref() == Some(reference)
                         && !differs(transaction.get("parent_uid"), wanted.payment.id.as_deref())
@@ -369,7 +373,8 @@ impl Begateway {
         }
     }
 
-    /// The transaction in the reply to our own request: it must name this refund, by its payment or by its key.
+    /// The transaction in the reply to our own request: it must name this refund, by its payment or
+    /// by its key.
     fn read_own(
         &self,
         refund: &Refund,
@@ -479,7 +484,8 @@ fn has_errors(body: Node<'_>) -> bool {
     body.get("error").is_some() || spoken(body).get("errors").is_some()
 }
 
-/// `message` may be an object of fields; then `friendly_message` is what is left to show. The code has two names.
+/// `message` may be an object of fields; then `friendly_message` is what is left to show. The code
+/// has two names.
 fn word(spoken: Node<'_>, body: Node<'_>) -> ProviderMessage {
     let said = |name| scalar(spoken.get(name)).or_else(|| scalar(body.get(name)));
     let (message, fields) = message_of(spoken.get("message"));

@@ -1,7 +1,8 @@
 //! Bank of Georgia, Payments API: "Refund" and "Get payment details".
 //!
-//! An OAuth2 bearer token, the amount in major units, the idempotency key in a header. The answer never says more than
-//! "accepted": the end of a refund stands among the order's actions, under the id that was given then.
+//! An OAuth2 bearer token, the amount in major units, the idempotency key in a header. The answer
+//! never says more than "accepted": the end of a refund stands among the order's actions, under the
+//! id that was given then.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -51,8 +52,8 @@ const NO_ID: &str = "This provider tells refunds apart by their id alone, and no
                      key returns the first answer, and with it the id.";
 const NOT_SHOWN: &str = "The order does not show this refund, or not yet.";
 
-/// The order's status between a refund that was accepted and its action. It lags behind, so that an order that does not say
-/// it proves nothing.
+/// The order's status between a refund that was accepted and its action. It lags behind, so that an
+/// order that does not say it proves nothing.
 const REFUND_REQUESTED: &str = "refund_requested";
 
 /// The dialect.
@@ -135,7 +136,8 @@ impl Provider for Bog {
         if key.as_deref() != Some(RECEIVED) {
             return Outcome::Unknown(Doubt::Unreadable, word);
         }
-        // The page does not promise an id. Without one the refund is accepted all the same, and cannot be told from others.
+        // The page does not promise an id. Without one the refund is accepted all the same, and
+        // cannot be told from others.
         let action_id = body.and_then(|body| body.get("action_id"));
         let id = identifier(action_id);
         if action_id.is_some() && id.is_none() {
@@ -218,7 +220,8 @@ impl<'a> Order<'a> {
         })
     }
 
-    /// The action whose id is the refund's decides, whoever asked for it; nothing is guessed from amounts.
+    /// The action whose id is the refund's decides, whoever asked for it; nothing is guessed from
+    /// amounts.
     fn found(&self, wanted: &Wanted) -> Finding {
         let mut ours = self.refunds.iter().filter(|action| {
             wanted.id.is_some()
@@ -241,7 +244,8 @@ impl<'a> Order<'a> {
                 };
                 Finding::Absent(absence, ProviderMessage::default())
             }
-            // There is no word for an action that is not finished, and the order does not say which one that is.
+            // There is no word for an action that is not finished, and the order does not say which
+            // one that is.
             (None, _) if self.status == REFUND_REQUESTED => Finding::Found {
                 status: Status::Pending,
                 receipt: Receipt {

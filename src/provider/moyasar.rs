@@ -1,7 +1,7 @@
 //! Moyasar Payment Gateway (MPG): "refund", and the order itself.
 //!
-//! A static bearer key, minor units, the idempotency key in the body. HTTP 200 says that a refund was tried; what became
-//! of it stands in the order's `transactions`, then and later.
+//! A static bearer key, minor units, the idempotency key in the body. HTTP 200 says that a refund
+//! was tried; what became of it stands in the order's `transactions`, then and later.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -41,7 +41,8 @@ const UNITS: Units = Units::Minor {
     disputed: &[],
 };
 
-/// The page's 400 for a `transaction_id` that is still at work: "Initial request is still processing."
+/// The page's 400 for a `transaction_id` that is still at work: "Initial request is still
+/// processing."
 const STILL_PROCESSING: &str = "still processing";
 
 /// The dialect.
@@ -136,8 +137,8 @@ impl Provider for Moyasar {
         self.look(&wanted.payment)
     }
 
-    /// A transaction's id is the key that was sent, so both names are one. What does not show proves nothing: no page says how
-    /// soon it does.
+    /// A transaction's id is the key that was sent, so both names are one. What does not show
+    /// proves nothing: no page says how soon it does.
     fn found(&self, wanted: &Wanted, reply: &ProviderReply<'_>) -> Finding {
         if !reply.is_success() {
             return Finding::by_status(reply.status, word(reply));
@@ -238,7 +239,8 @@ fn word(reply: &ProviderReply<'_>) -> ProviderMessage {
     }
 }
 
-/// The order object. The page's schema shows an array, its example none: one element in an array is taken, too.
+/// The order object. The page's schema shows an array, its example none: one element in an array is
+/// taken, too.
 fn order<'a>(reply: &'a ProviderReply<'_>) -> Option<Node<'a>> {
     let body = reply.json()?;
     let order = match body.items() {
@@ -262,7 +264,8 @@ enum Read {
 }
 
 impl Moyasar {
-    /// Reads the refund of this order that is ours: the transaction of type `refund` under the id that was sent.
+    /// Reads the refund of this order that is ours: the transaction of type `refund` under the id
+    /// that was sent.
     fn read_order(
         &self,
         payment: &Payment,

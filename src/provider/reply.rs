@@ -18,8 +18,8 @@ pub struct ProviderReply<'a> {
 }
 
 impl<'a> ProviderReply<'a> {
-    /// A reply with this status and body. A byte order mark in front of the body is none of its words (RFC 8259, 8.1: who reads
-    /// JSON may ignore one).
+    /// A reply with this status and body. A byte order mark in front of the body is none of its
+    /// words (RFC 8259, 8.1: who reads JSON may ignore one).
     pub fn new(status: u16, body: &'a [u8]) -> Self {
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         ProviderReply {
@@ -39,8 +39,8 @@ impl<'a> ProviderReply<'a> {
         self.json().filter(|node| node.is_plain_object())
     }
 
-    /// Whether these characters stand anywhere in the body, whatever the body is, in whatever case, and whether or not they
-    /// are written as JSON's escapes (RFC 8259, 7).
+    /// Whether these characters stand anywhere in the body, whatever the body is, in whatever case,
+    /// and whether or not they are written as JSON's escapes (RFC 8259, 7).
     pub fn mentions(&self, word: &str) -> bool {
         let stands_in = |text: &[u8]| {
             text.windows(word.len().max(1))
@@ -49,7 +49,8 @@ impl<'a> ProviderReply<'a> {
         stands_in(self.body) || self.body.contains(&b'\\') && stands_in(&unescaped(self.body))
     }
 
-    /// Whether one of these words stands anywhere in the body as a string of its own, be the body whole JSON or a part of it.
+    /// Whether one of these words stands anywhere in the body as a string of its own, be the body
+    /// whole JSON or a part of it.
     pub fn says(&self, words: &[&str]) -> bool {
         words.iter().any(|word| match &self.json {
             Some(json) => json.says(word),
@@ -89,8 +90,8 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The refusal that a status outside 2xx is where the body says nothing more: one table for all providers (contract, "Errors").
-/// What it does not name is a failure of which nothing is known.
+/// The refusal that a status outside 2xx is where the body says nothing more: one table for all
+/// providers (contract, "Errors"). What it does not name is a failure of which nothing is known.
 pub fn refusal(status: u16) -> Option<Refusal> {
     match status {
         402 => Some(Refusal::Declined),
@@ -110,7 +111,8 @@ pub fn by_status(status: u16, word: ProviderMessage) -> Outcome {
     }
 }
 
-/// Whether a status is one of those that refuse: after which the provider's words decide whether a refund may be there already.
+/// Whether a status is one of those that refuse: after which the provider's words decide whether a
+/// refund may be there already.
 pub fn is_refusal(status: u16) -> bool {
     status == 409 || refusal(status).is_some()
 }
@@ -127,7 +129,8 @@ pub fn path_segment(value: &str) -> String {
     utf8_percent_encode(value, PATH_SEGMENT).to_string()
 }
 
-/// The text of a string or a number: providers are not of one mind whether an id or a code is one or the other.
+/// The text of a string or a number: providers are not of one mind whether an id or a code is one
+/// or the other.
 pub fn scalar(node: Option<Node<'_>>) -> Option<String> {
     let node = node?;
     match node.number() {
@@ -139,7 +142,8 @@ pub fn scalar(node: Option<Node<'_>>) -> Option<String> {
     }
 }
 
-/// A refund's id at its provider, as text. What is absurdly long or holds control characters is none.
+/// A refund's id at its provider, as text. What is absurdly long or holds control characters is
+/// none.
 pub fn identifier(node: Option<Node<'_>>) -> Option<String> {
     scalar(node).filter(|id| id.len() <= 255 && !id.chars().any(char::is_control))
 }
@@ -151,8 +155,8 @@ pub fn plain_text(reply: &ProviderReply<'_>) -> Option<String> {
     (speaks && reply.json().is_none()).then(|| text.to_owned())
 }
 
-/// Whether an echoed name is another than the one that was sent. What is not echoed proves nothing; what is echoed as
-/// neither string nor number is another.
+/// Whether an echoed name is another than the one that was sent. What is not echoed proves nothing;
+/// what is echoed as neither string nor number is another.
 pub fn differs(echoed: Option<Node<'_>>, sent: Option<&str>) -> bool {
     match (echoed, sent) {
         (Some(echoed), Some(sent)) => scalar(Some(echoed)).as_deref() != Some(sent),
@@ -171,7 +175,8 @@ pub enum Echo {
     Unreadable,
 }
 
-/// Reads an echoed amount as this provider counts, and compares it and its currency with the one that was asked for, if one was.
+/// Reads an echoed amount as this provider counts, and compares it and its currency with the one
+/// that was asked for, if one was.
 pub fn echoed_amount(
     counting: &Counting,
     asked: Option<Money>,
@@ -201,7 +206,8 @@ pub fn echoed_amount(
     let Some(currency) = named.or(asked.map(|money| money.currency)) else {
         return Echo::Same(None);
     };
-    // By how many decimals the provider counts this currency is in dispute: then its number means nothing.
+    // By how many decimals the provider counts this currency is in dispute: then its number means
+    // nothing.
     if counting.digits(currency).is_none() {
         return Echo::Same(None);
     }
@@ -219,8 +225,8 @@ pub fn echoed_amount(
     }
 }
 
-/// The most errors of single fields that are passed on, and the most bytes that they may take together: an answer must fit where
-/// the guard keeps it.
+/// The most errors of single fields that are passed on, and the most bytes that they may take
+/// together: an answer must fit where the guard keeps it.
 const MOST_ERRORS: usize = 16;
 const MOST_ERROR_BYTES: usize = 4_096;
 /// How deep errors may be nested.
@@ -228,8 +234,8 @@ const DEEPEST_ERROR: u8 = 8;
 
 /// What a provider says of single fields: the texts in these values, each with the path to it.
 ///
-/// Providers agree on no shape: `{"amount": ["is missing"]}`, `{"request": {"amount": "is missing"}}`, a bare list of texts, or a
-/// list of objects that name their field.
+/// Providers agree on no shape: `{"amount": ["is missing"]}`, `{"request": {"amount": "is
+/// missing"}}`, a bare list of texts, or a list of objects that name their field.
 pub fn field_errors<'a>(values: impl IntoIterator<Item = Option<Node<'a>>>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for value in values.into_iter().flatten() {
@@ -289,7 +295,8 @@ fn joined(path: &str, name: &str) -> String {
     }
 }
 
-/// A message where it is a text, and errors of single fields where it is an object or a list: providers are not of one mind.
+/// A message where it is a text, and errors of single fields where it is an object or a list:
+/// providers are not of one mind.
 pub fn message_of<'a>(node: Option<Node<'a>>) -> (Option<String>, Option<Node<'a>>) {
     let nested = node.filter(|node| matches!(node.kind(), Kind::Object | Kind::Array));
     (scalar(node), nested)

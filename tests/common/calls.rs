@@ -1,4 +1,5 @@
-//! Sound calls, and who signs them where the signature is not the subject: for the core's suites and the fuzz targets.
+//! Sound calls, and who signs them where the signature is not the subject: for the core's suites
+//! and the fuzz targets.
 
 use refund_filter::clock::Now;
 use refund_filter::exchange::{Callout, Environment, ReplyHead, Step};

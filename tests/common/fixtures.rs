@@ -1,5 +1,5 @@
-//! What a fixture of a provider is: the suites that hold every provider to the same rules know providers by these alone. A new
-//! one is a folder in tests/providers.
+//! What a fixture of a provider is: the suites that hold every provider to the same rules know
+//! providers by these alone. A new one is a folder in tests/providers.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -37,8 +37,8 @@ pub struct Fixture {
     pub counts: Counts,
     /// Currencies in which the provider counts other decimals than ISO 4217 has.
     pub own_digits: &'static [(&'static str, usize)],
-    /// The reply of the vendor's page to a refund that it took. `@AMOUNT@`, `@CURRENCY@`, `@PAYMENT@` and `@KEY@` stand
-    /// for what was sent.
+    /// The reply of the vendor's page to a refund that it took. `@AMOUNT@`, `@CURRENCY@`,
+    /// `@PAYMENT@` and `@KEY@` stand for what was sent.
     pub success: &'static str,
     /// What that reply means.
     pub means: &'static str,
@@ -54,7 +54,8 @@ pub struct Fixture {
     pub pending: &'static [&'static str],
     /// Values of that word that mean `refund-declined`.
     pub declined: &'static [&'static str],
-    /// What must be in the reply and right besides the word: without it, or with something else there, it is no success.
+    /// What must be in the reply and right besides the word: without it, or with something else
+    /// there, it is no success.
     pub needed: &'static [&'static str],
     /// What the reply echoes, and something else that it could have echoed.
     pub echoes: &'static [(&'static str, &'static str)],
@@ -74,13 +75,16 @@ pub struct Fixture {
     pub credential: &'static str,
     /// Places of its own configuration, known and unknown ones.
     pub configuration: &'static [&'static str],
-    /// What makes the configuration another merchant's: where, and the JSON that stands there then.
+    /// What makes the configuration another merchant's: where, and the JSON that stands there
+    /// then.
     pub another_merchant: (&'static str, &'static str),
-    /// The currencies that only `minor_units` of the configuration allows, with ISO 4217's decimals.
+    /// The currencies that only `minor_units` of the configuration allows, with ISO 4217's
+    /// decimals.
     pub disputed: &'static [(&'static str, u8)],
     /// Whether so many minor units, which are this value, are not too much and not too fine.
     pub sends: fn(u64, &str) -> bool,
-    /// What `by key` of the contract is: `same_key` where the provider has an idempotency key, `look_up` where it has none.
+    /// What `by key` of the contract is: `same_key` where the provider has an idempotency key,
+    /// `look_up` where it has none.
     pub by_key: &'static str,
     /// Whether it tells refunds apart by their ids alone.
     pub by_id_alone: bool,
@@ -92,8 +96,8 @@ pub struct Fixture {
     pub left_by_a_decline: &'static [(&'static str, &'static str)],
     /// The status and the reply for a payment that does not exist.
     pub no_payment: (u16, &'static str),
-    /// What it shows of a payment and its refunds: the payment's id, its currency, and what was paid, in minor units of two
-    /// decimals.
+    /// What it shows of a payment and its refunds: the payment's id, its currency, and what was
+    /// paid, in minor units of two decimals.
     pub shows: fn(&str, &str, u64, &[Shown<'_>]) -> String,
     /// By what it shows the refund under a key; `@KEY@`: the key that it was sent.
     pub shown_as: &'static str,
@@ -103,13 +107,13 @@ pub struct Fixture {
     pub shown_failed: Option<&'static str>,
     /// Where its texts stand in what it shows.
     pub shown_words: &'static [&'static str],
-    /// What it shows of one refund that is asked for by its id, made from what it shows by key: where these differ, a look-up by
-    /// key shows the refunds of that key alone.
+    /// What it shows of one refund that is asked for by its id, made from what it shows by key:
+    /// where these differ, a look-up by key shows the refunds of that key alone.
     pub shows_one: Option<fn(&Value, &str) -> Value>,
     /// The reply that proves that there is no refund, where there can be one.
     pub absent: Option<&'static str>,
-    /// What it shows of a payment: its id, currency, what was paid and what is left, in minor units of two decimals, and its
-    /// state.
+    /// What it shows of a payment: its id, currency, what was paid and what is left, in minor
+    /// units of two decimals, and its state.
     pub shows_payment: fn(&str, &str, u64, u64, &str) -> String,
     /// The state of a payment that can be refunded.
     pub paid: &'static str,
@@ -165,7 +169,8 @@ impl Fixture {
         config(self.name(), &self.provider_config())
     }
 
-    /// The same configuration, read once in a thread: for tests that take thousands of calls through it.
+    /// The same configuration, read once in a thread: for tests that take thousands of calls
+    /// through it.
     pub fn config_once(&self) -> Rc<Config> {
         thread_local! {
             static READ: RefCell<BTreeMap<&'static str, Rc<Config>>> = const { RefCell::new(BTreeMap::new()) };
@@ -219,7 +224,8 @@ impl Fixture {
             .replace("@KEY@", &(self.sent_key)(dispatch).unwrap_or_default())
     }
 
-    /// Writes a provider's word into its success, wherever it stands. A declined refund left the order as it was.
+    /// Writes a provider's word into its success, wherever it stands. A declined refund left the
+    /// order as it was.
     pub fn say(&self, reply: &mut Value, word: &Value) {
         for pointer in self.word_again.iter().chain([&self.word]) {
             *reply.pointer_mut(pointer).unwrap() = word.clone();
@@ -242,8 +248,8 @@ impl Fixture {
         )
     }
 
-    /// What the provider shows of the sound call's order when it is asked how the refund under the key `k-1` stands: it is
-    /// made, or there is none.
+    /// What the provider shows of the sound call's order when it is asked how the refund under the
+    /// key `k-1` stands: it is made, or there is none.
     pub fn shown(&self, refunded: bool) -> String {
         let payment: Value = serde_json::from_str(self.payment).unwrap();
         let refund = Shown {
@@ -312,8 +318,8 @@ type Entry = (
     &'static [(&'static str, &'static str)],
 );
 
-/// Every code of the contract with its statuses, and what may stand beside it as outcome and retry. `key` is "by key".
-/// What a status says turns `unknown` and "by key" after a retry by the route.
+/// Every code of the contract with its statuses, and what may stand beside it as outcome and retry.
+/// `key` is "by key". What a status says turns `unknown` and "by key" after a retry by the route.
 const CATALOGUE: &[Entry] = &[
     (
         "bad-request",

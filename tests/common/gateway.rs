@@ -289,7 +289,8 @@ impl Gateway {
         (self.fixture.shows)(payment, self.fixture.currency, 100_000, &[refund])
     }
 
-    /// The id of the payment, the name by which the provider shows the refund under the key, and its word for done.
+    /// The id of the payment, the name by which the provider shows the refund under the key, and
+    /// its word for done.
     pub fn names(&self) -> (String, String, &'static str) {
         let key = derived_key(self.fixture.name(), KEY);
         let id = self.fixture.shown_as.replace("@KEY@", &key);
@@ -303,7 +304,8 @@ impl Gateway {
     }
 }
 
-/// Every provider, with a refund under the key that is open: BOG's first answer, a failure elsewhere.
+/// Every provider, with a refund under the key that is open: BOG's first answer, a failure
+/// elsewhere.
 pub fn open_refunds() -> impl Iterator<Item = Gateway> {
     FIXTURES.iter().map(|fixture| {
         let gateway = Gateway::of(fixture.name());

@@ -29,8 +29,8 @@ impl<'c> Golden<'c> {
             unix_ms: now.unix_timestamp() * 1000,
             ..super::NOW
         };
-        // What the gateway remembers when a refund is looked up: a refund call, and how long ago it was made. Without one it
-        // has just begun.
+        // What the gateway remembers when a refund is looked up: a refund call, and how long ago it
+        // was made. Without one it has just begun.
         let remembered = &case["look_up"]["remembered"];
         let seconds_ago = remembered["seconds_ago"].as_i64().unwrap_or_default();
         let since = now.plus(-1_000 * seconds_ago);

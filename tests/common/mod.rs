@@ -1,5 +1,5 @@
-//! What the core's tests share: golden files embedded in the binary (so that they also run in WebAssembly), and a
-//! refund taken through the exchange without a host.
+//! What the core's tests share: golden files embedded in the binary (so that they also run in
+//! WebAssembly), and a refund taken through the exchange without a host.
 
 pub mod calls;
 pub mod fixtures;
@@ -71,7 +71,8 @@ pub fn golden_cases() -> Vec<(String, Value)> {
     cases
 }
 
-/// A plugin configuration of one provider in which `"@FILE"` secrets are files of tests/providers/bbmsl/golden.
+/// A plugin configuration of one provider in which `"@FILE"` secrets are files of
+/// tests/providers/bbmsl/golden.
 pub fn config(name: &str, provider: &Value) -> Rc<Config> {
     let mut provider = provider.clone();
     resolve_files(&mut provider);
@@ -174,7 +175,8 @@ impl Out {
     }
 }
 
-/// A look-up taken up to the moment in which the provider's request leaves, or to its answer. Nothing is remembered of a key.
+/// A look-up taken up to the moment in which the provider's request leaves, or to its answer.
+/// Nothing is remembered of a key.
 pub fn look_up(config: &Rc<Config>, query: &str, token: &str, now: Now) -> Result<Out, Answer> {
     look_up_with(
         config,

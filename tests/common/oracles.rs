@@ -1,4 +1,5 @@
-//! What is right, said once more without the code under test: the suites and the fuzz targets hold it against these.
+//! What is right, said once more without the code under test: the suites and the fuzz targets hold
+//! it against these.
 
 use std::cmp::Ordering;
 
@@ -19,7 +20,8 @@ pub fn is_u64(digits: &str) -> bool {
     compare(digits, &u64::MAX.to_string()) != Ordering::Greater
 }
 
-/// A JSON number's text times 10^`digits` as a plain number; none where that is not whole or negative.
+/// A JSON number's text times 10^`digits` as a plain number; none where that is not whole or
+/// negative.
 pub fn units(number: &str, digits: usize) -> Option<String> {
     let (mantissa, exponent) = match number.split_once(['e', 'E']) {
         Some((mantissa, exponent)) => (mantissa, exponent.parse::<i64>().unwrap()),

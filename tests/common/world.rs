@@ -1,8 +1,10 @@
-//! Refund calls and look-ups, a provider that books what reaches it and tells the truth, and the gateway's memory between them.
+//! Refund calls and look-ups, a provider that books what reaches it and tells the truth, and the
+//! gateway's memory between them.
 //!
-//! The provider's ledger knows what no gateway can: which send was booked. Every step checks what may not be. Two refunds of one
-//! call, or of a payment that can have one. Two answers to one call. A certain word that the ledger contradicts: at its moment,
-//! or later, since a word that no money has moved speaks for all sends that were made until then.
+//! The provider's ledger knows what no gateway can: which send was booked. Every step checks what
+//! may not be. Two refunds of one call, or of a payment that can have one. Two answers to one call.
+//! A certain word that the ledger contradicts: at its moment, or later, since a word that no money
+//! has moved speaks for all sends that were made until then.
 
 #![allow(
     clippy::unreachable,
@@ -174,7 +176,8 @@ pub const RESTARTED: Scene = Scene {
     ..LOOKED_UP
 };
 
-/// The keys, each in two spellings. The first is a UUID of version 7, which Moyasar takes as it is and others do not.
+/// The keys, each in two spellings. The first is a UUID of version 7, which Moyasar takes as it is
+/// and others do not.
 const KEYS: [[&str; 2]; 2] = [
     [
         "0191f5a7-44ab-7fbb-ab3c-1e1a98a5166e",
@@ -196,7 +199,8 @@ struct Request {
     success: String,
     /// Whether the guard has had an entry for it.
     entered: bool,
-    /// Whether the gateway can know of it: it is still the same, and has not pushed the entry out for another.
+    /// Whether the gateway can know of it: it is still the same, and has not pushed the entry out
+    /// for another.
     known: bool,
     /// Whether somebody was told that it has not moved money, and will not.
     denied: bool,
@@ -241,7 +245,8 @@ struct Away {
     sent: Sent,
     request: usize,
     said: Option<Said>,
-    /// Whether another answer came in between. Of two that were on their way at once, nobody could tell which is the newer.
+    /// Whether another answer came in between. Of two that were on their way at once, nobody could
+    /// tell which is the newer.
     crossed: bool,
 }
 
@@ -394,7 +399,8 @@ impl<'f> World<'f> {
             events.push(Restart);
         }
         events.extend((0..self.adrift.len()).map(ProcessedLate));
-        // Time that goes by before anything has happened, or when nothing more does, makes no difference.
+        // Time that goes by before anything has happened, or when nothing more does, makes no
+        // difference.
         let begun = !self.requests.is_empty() || alive;
         if !self.leased && !self.scene.takes_back && begun {
             events.push(LeaseRunsOut);
@@ -416,7 +422,8 @@ impl<'f> World<'f> {
             }
         }
         if self.scene.takes_back && !self.taken_back {
-            // Where nothing shows whose a refund is, a failure that nobody was told of is no word that can be taken back.
+            // Where nothing shows whose a refund is, a failure that nobody was told of is no word
+            // that can be taken back.
             let was_said = |which: &usize| {
                 let booked = &self.ledger[*which];
                 let known = self.recalled(self.requests[booked.request].key);
@@ -429,7 +436,8 @@ impl<'f> World<'f> {
         if !self.settled && !self.look_ups.is_empty() && begun {
             events.push(SettleTimeGoesBy);
         }
-        // What the gateway has forgotten and the provider, too, nobody can tell from a new refund: so long the caller remembers.
+        // What the gateway has forgotten and the provider, too, nobody can tell from a new refund:
+        // so long the caller remembers.
         let remembers = !self.scene.restarts && self.scene.entries >= ONE_KEY.entries;
         if !self.day && detailed && begun && remembers {
             events.push(DayGoesBy);
@@ -645,7 +653,8 @@ impl<'f> World<'f> {
             true => id.clone(),
             false => format!("{}{number}", &id[..id.len() - number.len()]),
         };
-        // A provider without keys cannot tell two sends apart: of those that the gateway knows, one at most may move money.
+        // A provider without keys cannot tell two sends apart: of those that the gateway knows, one
+        // at most may move money.
         let may_move = |(which, request): (usize, &Request)| {
             request.known && (self.is_booked(which) || self.is_under_way(which))
         };
@@ -743,7 +752,8 @@ impl<'f> World<'f> {
         }
     }
 
-    /// So long goes by that whoever waits has given up, and what has not arrived does not arrive any more.
+    /// So long goes by that whoever waits has given up, and what has not arrived does not arrive
+    /// any more.
     fn nothing_is_under_way(&mut self) {
         for nth in 0..self.calls.len() {
             match self.calls[nth] {
@@ -772,7 +782,8 @@ impl<'f> World<'f> {
         }
     }
 
-    /// The provider does its work: it books, unless it knows the key, or the payment has its one refund.
+    /// The provider does its work: it books, unless it knows the key, or the payment has its one
+    /// refund.
     fn process(&mut self, which: usize) -> Said {
         if let Some(said) = self.said_before(which) {
             return said;
@@ -934,7 +945,8 @@ impl<'f> World<'f> {
         };
         let claim = self.memory.guard().ask(accepted.asks(), 0, asked_at);
         let mut step = accepted.proceed(claim, asked_at, &mut StubSigner, &secret);
-        // Its token is there: waiting for it takes nothing, so that it is the same as to come later.
+        // Its token is there: waiting for it takes nothing, so that it is the same as to come
+        // later.
         if let Step::Waiting(waiting) = step {
             step = waiting.with_token(Secret::new(TOKEN.into()));
         }
@@ -1032,7 +1044,8 @@ impl<'f> World<'f> {
             _ => panic!("{told}"),
         };
         let ours = |booked: &&Booked| self.requests[booked.request].key == key;
-        // What the gateway could not know is no lie: a word that was taken back and has not come to it.
+        // What the gateway could not know is no lie: a word that was taken back and has not come to
+        // it.
         let is = |booked: &Booked, moved: bool| booked.untold || booked.moved == moved;
         let mut ledger = self.ledger.iter().filter(ours);
         if moved {
@@ -1070,8 +1083,8 @@ impl<'f> World<'f> {
         );
     }
 
-    /// What makes two worlds the same, as its digest, since there are many: what was done before is not part of it, but for what
-    /// is remembered of it.
+    /// What makes two worlds the same, as its digest, since there are many: what was done before is
+    /// not part of it, but for what is remembered of it.
     pub fn mark(&self) -> [u8; 32] {
         let calls: Vec<_> = self.calls.iter().map(debug_of).collect();
         let look_ups: Vec<_> = self.look_ups.iter().map(debug_of_look_up).collect();

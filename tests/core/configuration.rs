@@ -709,7 +709,8 @@ fn a_key_whose_numbers_do_not_belong_together_is_refused() {
         provider["signing"]["keys"][0]["private_key"] = json!({"inline": STANDARD.encode(&bent)});
         match read(&json!({"providers": {"bbmsl": provider}})) {
             Err(_) => refused += 1,
-            // dP, dQ and qInv are not taken from the file but made anew: then the signature is the key's.
+            // dP, dQ and qInv are not taken from the file but made anew: then the signature is the
+            // key's.
             Ok(config) => {
                 let body = fixture("bbmsl").call().to_string();
                 let dispatch = send(&Rc::new(config), "k-1", body.as_bytes(), "", NOW).unwrap();

@@ -1,5 +1,5 @@
-//! One suite for every kind of provider: what the contract promises of all of them, held against each fixture. A new
-//! provider is held to it by one more fixture.
+//! One suite for every kind of provider: what the contract promises of all of them, held against
+//! each fixture. A new provider is held to it by one more fixture.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -48,7 +48,8 @@ fn each(mut test: impl FnMut(&Fixture, &Rc<Config>)) {
 
 type Row<'a> = (&'a str, u16, &'a str, &'a str);
 
-/// The contract's table for a status whose body says nothing. Where the provider has no keys, no refusal is certain.
+/// The contract's table for a status whose body says nothing. Where the provider has no keys, no
+/// refusal is certain.
 fn row(fixture: &Fixture, status: u16) -> Row<'static> {
     match status {
         400 | 402 | 404 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431
@@ -78,7 +79,8 @@ fn told<'a>(answer: &Answer, body: &'a Value) -> Row<'a> {
     )
 }
 
-/// Every status that the contract or a provider's page names, its neighbours, and the ends of each class.
+/// Every status that the contract or a provider's page names, its neighbours, and the ends of each
+/// class.
 fn statuses() -> Vec<u16> {
     [0, 1, 99, 100, 101, 103, 199]
         .into_iter()
@@ -772,7 +774,8 @@ fn bytes_that_are_not_utf_8_are_no_success() {
             for status in [200, 400, 500] {
                 let answer = answer(fixture, config, &head(status, &[]), body, 1);
                 let checked = checked(&answer);
-                // A refusal around what says that the refund is made is no certain one, even if it cannot be read whole.
+                // A refusal around what says that the refund is made is no certain one, even if it
+                // cannot be read whole.
                 let around = status == 400 && *body == broken;
                 let wanted = match around {
                     true => ("provider-reply-unreadable", 502, "unknown", fixture.by_key),
@@ -791,7 +794,8 @@ fn a_coded_body_is_never_read_and_its_verdict_never_certain() {
         for coding in ["gzip", "br", "deflate", "zstd", "gzip, identity", "x"] {
             for status in statuses() {
                 let wanted = match row(fixture, status) {
-                    // What it refused may be a second refund: the words that would say so cannot be read.
+                    // What it refused may be a second refund: the words that would say so cannot be
+                    // read.
                     (_, _, "not_refunded", _) => row(fixture, 200),
                     row => row,
                 };
@@ -1455,7 +1459,8 @@ fn no_answer_of_envoys_after_the_send_is_ever_certain_while_it_was_connected_or_
     });
 }
 
-/// What a provider's own words say of a refusal that may mean a refund (contract, second row of `provider-rejected`).
+/// What a provider's own words say of a refusal that may mean a refund (contract, second row of
+/// `provider-rejected`).
 #[test]
 fn a_refusal_that_may_be_an_earlier_refund_is_never_certain() {
     let cases: &[(&str, u16, &str)] = &[
@@ -1534,7 +1539,8 @@ fn a_refusal_that_may_be_an_earlier_refund_is_never_certain() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// "The text may be in `message`, `error_description` or `error`" (facts): the word counts in each, whatever the others say.
+/// "The text may be in `message`, `error_description` or `error`" (facts): the word counts in each,
+/// whatever the others say.
 #[test]
 fn the_word_already_refunded_counts_wherever_its_provider_may_write_it() {
     let fixture = FIXTURES

@@ -1,4 +1,5 @@
-//! What a platform team can hold refunds down with: who calls, who may, how much, and whether at all.
+//! What a platform team can hold refunds down with: who calls, who may, how much, and whether at
+//! all.
 
 use std::rc::Rc;
 
@@ -13,7 +14,8 @@ const NOT_ALLOWED: Told<'_> = ("caller-not-allowed", "not_refunded", "corrected"
 const OVER: Told<'_> = ("amount-over-limit", "not_refunded", "corrected");
 const OFF: Told<'_> = ("provider-off", "not_refunded", "same_key");
 
-/// The plugin configuration of one provider, with these members more, and with callers told apart where it says so.
+/// The plugin configuration of one provider, with these members more, and with callers told apart
+/// where it says so.
 fn configured(fixture: &Fixture, more: &Value, tells_callers: bool) -> Rc<Config> {
     let mut provider = fixture.provider_config();
     resolve_files(&mut provider);
@@ -99,7 +101,8 @@ fn a_caller_that_is_not_listed_uses_no_provider_of_the_list() {
 #[test]
 fn one_key_of_two_callers_is_two_refunds() {
     for fixture in FIXTURES {
-        // Two payments: where a payment has one refund, the second caller's would be held back for that.
+        // Two payments: where a payment has one refund, the second caller's would be held back for
+        // that.
         let gateway = gateway(fixture, &json!({}), true);
         let mut keys = Vec::new();
         for caller in ["spiffe://corp/shop", "spiffe://corp/returns"] {

@@ -1,5 +1,6 @@
-//! Every golden file, both ways: the canonical call, or look-up, becomes exactly this provider request, and the
-//! provider's reply exactly this answer. The same file runs natively and, compiled to WebAssembly, in Node.
+//! Every golden file, both ways: the canonical call, or look-up, becomes exactly this provider
+//! request, and the provider's reply exactly this answer. The same file runs natively and, compiled
+//! to WebAssembly, in Node.
 
 use std::collections::BTreeMap;
 

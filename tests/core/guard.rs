@@ -192,7 +192,8 @@ fn told(status: u16, body: &str, resend: Resend) -> Claim {
     }
 }
 
-/// How a claim ends, without its ticket: what is known of earlier sends, and until when the next one is safe.
+/// How a claim ends, without its ticket: what is known of earlier sends, and until when the next
+/// one is safe.
 fn taken_as(claim: Claim) -> (Option<Standing>, Resend) {
     match claim {
         Claim::Taken {
@@ -461,7 +462,8 @@ fn room_is_made_by_what_is_final_then_by_the_oldest_and_never_by_what_is_unknown
     assert!(!gateway.knows("unknown") && gateway.knows("sixth"));
 }
 
-/// A call that had no room went to its provider all the same, where that keeps keys itself: any key may be one of those.
+/// A call that had no room went to its provider all the same, where that keeps keys itself: any key
+/// may be one of those.
 #[test]
 fn what_went_out_without_room_casts_doubt_on_every_key_of_its_bucket() {
     let mut gateway = Gateway::of(1);
@@ -480,7 +482,8 @@ fn what_went_out_without_room_casts_doubt_on_every_key_of_its_bucket() {
     let doubt = Some(Standing { resend: until(DAY) });
     assert_eq!(gateway.standing("k"), doubt);
     assert_eq!(gateway.standing("never sent"), doubt);
-    // No absence is proven of a key that is not remembered, neither by who asked before nor by who asks now.
+    // No absence is proven of a key that is not remembered, neither by who asked before nor by who
+    // asks now.
     assert_eq!(gateway.recollection("k").since_ms, NOW.steady_ms + 2_000);
     let concluded = gateway.conclude(&asked, End::Absent, (0, ""));
     assert_eq!(concluded, Concluded::Overtaken);
@@ -859,7 +862,8 @@ fn a_key_is_settled_once_no_send_can_still_arrive() {
     assert_eq!(left(&gateway), Some(1));
     gateway.past_ms += 1;
     assert_eq!(left(&gateway), None);
-    // One that never ended: since its lease ran out, and the filter can have held it back for a while.
+    // One that never ended: since its lease ran out, and the filter can have held it back for a
+    // while.
     let mut gateway = Gateway::of(16);
     gateway.taken(&Refund::of("k", NEVER));
     gateway.past_ms = gateway.memory.settings.lease_ms;
@@ -919,7 +923,8 @@ fn absence_lets_the_key_be_sent_again_and_clears_nothing() {
         let (standing, _) = taken_as(gateway.again("k", resend));
         assert_eq!(standing, Some(Standing { resend }));
     }
-    // A provider that has forgotten the key by then is sent it anew: nothing of the first send can still arrive.
+    // A provider that has forgotten the key by then is sent it anew: nothing of the first send can
+    // still arrive.
     let mut gateway = Gateway::after(until(DAY), End::Unknown);
     gateway.past_ms = 2 * DAY;
     let past = gateway.recollection("k");

@@ -1,4 +1,5 @@
-//! Calls and replies made to hurt: they cost bounded work, break out of nothing, and end in a problem of the catalogue.
+//! Calls and replies made to hurt: they cost bounded work, break out of nothing, and end in a
+//! problem of the catalogue.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -358,7 +359,8 @@ fn nothing_in_a_call_breaks_out_of_its_path_header_or_text() {
                 let dispatch = sent_bytes(config, "k-1", body.as_bytes())
                     .unwrap_or_else(|answer| panic!("{pointer} {text:?}: {}", answer.body));
                 let sound = sent(config, "k-1", &fixture.call()).unwrap();
-                // The same headers as ever, and of the others nothing has changed but path and length.
+                // The same headers as ever, and of the others nothing has changed but path and
+                // length.
                 let names = |headers: &Headers<'_>| {
                     headers
                         .iter()

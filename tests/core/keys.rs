@@ -1,4 +1,5 @@
-//! The caller's key and the provider's: what is one key, what is none, and what a provider gets for it.
+//! The caller's key and the provider's: what is one key, what is none, and what a provider gets for
+//! it.
 
 use crate::common::oracles::{derived_key as derived, quoted};
 use crate::common::properties::cases;
@@ -160,7 +161,8 @@ mod shape {
         shape.then_some(())
     }
 
-    /// The contract: a UUID of any version is the same in upper and lower case, every other key is compared byte for byte.
+    /// The contract: a UUID of any version is the same in upper and lower case, every other key is
+    /// compared byte for byte.
     pub fn identity(key: &str) -> String {
         match parse(key) {
             Some(()) => key.to_lowercase(),

@@ -1,4 +1,5 @@
-//! The modules form layers: none imports from its own layer or from one above it. docs/architecture.md draws them.
+//! The modules form layers: none imports from its own layer or from one above it.
+//! docs/architecture.md draws them.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! No secret comes out: not by `Debug`, not in an answer, not in a fault of the configuration, not by way of a provider
-//! that sends it back. Every secret here has a canary in it.
+//! No secret comes out: not by `Debug`, not in an answer, not in a fault of the configuration, not
+//! by way of a provider that sends it back. Every secret here has a canary in it.
 
 use std::fmt::Debug;
 

@@ -1,5 +1,6 @@
-//! Look-ups and previews: what a query may be, and what a provider's word means for the refund under a key. (What may be said for
-//! certain at all is tests/core/truth.rs, a look at the payment before it is refunded tests/core/query_first.rs.)
+//! Look-ups and previews: what a query may be, and what a provider's word means for the refund
+//! under a key. (What may be said for certain at all is tests/core/truth.rs, a look at the payment
+//! before it is refunded tests/core/query_first.rs.)
 
 use std::rc::Rc;
 
@@ -59,7 +60,8 @@ fn another_amount_than_was_asked_for_is_a_mismatch_and_settles_nothing() {
         let other = gateway.shows(&payment, &id, 999, done);
         says(&gateway.look_up("&key=k-1", &other), MISMATCH);
         assert!(!gateway.refund(500, Some("")).replayed || gateway.fixture.by_key == "look_up");
-        // Nobody who knows the amount has told this gateway: what the provider shows under the key, or the id, is the answer.
+        // Nobody who knows the amount has told this gateway: what the provider shows under the key,
+        // or the id, is the answer.
         let strange = Gateway::of(name);
         let more = if gateway.fixture.by_id_alone {
             format!("&key=k-1&id={id}")
@@ -147,7 +149,8 @@ fn bog_finds_a_refund_by_its_key_as_long_as_the_gateway_remembers_its_id() {
 #[test]
 fn a_proof_is_overtaken_by_another_call_with_the_key() {
     for (name, proof) in proofs() {
-        // The key is in flight when the provider is asked, when it answers, or both; or it has been sent with in between.
+        // The key is in flight when the provider is asked, when it answers, or both; or it has been
+        // sent with in between.
         for (sent_before, sent_after, open_before) in [
             (true, false, false),
             (false, true, false),
@@ -225,7 +228,8 @@ fn every_failure_of_a_look_up_leaves_the_refund_as_unknown_as_it_was() {
                 let asked = gateway.ask(&gateway.query("&key=k-1"));
                 let answer = asked.reply(&head(status, &[]), body.as_bytes(), NOW);
                 let (code, outcome, retry) = told(&answer);
-                // What the provider refuses to tell of a settled key it will refuse again; all else can be asked again.
+                // What the provider refuses to tell of a settled key it will refuse again; all else
+                // can be asked again.
                 let for_good = matches!(
                     &*code,
                     "provider-rejected" | "payment-not-found" | "refund-declined"

@@ -1,4 +1,5 @@
-//! The core's tests, in one program: it is linked once, and its suites run beside each other. A suite alone: `cargo test golden::`.
+//! The core's tests, in one program: it is linked once, and its suites run beside each other. A
+//! suite alone: `cargo test golden::`.
 
 #![allow(
     clippy::unwrap_used,

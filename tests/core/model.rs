@@ -1,14 +1,17 @@
 //! Every order of what can happen to a few calls and look-ups, explored exhaustively.
 //!
-//! They meet a provider that books whatever reaches it: the providers with keys know a second send by its key (beGateway for a
-//! day), BBMSL here knows nothing at all, so that only the gateway stands between two sends and two refunds. What may happen, in
-//! every order: a call comes, its token or its signature comes or does not, the request is lost, is processed, or is processed
-//! long after its caller has given up; the reply comes as a success, a refusal, nonsense or not at all; the caller leaves; the
-//! worker traps; a configuration is pushed; the gateway is restarted; a lease runs out; so long goes by that nothing is on its way
-//! any more; a day goes by; a refund is looked up; the provider takes its word back.
+//! They meet a provider that books whatever reaches it: the providers with keys know a second send
+//! by its key (beGateway for a day), BBMSL here knows nothing at all, so that only the gateway
+//! stands between two sends and two refunds. What may happen, in every order: a call comes, its
+//! token or its signature comes or does not, the request is lost, is processed, or is processed
+//! long after its caller has given up; the reply comes as a success, a refusal, nonsense or not at
+//! all; the caller leaves; the worker traps; a configuration is pushed; the gateway is restarted; a
+//! lease runs out; so long goes by that nothing is on its way any more; a day goes by; a refund is
+//! looked up; the provider takes its word back.
 //!
-//! `common/world.rs` says what may never be. With `WHOLE_MODEL` (`./build.sh test`) each exploration goes through every world.
-//! Without it a few walks from the beginning to an end, by a seeded choice of events, are enough to see while one edits.
+//! `common/world.rs` says what may never be. With `WHOLE_MODEL` (`./build.sh test`) each
+//! exploration goes through every world. Without it a few walks from the beginning to an end, by a
+//! seeded choice of events, are enough to see while one edits.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -33,8 +36,9 @@ fn explore(fixture: &Fixture, provider: &Value, scene: Scene) -> usize {
     }
 }
 
-/// Walks from the beginning to an end until it has met so many worlds, or walked as often: a scene may have fewer. A walk replays
-/// nothing and reaches all depths. A depth-first search that ends early stays near the end that it met first.
+/// Walks from the beginning to an end until it has met so many worlds, or walked as often: a scene
+/// may have fewer. A walk replays nothing and reaches all depths. A depth-first search that ends
+/// early stays near the end that it met first.
 fn walks(fixture: &Fixture, provider: &Value, scene: Scene, worlds: usize) -> usize {
     let configs = [(); 2].map(|()| crate::common::config(fixture.name(), provider));
     let mut chance = StdRng::seed_from_u64(1);
@@ -97,8 +101,8 @@ fn holds(names: &[&str], scene: Scene, at_least: usize) {
     assert!(worlds.values().all(|count| *count > at_least), "{worlds:?}");
 }
 
-/// Walks through it without one of the gateway's protections, and says what is found. Going through every world would find it,
-/// too, since a walk meets no other worlds.
+/// Walks through it without one of the gateway's protections, and says what is found. Going through
+/// every world would find it, too, since a walk meets no other worlds.
 fn found(name: &str, scene: Scene, without: Without) -> String {
     let fixture = fixture(name);
     let scene = Scene {

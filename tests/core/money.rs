@@ -1,4 +1,5 @@
-//! Amounts are exact: properties over every currency and every provider, against an oracle that only moves digits about.
+//! Amounts are exact: properties over every currency and every provider, against an oracle that
+//! only moves digits about.
 
 use crate::common::config;
 use crate::common::fixtures::{Counts, FIXTURES, pointers, sent};

@@ -1,5 +1,6 @@
-//! openapi.yaml says what the code does: its codes, statuses, headers and schemas are held against real answers, and its examples
-//! are written from them. After a change: `UPDATE_DOCS=1 cargo test openapi::`.
+//! openapi.yaml says what the code does: its codes, statuses, headers and schemas are held against
+//! real answers, and its examples are written from them. After a change: `UPDATE_DOCS=1 cargo test
+//! openapi::`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -45,7 +46,8 @@ const CALL: &str = "/components/requestBodies/Call/content/application~1json";
 
 struct Api {
     document: Value,
-    /// Where nothing may stand that the document does not name: callers must bear more members, this code gives none.
+    /// Where nothing may stand that the document does not name: callers must bear more members,
+    /// this code gives none.
     strict: Registry<'static>,
 }
 
@@ -410,7 +412,8 @@ fn envoys_headers() -> Vec<(String, String)> {
     ]
 }
 
-/// The problems of envoy.yaml's `local_reply_config`, filled in with everything that Envoy can put there.
+/// The problems of envoy.yaml's `local_reply_config`, filled in with everything that Envoy can put
+/// there.
 fn envoys_own() -> Vec<Value> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/envoy.yaml");
     let envoy: Value = serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -1299,7 +1302,8 @@ fn statuses() -> impl Iterator<Item = u16> {
         .chain([422, 425, 426, 429, 431, 451, 499, 500, 503, 504, 599])
 }
 
-/// Every status with every body, to a refund and to a look-up; to a refund that the route has sent twice, some.
+/// Every status with every body, to a refund and to a look-up; to a refund that the route has sent
+/// twice, some.
 fn check_replies(checker: &mut Checker) {
     for fixture in FIXTURES {
         let bodies = bodies(fixture);
@@ -1495,8 +1499,8 @@ fn every_answer_fits_and_no_code_is_declared_in_vain() {
 
 // ---- calls by the schema, and by the code
 
-/// What is refused by the code and cannot be said in JSON Schema, or depends on the configured provider: the beginning of each
-/// fault's sentence.
+/// What is refused by the code and cannot be said in JSON Schema, or depends on the configured
+/// provider: the beginning of each fault's sentence.
 const BEYOND_THE_SCHEMA: &[&str] = &[
     "No provider is configured under this name.",
     // ISO 4217, its decimals, and 64 bits.
@@ -1523,7 +1527,8 @@ fn taken(fixture: &Fixture, headers: &Headers<'_>, body: &[u8]) -> Result<(), Va
     }
 }
 
-/// The schema refuses nothing that the code takes, and takes only what is refused for a reason that it cannot express.
+/// The schema refuses nothing that the code takes, and takes only what is refused for a reason that
+/// it cannot express.
 fn compare(what: &str, by_schema: bool, by_code: &Result<(), Value>) -> Result<(), String> {
     match (by_schema, by_code) {
         (true, Ok(())) | (false, Err(_)) => Ok(()),

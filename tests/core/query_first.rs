@@ -1,4 +1,5 @@
-//! `query_first`: the payment is looked at before it is refunded, at every provider, and what the look shows is used.
+//! `query_first`: the payment is looked at before it is refunded, at every provider, and what the
+//! look shows is used.
 
 use crate::common::fixtures::{FIXTURES, Fixture, head};
 use crate::common::gateway::{Asked, Gateway, KEY, Told, fixture, json_of, says, told};
@@ -17,8 +18,8 @@ fn gateway(fixture: &'static Fixture) -> Gateway {
     Gateway::with(fixture.name(), &configured(fixture))
 }
 
-/// A payment as its provider shows it: its currency, what was paid and what is left, in minor units of two decimals, and its
-/// state, in the provider's own words.
+/// A payment as its provider shows it: its currency, what was paid and what is left, in minor units
+/// of two decimals, and its state, in the provider's own words.
 fn payment(fixture: &Fixture, currency: &str, paid: u64, left: u64, state: &str) -> String {
     let id: Value = serde_json::from_str(fixture.payment).unwrap();
     (fixture.shows_payment)(id["id"].as_str().unwrap(), currency, paid, left, state)
@@ -146,7 +147,8 @@ fn another_currency_is_not_sent() {
             "{}",
             answer.body
         );
-        // The key is spent, as it was told: a late repeat of the call must not refund beside its successor.
+        // The key is spent, as it was told: a late repeat of the call must not refund beside its
+        // successor.
         says_again(&gateway, fixture, &answer);
     }
 }

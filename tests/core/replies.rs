@@ -1,5 +1,5 @@
-//! No reply but the provider's own word becomes a success, and none but its plain refusal a certain "no": properties over
-//! replies that are cut, bent, doubled and made up.
+//! No reply but the provider's own word becomes a success, and none but its plain refusal a certain
+//! "no": properties over replies that are cut, bent, doubled and made up.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +49,8 @@ fn at<'v>(value: &'v Value, pointer: &str) -> Vec<&'v Value> {
         })
 }
 
-/// Any JSON as `serde_json` reads it, also numbers that are too large for it: of those it keeps the text.
+/// Any JSON as `serde_json` reads it, also numbers that are too large for it: of those it keeps the
+/// text.
 fn read(body: &[u8]) -> Option<Value> {
     fn value_of(raw: &RawValue) -> Value {
         let text = raw.get();
@@ -301,7 +302,8 @@ fn apply(reply: &mut Value, at: usize, bend: &Bend) {
     };
 }
 
-/// JSON text in which one member stands twice: as it is and with another value, in this order or the other.
+/// JSON text in which one member stands twice: as it is and with another value, in this order or
+/// the other.
 fn doubled(value: &Value, pointer: &str, other: &str, other_first: bool) -> String {
     match value {
         Value::Object(members) => {
@@ -405,7 +407,8 @@ fn an_echo_that_stands_twice_with_another_value_is_no_success() {
 /// Statuses that are a verdict on the refund (contract, "Errors").
 const VERDICTS: [u16; 12] = [400, 402, 404, 405, 406, 410, 411, 413, 414, 415, 422, 431];
 
-/// A refusal and a success in one reply contradict each other: it is not known which of the two holds.
+/// A refusal and a success in one reply contradict each other: it is not known which of the two
+/// holds.
 #[test]
 fn a_refusal_by_status_around_a_success_is_not_certain() {
     let mut faults = Vec::new();

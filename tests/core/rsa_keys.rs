@@ -1,4 +1,5 @@
-//! Whole keys and signatures, against openssl and an older version of the crate `rsa`, whose arithmetic is another one.
+//! Whole keys and signatures, against openssl and an older version of the crate `rsa`, whose
+//! arithmetic is another one.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -134,7 +135,8 @@ fn every_key_signs_as_openssl_does() {
     }
 }
 
-/// More signatures than one blinding is used for, in both orders of the primes: one of them has p below q.
+/// More signatures than one blinding is used for, in both orders of the primes: one of them has p
+/// below q.
 #[test]
 fn every_key_signs_as_the_crate_rsa_does() {
     let mut random = StdRng::seed_from_u64(2);
@@ -219,7 +221,8 @@ fn keys_made_at_random_sign_as_the_crate_rsa_does() {
     }
 }
 
-/// Primes of 1024, 1536 and 2048 bits beside each other: nobody makes such keys, and the crate computes in halves of the modulus.
+/// Primes of 1024, 1536 and 2048 bits beside each other: nobody makes such keys, and the crate
+/// computes in halves of the modulus.
 #[test]
 fn primes_of_unequal_length_are_refused() {
     let primes = |pem: &str| by_rsa(pem).primes().to_vec();
@@ -240,7 +243,8 @@ fn primes_of_unequal_length_are_refused() {
     }
 }
 
-/// The private exponent is good modulo either (p-1)(q-1) or their least common multiple, and with such a one added.
+/// The private exponent is good modulo either (p-1)(q-1) or their least common multiple, and with
+/// such a one added.
 #[test]
 fn any_private_exponent_that_is_one_is_taken() {
     let numbers = Numbers::of(&by_rsa(KEYS[0].0));
@@ -409,7 +413,8 @@ fn numbers_that_do_not_belong_together_are_refused() {
     }
 }
 
-/// Not a prime of the key is prime, and its other numbers are right: no signature comes out, and nothing panics.
+/// Not a prime of the key is prime, and its other numbers are right: no signature comes out, and
+/// nothing panics.
 #[test]
 fn numbers_that_are_not_prime_give_no_signature() {
     let mut random = StdRng::seed_from_u64(7);
@@ -426,7 +431,8 @@ fn numbers_that_are_not_prime_give_no_signature() {
             continue;
         };
         let mut numbers = Numbers::from(&65_537u32.into(), rsa.d(), &p, &q);
-        // Fermat gives no inverse modulo a number that is no prime; so many are refused, unless it is a chance.
+        // Fermat gives no inverse modulo a number that is no prime; so many are refused, unless it
+        // is a chance.
         if let Some(inverse) = inverse(&q, &p) {
             numbers = numbers.with(7, &inverse);
         } else {

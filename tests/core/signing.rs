@@ -1,4 +1,5 @@
-//! Signing without a host: the bytes that go to each signer and come back, keys in time, and a key that arrives with every call.
+//! Signing without a host: the bytes that go to each signer and come back, keys in time, and a key
+//! that arrives with every call.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -22,7 +23,8 @@ use serde_json::{Value, json};
 const SECOND: &str = include_str!("../common/keys/second.pem");
 const SECOND_PUBLIC: &str = include_str!("../common/keys/second.public.pem");
 
-/// `printf TEXT | openssl dgst -sha256 -sign tests/providers/bbmsl/golden/private_key.pem | base64 -w0`
+/// `printf TEXT | openssl dgst -sha256 -sign tests/providers/bbmsl/golden/private_key.pem | base64
+/// -w0`
 const BY_OPENSSL: [(&str, &str); 4] = [
     (
         "",
@@ -249,7 +251,8 @@ fn the_hosts_signature_is_taken_only_from_a_whole_and_good_result() {
         }
     }
     for end in 0..with_more.len() {
-        // A message of protobuf may end between two fields: then it is whole, and good from the signature on.
+        // A message of protobuf may end between two fields: then it is whole, and good from the
+        // signature on.
         if let Ok(found) = host_signature(&key, text, &with_more[..end]) {
             assert_eq!(found, signature, "{end}");
         }
@@ -300,7 +303,8 @@ fn ring_key(id: usize, not_before: Option<i64>, not_after: Option<i64>) -> RingK
     RingKey::new(id.to_string(), nowhere, not_before, not_after)
 }
 
-/// Small numbers, so that times meet; `not_before` stands before `not_after`, as the configuration has it.
+/// Small numbers, so that times meet; `not_before` stands before `not_after`, as the configuration
+/// has it.
 fn times() -> impl Strategy<Value = Vec<(Option<i64>, Option<i64>)>> {
     let time = (prop::option::of(-20i64..20), prop::option::of(1i64..20));
     prop::collection::vec(time, 0..6).prop_map(|times| {

@@ -1,7 +1,8 @@
-//! The rule of truth: a certain word (`succeeded`, `failed`, `not_refunded`) is said only of this refund, by its own identity: the
-//! key or the id that the provider shows, or that nothing was sent. Never by an equal amount, never by a name that another caller
-//! could have chosen, never by a word that the rest of the reply contradicts, and never by an absence at a moment at which a send
-//! could still be on its way.
+//! The rule of truth: a certain word (`succeeded`, `failed`, `not_refunded`) is said only of this
+//! refund, by its own identity: the key or the id that the provider shows, or that nothing was
+//! sent. Never by an equal amount, never by a name that another caller could have chosen, never by
+//! a word that the rest of the reply contradicts, and never by an absence at a moment at which a
+//! send could still be on its way.
 
 use crate::common::fixtures::{FIXTURES, Fixture};
 use crate::common::gateway::{
@@ -458,7 +459,8 @@ fn the_newest_word_of_the_provider_counts_and_its_change_is_counted() {
         let declined: Told<'_> = ("refund-declined", "not_refunded", "no");
         let gateway = Gateway::of(name);
         let (payment, id, done) = gateway.names();
-        // POST says that it failed (at BOG a look-up does), a look-up that it was made, and the other way round.
+        // POST says that it failed (at BOG a look-up does), a look-up that it was made, and the
+        // other way round.
         match refusal {
             Some(word) => {
                 let success = {
@@ -607,7 +609,8 @@ fn a_call_without_room_never_passes_on_the_providers_no_as_certain() {
             );
             says(&answer, ("refund-declined", "unknown", "look_up"));
         }
-        // Now any key may be one that went out without room, and what is said of it without asking the provider as well.
+        // Now any key may be one that went out without room, and what is said of it without asking
+        // the provider as well.
         let faulty = answered(gateway.send_as(KEY, &json!({"provider": fixture.name()})));
         says(&faulty, ("invalid-request", "unknown", "corrected"));
         let unsent = routed(gateway.send()).sent.local_reply(LocalReply {

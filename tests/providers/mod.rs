@@ -1,5 +1,5 @@
-//! What the suites know of each provider: a folder each, with what its vendor's page says (`mod.rs`) and that page's examples
-//! (`golden/`). The simulators share none of it.
+//! What the suites know of each provider: a folder each, with what its vendor's page says
+//! (`mod.rs`) and that page's examples (`golden/`). The simulators share none of it.
 
 use super::{Counts, Fixture, Shown, TOKEN, decimal, header};
 

@@ -149,7 +149,8 @@ pub async fn run() -> Result<()> {
     Ok(())
 }
 
-/// Bank of Georgia answers a refund with "accepted" and no more: how it ended is asked for, before its end and after it.
+/// Bank of Georgia answers a refund with "accepted" and no more: how it ended is asked for, before
+/// its end and after it.
 async fn look_up(gateway: &Gateway, id: &str) -> Result<Vec<String>> {
     let [case, ..] = &CASES;
     println!("\nBank of Georgia's refund, looked up:\n");

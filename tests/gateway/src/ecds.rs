@@ -1,4 +1,5 @@
-//! The filter's configuration by Envoy's extension configuration discovery (ECDS), from a file that a run replaces.
+//! The filter's configuration by Envoy's extension configuration discovery (ECDS), from a file that
+//! a run replaces.
 
 use std::path::Path;
 
@@ -12,8 +13,8 @@ const FILTERS: &str =
     "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
 const PLUGIN: &str = "/resources/0/typed_config/config/configuration/value";
 
-/// Takes the filter out of Envoy's configuration, and has Envoy find it in a file in this folder. The file is made, unless
-/// another gateway has made it.
+/// Takes the filter out of Envoy's configuration, and has Envoy find it in a file in this folder.
+/// The file is made, unless another gateway has made it.
 pub(crate) fn discover(config: &mut Value, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let filter = config
@@ -62,8 +63,8 @@ impl Gateway {
         )?)
     }
 
-    /// Pushes a plugin configuration, to every gateway of this folder, as an operator must: a new file, moved into place.
-    /// Needs [`crate::Options::ecds`].
+    /// Pushes a plugin configuration, to every gateway of this folder, as an operator must: a new
+    /// file, moved into place. Needs [`crate::Options::ecds`].
     pub fn push(&self, plugin: &Value) -> Result<()> {
         let mut file = read(&self.ecds_folder())?;
         let text = file

@@ -201,7 +201,8 @@ pub fn sign_by_transit(
     Ok(())
 }
 
-/// Splices credentials-injected.yaml in: Envoy's injector adds Moyasar's and beGateway's `authorization`.
+/// Splices credentials-injected.yaml in: Envoy's injector adds Moyasar's and beGateway's
+/// `authorization`.
 pub fn inject_credentials(config: &mut Value, secrets: &Path) -> Result<()> {
     let mut parts = read("credentials-injected.yaml")?;
     for name in ["moyasar", "begateway"] {

@@ -1,8 +1,8 @@
 //! Real Envoy with the filter, in front of the simulated providers.
 //!
-//! What runs is the project's own `envoy/envoy.yaml`, read, changed in the tree and handed to Envoy: its ports, the
-//! providers' addresses, the certificate authority, the module's path and the folder of the secrets. A test changes more only
-//! where it says so ([`Options::change`]).
+//! What runs is the project's own `envoy/envoy.yaml`, read, changed in the tree and handed to
+//! Envoy: its ports, the providers' addresses, the certificate authority, the module's path and the
+//! folder of the secrets. A test changes more only where it says so ([`Options::change`]).
 
 pub mod ecds;
 mod envoy_yaml;
@@ -32,8 +32,8 @@ pub use envoy_yaml::{
 /// The path of the canonical call.
 pub const PATH: &str = "/v1/refunds";
 
-/// The secrets that the testbed gives to Envoy, and to the simulators as what they accept. Each has the word `canary` in it,
-/// so that a test can look for them where they must not be.
+/// The secrets that the testbed gives to Envoy, and to the simulators as what they accept. Each has
+/// the word `canary` in it, so that a test can look for them where they must not be.
 #[derive(Clone)]
 pub struct Secrets {
     /// BOG's OAuth2 client secret.
@@ -47,7 +47,8 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Those of every gateway that is given no others: a key pair takes a good part of a second to make.
+    /// Those of every gateway that is given no others: a key pair takes a good part of a second to
+    /// make.
     fn of_this_process() -> Result<Self> {
         static MADE: OnceLock<Secrets> = OnceLock::new();
         if let Some(made) = MADE.get() {
@@ -104,11 +105,13 @@ pub struct Options {
     pub secrets: Option<Secrets>,
     /// Envoy's log level.
     pub log_level: &'static str,
-    /// Secrets that the simulators accept, too, in the places after those in use: a rotation goes to them.
+    /// Secrets that the simulators accept, too, in the places after those in use: a rotation goes
+    /// to them.
     pub also_accepted: Vec<Secrets>,
     /// Whether the filter is configured by ECDS, see [`Gateway::push`].
     pub ecds: bool,
-    /// The gateway whose simulators, secrets and folders of SDS and ECDS this one uses, too. It must stay.
+    /// The gateway whose simulators, secrets and folders of SDS and ECDS this one uses, too. It
+    /// must stay.
     pub beside: Option<Beside>,
 }
 
@@ -406,7 +409,8 @@ impl Gateway {
         })
     }
 
-    /// Kills Envoy and starts it again on the same port, as after a crash: what it remembered is gone.
+    /// Kills Envoy and starts it again on the same port, as after a crash: what it remembered is
+    /// gone.
     pub async fn restart(&mut self) -> Result<()> {
         self.envoy.process.kill().await?;
         let folder = self.folder.path();
@@ -429,8 +433,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Replaces one of the secrets in its SDS file, as an operator must: a new file, moved into place. `name` is the file's,
-    /// without its ending.
+    /// Replaces one of the secrets in its SDS file, as an operator must: a new file, moved into
+    /// place. `name` is the file's, without its ending.
     pub fn rotate(&self, name: &str, value: &str) -> Result<()> {
         put_secret(&self.shared.join("secrets"), name, value)
     }
@@ -522,7 +526,8 @@ impl Gateway {
 }
 
 impl SecretsBy {
-    /// Filter state, unless `SECRETS_BY` says `header` or `environment`: so the same tests run on an older Envoy.
+    /// Filter state, unless `SECRETS_BY` says `header` or `environment`: so the same tests run on
+    /// an older Envoy.
     pub fn of_this_envoy() -> Self {
         match std::env::var("SECRETS_BY").as_deref() {
             Ok("header") => SecretsBy::Header,

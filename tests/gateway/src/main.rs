@@ -1,4 +1,5 @@
-//! `./build.sh demo`, `serve` and `soak`: the gateway in front of the simulated providers, to be looked at.
+//! `./build.sh demo`, `serve` and `soak`: the gateway in front of the simulated providers, to be
+//! looked at.
 
 mod demo;
 
@@ -20,11 +21,13 @@ struct Arguments {
 enum Command {
     /// Makes one refund at every provider, shows what went over the wire, and ends.
     Demo,
-    /// Refunds under faults for three minutes, and holds every answer against the providers' ledgers.
+    /// Refunds under faults for three minutes, and holds every answer against the providers'
+    /// ledgers.
     Soak,
     /// Keeps gateway and providers up until Ctrl-C.
     Serve {
-        /// Where to listen on 127.0.0.1, by default as envoy.yaml and the README's curl lines; 0 is any free port.
+        /// Where to listen on 127.0.0.1, by default as envoy.yaml and the README's curl lines; 0
+        /// is any free port.
         #[arg(long, default_value_t = 10_000)]
         port: u16,
     },

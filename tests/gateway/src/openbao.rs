@@ -1,4 +1,5 @@
-//! A real OpenBao server for signing: in its dev mode, over TLS, with a token that may do nothing but sign.
+//! A real OpenBao server for signing: in its dev mode, over TLS, with a token that may do nothing
+//! but sign.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

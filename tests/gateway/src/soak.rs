@@ -1,5 +1,6 @@
-//! A reconciliation soak: thousands of refunds through a real Envoy while providers, their token endpoint, callers and the
-//! configuration fail and change, and at the end every word that a caller got is held against the providers' ledgers.
+//! A reconciliation soak: thousands of refunds through a real Envoy while providers, their token
+//! endpoint, callers and the configuration fail and change, and at the end every word that a caller
+//! got is held against the providers' ledgers.
 //!
 //! No refund twice, none lost, no statement false; the memory flat, and no trap.
 
@@ -29,8 +30,8 @@ const CALLERS: usize = 24;
 const ROUTE_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Refunds between two disturbances; the memory is looked at after each.
 const STEP: u64 = 40;
-/// Between two restarts, all in the first half of a run: the second tells whether the memory grows. Long enough that a gateway
-/// comes to know that nothing is on its way.
+/// Between two restarts, all in the first half of a run: the second tells whether the memory grows.
+/// Long enough that a gateway comes to know that nothing is on its way.
 const BETWEEN_RESTARTS: Duration = Duration::from_secs(SETTLE_SECONDS * 5 / 2);
 /// Longer than any of the faults holds a send back.
 const SETTLE_SECONDS: u64 = 8;
@@ -102,7 +103,8 @@ struct Sample {
     active: u64,
 }
 
-/// Runs a plan, prints its counts, and stops everything. What is not as the gateway said is an error.
+/// Runs a plan, prints its counts, and stops everything. What is not as the gateway said is an
+/// error.
 pub async fn run(plan: Plan) -> Result<()> {
     println!(
         "soak: SEED={}, {} refunds by {CALLERS} callers",
@@ -246,7 +248,8 @@ fn speak_http1(cluster: &mut Value) {
 }
 
 impl Load {
-    /// One refund after the other, until the plan is done; what is open is looked up in between, and at the end.
+    /// One refund after the other, until the plan is done; what is open is looked up in between,
+    /// and at the end.
     async fn make_refunds(self: Arc<Self>, caller: Caller, begin: Instant) {
         let mut waiting: Vec<Open> = Vec::new();
         loop {
@@ -294,8 +297,8 @@ impl Load {
     }
 }
 
-/// What happens to all calls at once, in turn: a provider is gone for a moment, the tokens are worth nothing, a configuration
-/// is pushed.
+/// What happens to all calls at once, in turn: a provider is gone for a moment, the tokens are
+/// worth nothing, a configuration is pushed.
 async fn disturb(gateway: &Gateway, nth: u64, plugin: &Value, rng: &mut StdRng) -> Result<()> {
     let simulators = &gateway.simulators;
     match nth % 3 {

@@ -1,4 +1,5 @@
-//! The filter in a team's own Envoy: where its route stands among others, who is let in, and what is missing.
+//! The filter in a team's own Envoy: where its route stands among others, who is let in, and what
+//! is missing.
 
 use crate::common::{FOUR, Problem, asked, assert_problem, of, unknown};
 use anyhow::Result;
@@ -31,8 +32,8 @@ fn put_first(config: &mut Value, filter: Value) {
     filters.expect("the filters").insert(0, filter);
 }
 
-/// A virtual host for the refunds, one for the providers' routes, and one for everything else. Only the first asks for a token,
-/// by Envoy's rbac filter on its routes.
+/// A virtual host for the refunds, one for the providers' routes, and one for everything else. Only
+/// the first asks for a token, by Envoy's rbac filter on its routes.
 fn with_a_token_asked_for_by_route(config: &mut Value) {
     const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3";
     let empty = json!({"name": "team-rbac", "typed_config": {"@type": format!("{RBAC}.RBAC")}});
@@ -199,7 +200,8 @@ async fn a_route_that_is_no_providers_gets_neither_credentials_nor_refund() -> R
             let routes = routes.expect("routes");
             let refunds = routes.iter().position(|route| route["name"] == "refunds");
             let refunds = routes.remove(refunds.expect("the refunds' own"));
-            // It would send the call to another provider's address: a stranger's as far as this one is concerned.
+            // It would send the call to another provider's address: a stranger's as far as this one
+            // is concerned.
             let any =
                 json!({"name": "any", "match": {"prefix": "/"}, "route": {"cluster": "moyasar"}});
             routes.splice(0..0, [refunds, any]);
@@ -302,8 +304,9 @@ const NOT_ALLOWED: Problem = Problem {
     retry: "corrected",
 };
 
-/// Tokens of `auth-jwt.yaml`'s issuer for `refunds`, signed with HS256 and the key of [`JWKS`]: of the caller who is named, of another
-/// one, of one without a name, and of the first signed with another key.
+/// Tokens of `auth-jwt.yaml`'s issuer for `refunds`, signed with HS256 and the key of [`JWKS`]: of
+/// the caller who is named, of another one, of one without a name, and of the first signed with
+/// another key.
 const RIGHT: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiJyZXR1cm5zIn0.cB3BrHxICNhY2YKz3aq7h7q7SAlN59eDMOQuDoNR9Og";
 const OTHER: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiJzaG9wIn0.fHvnk1lAaihRf9Ikp4EOcG8sDvGZcsvipIBgIwSVm2w";
 const NAMELESS: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiIifQ.wnj4Sg8gEhK84P4DdjoMgc7Zm0P0z9y_uDgQw_AI-Po";
@@ -372,7 +375,8 @@ async fn a_token_says_who_refunds() -> Result<()> {
     assert_eq!(gateway.simulators.received(Moyasar), 0);
     let answer = with_token(&gateway, Some(RIGHT), &body).await?;
     assert_eq!(answer.body["status"], "succeeded", "{answer:?}");
-    // The key is this caller's: what the provider got is not the UUID that another one could have chosen, too.
+    // The key is this caller's: what the provider got is not the UUID that another one could have
+    // chosen, too.
     let request = gateway.simulators.last_request(Moyasar).expect("a request");
     let sent: Value = serde_json::from_slice(&request.body)?;
     assert_ne!(

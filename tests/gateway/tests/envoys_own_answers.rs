@@ -1,5 +1,6 @@
-//! Whatever Envoy answers in a provider's place, before the filter, in it or past it, is a problem of the catalogue that
-//! tells the truth about the money; and the answers of other paths stay as they are.
+//! Whatever Envoy answers in a provider's place, before the filter, in it or past it, is a problem
+//! of the catalogue that tells the truth about the money; and the answers of other paths stay as
+//! they are.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -44,8 +45,8 @@ fn refund(provider: Provider, nth: u64) -> Value {
     of(provider, nth, "10.00")
 }
 
-/// The problem in all its members, `retry_until` among them: beGateway keeps keys for 24 hours from the first send, less the
-/// `settle_seconds` that a send may take on its way.
+/// The problem in all its members, `retry_until` among them: beGateway keeps keys for 24 hours from
+/// the first send, less the `settle_seconds` that a send may take on its way.
 #[track_caller]
 fn assert_answer(case: &str, provider: Provider, answer: &Answer, problem: Problem) {
     assert_problem(case, answer, problem);
@@ -78,7 +79,8 @@ fn assert_refunded(case: &str, answer: &Answer) {
     );
 }
 
-/// A call that meets this fault gets this problem; the ledger is as it says; and the same key cannot refund twice.
+/// A call that meets this fault gets this problem; the ledger is as it says; and the same key
+/// cannot refund twice.
 async fn meets(
     gateway: &Gateway,
     provider: Provider,
@@ -945,7 +947,8 @@ async fn answers_of_other_paths_stay_as_they_are() -> Result<()> {
     Ok(())
 }
 
-/// Over HTTP/2 Envoy resets the stream of a call that breaks the protocol; the connection's other calls go on.
+/// Over HTTP/2 Envoy resets the stream of a call that breaks the protocol; the connection's other
+/// calls go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_call_over_http_2_resets_its_own_stream_alone() -> Result<()> {
     let gateway = Gateway::start(Options::default()).await?;
@@ -1016,7 +1019,8 @@ async fn trapping_gateway() -> Result<Gateway> {
     .await
 }
 
-/// A call that traps at this moment, with the filter state that the filter would have set for this provider.
+/// A call that traps at this moment, with the filter state that the filter would have set for this
+/// provider.
 async fn trap(gateway: &Gateway, path: &str, moment: &str, provider: Provider) -> Result<Answer> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let mut call = reqwest::Client::new()
@@ -1097,7 +1101,8 @@ async fn a_trap_tells_whether_the_call_had_left() -> Result<()> {
     let answer = trap(&gateway, "/another", "request", Provider::Moyasar).await?;
     assert_eq!(answer.status, 503, "{answer:?}");
     assert!(!answer.text.contains("urn:refund-filter"), "{answer:?}");
-    // A look-up says nothing of the refund, whenever it traps; before the filter has named it, it is known by its path.
+    // A look-up says nothing of the refund, whenever it traps; before the filter has named it, it
+    // is known by its path.
     recovered(&gateway).await?;
     for moment in ["request", "sent", "reply", "reply-body"] {
         let call = reqwest::Client::new()
@@ -1117,7 +1122,8 @@ async fn a_trap_tells_whether_the_call_had_left() -> Result<()> {
 async fn another_calls_trap_tells_whether_this_one_had_left() -> Result<()> {
     let gateway = trapping_gateway().await?;
     let simulators = &gateway.simulators;
-    // What a trap did to a call shows at the call's next event: here a slow reply, there its timeout.
+    // What a trap did to a call shows at the call's next event: here a slow reply, there its
+    // timeout.
     let slow = Fault::Pieces {
         size: 10,
         pause: Duration::from_millis(200),

@@ -1,5 +1,6 @@
-//! The clients of `examples/`, run as their users run them: through a front that loses, cuts, delays and replaces answers,
-//! killed between their steps, and held against the providers' ledgers. No second refund, and none forgotten.
+//! The clients of `examples/`, run as their users run them: through a front that loses, cuts,
+//! delays and replaces answers, killed between their steps, and held against the providers'
+//! ledgers. No second refund, and none forgotten.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -62,7 +63,8 @@ use Way::{
     Cut, KilledAfter, KilledBefore, Late, Lost, Says, SaysAfter, Silent, Through, Unanswered,
 };
 
-/// What a proxy between client and gateway, or another gateway, answers: the status with its headers, and the body.
+/// What a proxy between client and gateway, or another gateway, answers: the status with its
+/// headers, and the body.
 type Page = (&'static str, &'static str);
 
 const HTML: Page = (
@@ -88,7 +90,8 @@ fn page((head, body): Page) -> String {
     format!("HTTP/1.1 {head}\r\ncontent-length: {length}\r\n\r\n{body}")
 }
 
-/// What stands between clients and gateway. It does one thing with each call, in turn, and then passes all on.
+/// What stands between clients and gateway. It does one thing with each call, in turn, and then
+/// passes all on.
 struct Front {
     address: SocketAddr,
     ways: Mutex<Vec<Way>>,
@@ -186,7 +189,8 @@ async fn message(stream: &mut TcpStream) -> Result<Vec<u8>> {
     }
 }
 
-/// What becomes of one refund: the ways of its calls, a fault at its provider, and how each run ends (`None`: killed).
+/// What becomes of one refund: the ways of its calls, a fault at its provider, and how each run
+/// ends (`None`: killed).
 struct Case {
     name: &'static str,
     provider: Provider,
@@ -572,7 +576,8 @@ async fn build(compiler: &str, option: &str, to: &Path, source: &str) -> Result<
     Ok(())
 }
 
-/// Whether a language is there; where it is not, that is said, whatever becomes of the test's output.
+/// Whether a language is there; where it is not, that is said, whatever becomes of the test's
+/// output.
 async fn is_there(program: &str, argument: &str) -> bool {
     let mut command = Command::new(program);
     let ended = command

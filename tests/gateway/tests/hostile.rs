@@ -1,5 +1,5 @@
-//! Calls made to hurt, through real Envoy: each ends in its one problem or its one refund, none reaches more than it names,
-//! and no worker's VM dies of it.
+//! Calls made to hurt, through real Envoy: each ends in its one problem or its one refund, none
+//! reaches more than it names, and no worker's VM dies of it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,7 +33,8 @@ const LATE: Problem = Problem {
     ..Problem::certain("request-timeout", 408)
 };
 
-/// Has Envoy wait less for a caller to close its side too, once it has refused it: these callers never do, and are many.
+/// Has Envoy wait less for a caller to close its side too, once it has refused it: these callers
+/// never do, and are many.
 fn close_soon(config: &mut Value) {
     let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
     let manager = config.pointer_mut(manager);
@@ -180,8 +181,8 @@ fn pointers(answer: &Answer) -> Vec<&str> {
         .collect()
 }
 
-/// Writes these bytes and reads every answer up to the connection's end, which Envoy or the bytes' own `connection: close`
-/// must bring about.
+/// Writes these bytes and reads every answer up to the connection's end, which Envoy or the bytes'
+/// own `connection: close` must bring about.
 async fn raw(gateway: &Gateway, bytes: &[u8]) -> Result<Vec<Answer>> {
     let (mut from, mut to) = TcpStream::connect(gateway.address).await?.into_split();
     let bytes = bytes.to_vec();
@@ -331,7 +332,8 @@ async fn a_giant_number_is_no_amount_and_breaks_nothing() -> Result<()> {
             format!("0.{nines}"),
             "-0".into(),
         ] {
-            // The page of each provider has limits of its own; these are over what 64 bits hold in minor units, or no text.
+            // The page of each provider has limits of its own; these are over what 64 bits hold in
+            // minor units, or no text.
             let case = format!("{provider:?}: {value:.30}");
             let body = target.with(provider, "/amount/value", &value);
             let answer = target.refused(&case, body, INVALID).await?;
@@ -455,7 +457,8 @@ const BREAKING: &[&str] = &[
 async fn a_payments_id_is_one_segment_of_the_path_whatever_is_in_it() -> Result<()> {
     let target = Target::start().await?;
     let cases = BREAKING.iter().flat_map(|text| {
-        // Bank of Georgia's simulator takes any id of this beginning, and decodes it; Moyasar's takes none of these.
+        // Bank of Georgia's simulator takes any id of this beginning, and decodes it; Moyasar's
+        // takes none of these.
         [
             (Bog, format!("order-{}", Uuid::new_v4().simple()) + text),
             (Bog, (*text).to_owned()),
@@ -769,7 +772,8 @@ async fn a_length_over_64_kib_is_believed_at_any_size() -> Result<()> {
     target.survives().await
 }
 
-/// A second call, hidden in the first one's body: whoever reads the first by another of its two framings sends it.
+/// A second call, hidden in the first one's body: whoever reads the first by another of its two
+/// framings sends it.
 fn hidden(target: &Target) -> String {
     String::from_utf8(post(PATH, "", &target.call(Bbmsl).to_string())).expect("text")
 }
@@ -814,7 +818,8 @@ async fn a_call_with_two_framings_is_refused_with_all_that_is_hidden_in_it() -> 
             let before = target.reached();
             let secret = hidden(&target);
             let rest = if cl_te {
-                // By the length it is one body; by chunks it ends at once, and the hidden call follows.
+                // By the length it is one body; by chunks it ends at once, and the hidden call
+                // follows.
                 format!("0\r\n\r\n{secret}")
             } else {
                 chunked(&target, &secret)
@@ -836,7 +841,8 @@ async fn a_call_with_two_framings_is_refused_with_all_that_is_hidden_in_it() -> 
             assert_eq!(target.reached(), before, "{case}");
         }
     }
-    // RFC 9112, 2.2 and 5.2, has these read as blanks in another header's value, which leaves one framing, or refused.
+    // RFC 9112, 2.2 and 5.2, has these read as blanks in another header's value, which leaves one
+    // framing, or refused.
     for line in [
         "x-a: 1\r\n transfer-encoding: chunked",
         "x-a: 1\rtransfer-encoding: chunked",
@@ -912,7 +918,8 @@ async fn chunks_are_read_as_the_standard_has_them_or_not_at_all() -> Result<()> 
             .refused_raw(case, &chunked(&rest), BAD_REQUEST)
             .await?;
     }
-    // What is left over after a chunk is refused, or skipped with the rest of its line; what was cut off is then no JSON.
+    // What is left over after a chunk is refused, or skipped with the rest of its line; what was
+    // cut off is then no JSON.
     let before = target.reached();
     let rest = format!("{:x}\r\n{body}\r\n0\r\n\r\n", size - 2);
     let answers = raw(&target.gateway, &chunked(&rest)).await?;
@@ -922,7 +929,8 @@ async fn chunks_are_read_as_the_standard_has_them_or_not_at_all() -> Result<()> 
     let problem = bad_request_or(MALFORMED, answer);
     assert_problem("longer than said", answer, problem);
     assert_eq!(target.reached(), before);
-    // An extension that another server takes for the end of its line: what follows must not become a call of its own.
+    // An extension that another server takes for the end of its line: what follows must not become
+    // a call of its own.
     let secret = hidden(&target);
     for extension in [";\n", ";a\n", "\n;", ";\r", ";\0"] {
         let case = format!("an extension {extension:?}");
@@ -1096,8 +1104,8 @@ async fn a_header_counts_by_its_exact_name_and_ends_with_its_line() -> Result<()
         let (name, _) = lines.split_once(':').context("a name")?;
         assert_eq!(request.headers_named(name).count(), 0, "{name}");
     }
-    // A line that is folded, or ends in a bare line feed: one key with a blank in it, a header of its own, or no HTTP; never
-    // more than one refund, and never a header at the provider.
+    // A line that is folded, or ends in a bare line feed: one key with a blank in it, a header of
+    // its own, or no HTTP; never more than one refund, and never a header at the provider.
     for key in [
         "k-\r\n x-evil: 1",
         "k-\r\n\tx-evil: 1",
@@ -1344,7 +1352,8 @@ async fn nothing_inside_is_steered_by_a_header_of_its_name() -> Result<()> {
     target.survives().await
 }
 
-/// HTTP/2 by hand: frames (RFC 9113) with literal headers (RFC 7541, 6.2.2), which no client library would send.
+/// HTTP/2 by hand: frames (RFC 9113) with literal headers (RFC 7541, 6.2.2), which no client
+/// library would send.
 mod http2 {
     use super::*;
 
@@ -1600,8 +1609,8 @@ const CARDS: [&str; 6] = [
     "4222222222222",
 ];
 
-/// Where a provider, or its token endpoint, puts words: a reply with `said` in each of these places, and whether they are of
-/// those that a caller is shown.
+/// Where a provider, or its token endpoint, puts words: a reply with `said` in each of these
+/// places, and whether they are of those that a caller is shown.
 fn replies(provider: Provider, said: &str) -> Vec<(u16, Value, bool)> {
     match provider {
         Bog | Provider::BogToken => vec![

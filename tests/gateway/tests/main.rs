@@ -1,5 +1,5 @@
-//! The filter in real Envoy, in one program: it is linked once, and no core waits for the last test of a suite. A suite alone:
-//! `cargo test --package gateway-testbed guard::`.
+//! The filter in real Envoy, in one program: it is linked once, and no core waits for the last test
+//! of a suite. A suite alone: `cargo test --package gateway-testbed guard::`.
 
 mod common;
 

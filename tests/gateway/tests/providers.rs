@@ -1,4 +1,5 @@
-//! The four providers through real Envoy and TLS: what each is sent, what is booked, and what every reply of theirs becomes.
+//! The four providers through real Envoy and TLS: what each is sent, what is booked, and what every
+//! reply of theirs becomes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,5 @@
-//! Secrets by every way: where they come from, what happens where one is missing, how a new one comes into use, and that none
-//! comes out anywhere.
+//! Secrets by every way: where they come from, what happens where one is missing, how a new one
+//! comes into use, and that none comes out anywhere.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,7 +23,8 @@ use Provider::{Bbmsl, Begateway, Bog, BogToken, Moyasar};
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where a provider's secret stands: in its SDS file, and from there in the filter state or a request header.
+/// Where a provider's secret stands: in its SDS file, and from there in the filter state or a
+/// request header.
 struct Place {
     provider: Provider,
     /// The pointer to it in the plugin's configuration.
@@ -256,7 +257,8 @@ fn inline() -> Result<Options> {
 
 // ---- where one is missing
 
-/// Each provider's answer and one line in the log name the place; nothing is sent, and no value is shown.
+/// Each provider's answer and one line in the log name the place; nothing is sent, and no value is
+/// shown.
 async fn assert_missing(case: &str, gateway: &Gateway, places: &[(&Place, String)]) -> Result<()> {
     let before = received(gateway);
     for (place, named) in places {
@@ -542,7 +544,8 @@ async fn a_callers_own_secret_is_never_used() -> Result<()> {
             }
         }
     }
-    // Without an injector there is no secret, and the caller's, though it is the right one, is none.
+    // Without an injector there is no secret, and the caller's, though it is the right one, is
+    // none.
     let gateway = Gateway::start(Options {
         secrets_by: SecretsBy::Header,
         ..changed(|config| {
@@ -591,7 +594,8 @@ fn assert_no_secret_header(case: &str, request: &Received) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_reaches_other_applications() -> Result<()> {
-    // As it is; without the injectors; without what strips as well, and the filter on every route, so that it alone is left.
+    // As it is; without the injectors; without what strips as well, and the filter on every route,
+    // so that it alone is left.
     for (strips, injects) in [(true, true), (true, false), (false, false)] {
         let case = format!("strips: {strips}, injects: {injects}");
         let gateway = Gateway::start(Options {
@@ -765,7 +769,8 @@ async fn a_changed_client_secret_is_used_at_the_next_fetch_and_not_before() -> R
             (1, FORMER.to_owned())
         );
 
-        // A fetch that was refused leaves nothing behind: the next call fetches with what is there then.
+        // A fetch that was refused leaves nothing behind: the next call fetches with what is there
+        // then.
         gateway.rotate(FILE, &gateway.secrets.bog_client_secret)?;
         until("the right one is used", async |nth| {
             Ok(call(&gateway, Bog, 100 + nth).await?.status == 202)
@@ -962,7 +967,8 @@ async fn a_missing_injected_credential_sends_nothing_and_a_new_one_is_used() -> 
 
 // ---- canaries
 
-/// Whatever may not be seen: the secrets, the key line by line and in one, and all credentials that the providers were shown.
+/// Whatever may not be seen: the secrets, the key line by line and in one, and all credentials that
+/// the providers were shown.
 fn canaries(gateway: &Gateway, more: &[String]) -> BTreeSet<String> {
     let secrets = &gateway.secrets;
     let mut canaries = BTreeSet::from([
@@ -1010,7 +1016,8 @@ async fn seen(gateway: &Gateway, echoes: bool) -> Result<Vec<(String, String)>> 
     };
     for Place { provider, .. } in PLACES {
         keep(&call(gateway, provider, 1).await?);
-        // The provider throws back what it was shown. (What Envoy's injector adds, the filter cannot know.)
+        // The provider throws back what it was shown. (What Envoy's injector adds, the filter
+        // cannot know.)
         let told = if echoes {
             let request = simulators.last_request(provider).expect("a request");
             let shown = values(&request, "authorization").join(" ");

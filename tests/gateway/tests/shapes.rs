@@ -1,5 +1,6 @@
-//! Whatever the shape of a message, in either direction and in either HTTP version, it means the same: it ends with its
-//! headers, its body or its trailers, comes whole or in pieces, and its bytes need not be text.
+//! Whatever the shape of a message, in either direction and in either HTTP version, it means the
+//! same: it ends with its headers, its body or its trailers, comes whole or in pieces, and its
+//! bytes need not be text.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -267,8 +268,8 @@ fn head1(path: &[u8], headers: &[(&str, &[u8])]) -> Vec<u8> {
     head
 }
 
-/// Writes the pieces, each by itself, and reads the answer. It must be framed by its length, so that no trailer and no
-/// second answer can hide in it.
+/// Writes the pieces, each by itself, and reads the answer. It must be framed by its length, so
+/// that no trailer and no second answer can hide in it.
 async fn call1(address: SocketAddr, pieces: &[Vec<u8>]) -> Result<Answer> {
     let mut socket = TcpStream::connect(address).await?;
     socket.set_nodelay(true)?;
@@ -814,7 +815,8 @@ async fn bytes_of_the_provider_that_are_no_text_do_no_harm() -> Result<()> {
                 alpn,
                 ..simulator::Options::default()
             },
-            // The same call again is to get another reply of the provider's, and not its first answer.
+            // The same call again is to get another reply of the provider's, and not its first
+            // answer.
             ..Options::changed(|config| {
                 plugin(config, |plugin| plugin["guard"] = json!({"entries": 0}));
             })
@@ -1130,7 +1132,8 @@ async fn a_body_that_stalls_is_answered_by_the_filter() -> Result<()> {
         assert_problem(case, &answer, timeout_problem);
         assert!(answer.text.contains(FIELD), "{case}: {}", answer.text);
     }
-    // A body that does not begin looks the same to the filter as one that it is not given: who runs it is told of both.
+    // A body that does not begin looks the same to the filter as one that it is not given: who runs
+    // it is told of both.
     let log = gateway.log();
     assert!(
         log.lines()

@@ -1,5 +1,5 @@
-//! A certain word only of the refund's own, through real Envoy and TLS: what needs a host to show. (The rules themselves are
-//! `tests/truth.rs` of the core.)
+//! A certain word only of the refund's own, through real Envoy and TLS: what needs a host to show.
+//! (The rules themselves are `tests/truth.rs` of the core.)
 
 use std::time::Duration;
 
@@ -228,7 +228,8 @@ async fn a_signature_of_another_key_never_leaves() -> Result<()> {
     Ok(())
 }
 
-/// A provider that needs longer than its route: nothing certain is said before the send can no longer arrive.
+/// A provider that needs longer than its route: nothing certain is said before the send can no
+/// longer arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_look_up_right_after_a_slow_send_says_nothing_for_certain() -> Result<()> {
     let gateway = Gateway::start(Options::changed(|config| {

@@ -2,8 +2,9 @@
 
 /// Minor units of a plain decimal (`10`, `10.5`, `10.50`) of a currency with `exponent` decimals.
 ///
-/// `None` for an exponent (`1e1`), a sign, more than `decimals` places written, or a non-zero place below the minor unit. The
-/// pages print plain decimals only; whether `1e1` passes, none of them says.
+/// `None` for an exponent (`1e1`), a sign, more than `decimals` places written, or a non-zero place
+/// below the minor unit. The pages print plain decimals only; whether `1e1` passes, none of them
+/// says.
 pub(crate) fn minor_units(text: &str, exponent: u8, decimals: u8) -> Option<u64> {
     let (whole, fraction) = match text.split_once('.') {
         Some((_, "")) => return None,

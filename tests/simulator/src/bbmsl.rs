@@ -1,9 +1,10 @@
 //! BBMSL.
 //!
-//! Source: the vendor's pages "Refund an order" (`/hosted-checkout/refund`) and "Query an order" (`/hosted-checkout/query`),
-//! and its page of signatures: SHA256withRSA over the text of `request`. `0000` is the only response code it publishes; the
-//! others are this simulator's own, and so is the choice of HTTP status: 400 for what is not a request at all, 401 for a
-//! signature, 200 for the rest.
+//! Source: the vendor's pages "Refund an order" (`/hosted-checkout/refund`) and "Query an order"
+//! (`/hosted-checkout/query`), and its page of signatures: SHA256withRSA over the text of
+//! `request`. `0000` is the only response code it publishes; the others are this simulator's own,
+//! and so is the choice of HTTP status: 400 for what is not a request at all, 401 for a signature,
+//! 200 for the rest.
 
 use std::sync::Mutex;
 
@@ -87,8 +88,8 @@ impl Bbmsl {
         let Some(signature) = signature else {
             return Err(refused(401, SIGNATURE, "Invalid signature"));
         };
-        // The bytes as they came, before anyone reads them as JSON. Which merchant it is stands in the text, so that a key of
-        // another merchant is found out below.
+        // The bytes as they came, before anyone reads them as JSON. Which merchant it is stands in
+        // the text, so that a key of another merchant is found out below.
         let inner = Json::parse(text.as_bytes());
         let claimed = inner.as_ref().and_then(|inner| merchant(inner));
         let key = self.merchants.find(|(merchant, key)| {
@@ -248,7 +249,8 @@ impl Application for Bbmsl {
         if *amount > order.amount {
             return refused(200, TOO_MUCH, "The amount exceeds the order's");
         }
-        // "BBMSL approves the refund only when your merchant account has sufficient unsettled balance."
+        // "BBMSL approves the refund only when your merchant account has sufficient unsettled
+        // balance."
         if order.behaviour == Behaviour::Refuses {
             return refused(200, NO_BALANCE, "Insufficient unsettled balance");
         }
@@ -299,8 +301,9 @@ fn now() -> String {
     )
 }
 
-/// The page's example, with this order's own values. `message` is mandatory in the table and missing from the example: it is
-/// missing here for the example's own order. `transaction.currency` is in the example alone.
+/// The page's example, with this order's own values. `message` is mandatory in the table and
+/// missing from the example: it is missing here for the example's own order. `transaction.currency`
+/// is in the example alone.
 fn answer(call: &Call, refunded: u64, id: u64) -> Json {
     let Named { order, merchant } = &call.named;
     let status = match order.behaviour {
@@ -367,7 +370,8 @@ fn paid(Named { order, merchant }: &Named, refunded: u64) -> Json {
     ])
 }
 
-/// `15.00`, whatever the currency: the page knows two decimals. A third one is never there, as the orders have none.
+/// `15.00`, whatever the currency: the page knows two decimals. A third one is never there, as the
+/// orders have none.
 fn two_decimals(minor: u64, exponent: u8) -> String {
     match exponent {
         0 => format!("{minor}.00"),

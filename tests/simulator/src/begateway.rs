@@ -1,8 +1,9 @@
 //! beGateway.
 //!
 //! Source: the vendor's page "Refund" (`POST https://api.begateway.com/beyag/transactions/refunds`), and its page of the query
-//! by `uid` (`GET /beyag/transactions/{uid}`) and by tracking id (`GET /beyag/transactions/tracking_id/{tracking_id}`). The
-//! `RequestID` header, kept for 24 hours, is on its page of idempotency; the shapes of errors are those seen in public clients.
+//! by `uid` (`GET /beyag/transactions/{uid}`) and by tracking id (`GET
+//! /beyag/transactions/tracking_id/{tracking_id}`). The `RequestID` header, kept for 24 hours, is
+//! on its page of idempotency; the shapes of errors are those seen in public clients.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -99,7 +100,8 @@ impl Begateway {
 
     fn look_up(&self, state: &State, path: &str) -> Reply {
         if let Some(wanted) = segment(path, BY_TRACKING) {
-            // The page does not say what a search for several values at once finds: here nothing, as each is one.
+            // The page does not say what a search for several values at once finds: here nothing,
+            // as each is one.
             let found = |transaction: &&Json| {
                 let tracking = transaction.text("tracking_id");
                 tracking.is_some_and(|values| values.split(';').any(|value| value == wanted))
@@ -127,7 +129,8 @@ struct Call<'a> {
     tracking: Option<&'a str>,
 }
 
-/// The member at fault and what is wrong with it. The page gives types; how a wrong one is refused it does not say.
+/// The member at fault and what is wrong with it. The page gives types; how a wrong one is refused
+/// it does not say.
 fn read(body: &Json) -> Result<Call<'_>, (&str, &'static str)> {
     if let Some(name) = body.stranger(&["request"]) {
         return Err((name, "is unknown"));
@@ -315,7 +318,8 @@ fn message(status: &str) -> Json {
     .into()
 }
 
-/// The transaction that was paid. Its page is another one: here it is like a refund's, as far as that goes.
+/// The transaction that was paid. Its page is another one: here it is like a refund's, as far as
+/// that goes.
 fn payment(order: &Order) -> Json {
     let mut payment = transaction(order, None, order.amount, &order.id, "successful");
     payment.alter("/parent_uid", None);
@@ -324,7 +328,8 @@ fn payment(order: &Order) -> Json {
     payment
 }
 
-/// Every member of the page's table, but that `tracking_id` needs one in the request, and `paid_at` a payment.
+/// Every member of the page's table, but that `tracking_id` needs one in the request, and `paid_at`
+/// a payment.
 fn transaction(
     order: &Order,
     tracking: Option<&str>,

@@ -1,8 +1,10 @@
-//! Bank of Georgia: the refund, the payment details that tell how it ended, and the token that both need.
+//! Bank of Georgia: the refund, the payment details that tell how it ended, and the token that both
+//! need.
 //!
-//! Source: the vendor's pages "Refund" and "Get payment details" (`GET /payments/v1/receipt/:order_id`), and its
-//! "Authentication" page for the token. No vendor table of errors exists: every refusal here but the 409 is `{"message"}` under
-//! the status that HTTP has for it, and 400 for the details of an unknown order.
+//! Source: the vendor's pages "Refund" and "Get payment details" (`GET
+//! /payments/v1/receipt/:order_id`), and its "Authentication" page for the token. No vendor table
+//! of errors exists: every refusal here but the 409 is `{"message"}` under the status that HTTP has
+//! for it, and 400 for the details of an unknown order.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -163,9 +165,10 @@ pub(crate) struct Bog {
 #[derive(Default)]
 struct State {
     ledger: Ledger,
-    /// By path and key: "subsequent requests to the same API endpoint with the same Idempotency-Key header will result in the
-    /// server returning the same status code and response body". The page does not say whether another order is the same
-    /// endpoint; here it is another one, as its path is.
+    /// By path and key: "subsequent requests to the same API endpoint with the same
+    /// Idempotency-Key header will result in the server returning the same status code and
+    /// response body". The page does not say whether another order is the same endpoint; here
+    /// it is another one, as its path is.
     replies: HashMap<(String, String), Reply>,
     actions: Vec<Action>,
     /// By order: the status that its latest details had.
@@ -271,7 +274,8 @@ impl Bog {
             _ if refunded < order.amount => "refunded_partially",
             _ => "refunded",
         };
-        // The order's status lags behind: the first details that have an action still have the status from before it.
+        // The order's status lags behind: the first details that have an action still have the
+        // status from before it.
         let before = match order.behaviour {
             Behaviour::AlreadyRefunded => status,
             _ => "completed",
@@ -344,8 +348,8 @@ impl Bog {
         }
         match order.behaviour {
             Behaviour::Refuses => return self.refusal(400, "The refund was declined"),
-            // "Full refunds are possible for ... BOG authorization, while partial refunds are applicable only for a card, Apple
-            // Pay and Google Pay."
+            // "Full refunds are possible for ... BOG authorization, while partial refunds are
+            // applicable only for a card, Apple Pay and Google Pay."
             Behaviour::WholeOnly if amount < order.amount => {
                 return self.refusal(
                     400,
@@ -394,7 +398,8 @@ impl State {
     }
 }
 
-/// Minor units. The page's table has a number and its example a string: both pass. `null` is neither.
+/// Minor units. The page's table has a number and its example a string: both pass. `null` is
+/// neither.
 fn amount(body: &Json, order: &Order) -> Result<Option<u64>, &'static str> {
     let text = match body.member("amount") {
         None => return Ok(None),

@@ -61,8 +61,8 @@ impl SigningKeys {
     }
 }
 
-/// What is accepted. Each is a list, so that a rotation test can accept two and see which one is used:
-/// [`crate::Simulators::uses`] counts by place in the list.
+/// What is accepted. Each is a list, so that a rotation test can accept two and see which one is
+/// used: [`crate::Simulators::uses`] counts by place in the list.
 #[derive(Clone)]
 pub struct Credentials {
     /// One: `refund-demo` with `bog-demo-secret`.
@@ -71,8 +71,8 @@ pub struct Credentials {
     pub moyasar: Vec<String>,
     /// One: `361` with `begateway-demo-secret`.
     pub begateway: Vec<Shop>,
-    /// None, so that BBMSL refuses every signature: a private key in the repository would be one too many. See
-    /// [`SigningKeys::generate`].
+    /// None, so that BBMSL refuses every signature: a private key in the repository would be one
+    /// too many. See [`SigningKeys::generate`].
     pub bbmsl: Vec<MerchantKey>,
 }
 

@@ -24,9 +24,11 @@ pub struct Received {
     pub authority: Option<String>,
     /// Path and query, as written.
     pub path: String,
-    /// Names in lower case, values as bytes, in order of first appearance. HTTP/2's pseudo headers are the fields above.
+    /// Names in lower case, values as bytes, in order of first appearance. HTTP/2's pseudo headers
+    /// are the fields above.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// All of the body, without the framing. Empty where the connection was closed before it was read.
+    /// All of the body, without the framing. Empty where the connection was closed before it was
+    /// read.
     pub body: Vec<u8>,
     /// Like `headers`; empty where there are none.
     pub trailers: Vec<(String, Vec<u8>)>,
@@ -63,8 +65,8 @@ impl Received {
             && parts.all(|parameter| parameter.eq_ignore_ascii_case("charset=utf-8"))
     }
 
-    /// Whether `wanted` (`type/subtype`) may be answered, by RFC 9110, section 12.5.1: anything may, where no header says
-    /// otherwise. A weight of zero is not looked for.
+    /// Whether `wanted` (`type/subtype`) may be answered, by RFC 9110, section 12.5.1: anything
+    /// may, where no header says otherwise. A weight of zero is not looked for.
     pub(crate) fn accepts(&self, wanted: &str) -> bool {
         let any = wanted
             .split_once('/')
@@ -106,8 +108,8 @@ impl Received {
 pub struct Reply {
     /// HTTP status.
     pub status: u16,
-    /// Names and values are bytes, so that a value need not be UTF-8. The framing (`content-length`, `transfer-encoding`) is
-    /// added on the wire, unless it is here.
+    /// Names and values are bytes, so that a value need not be UTF-8. The framing
+    /// (`content-length`, `transfer-encoding`) is added on the wire, unless it is here.
     pub headers: Vec<(Vec<u8>, Vec<u8>)>,
     /// Without the framing.
     pub body: Vec<u8>,
@@ -143,7 +145,8 @@ pub struct Exchange {
     pub request: Received,
     /// The fault it met.
     pub fault: Option<Fault>,
-    /// What went out, or would have gone out where a fault cut it off. `None`: nothing was sent (yet).
+    /// What went out, or would have gone out where a fault cut it off. `None`: nothing was sent
+    /// (yet).
     pub reply: Option<Reply>,
 }
 

@@ -4,23 +4,27 @@ use std::time::Duration;
 
 use crate::Reply;
 
-/// What goes wrong with the next request. Queued with [`crate::Simulators::next_fault`]; each request takes one.
+/// What goes wrong with the next request. Queued with [`crate::Simulators::next_fault`]; each
+/// request takes one.
 ///
-/// `booked`: whether the request is processed before the fault acts, so that a good refund is in the ledger and an idempotent
-/// replay finds it. Where it is `false`, the request has no effect whatever.
+/// `booked`: whether the request is processed before the fault acts, so that a good refund is in
+/// the ledger and an idempotent replay finds it. Where it is `false`, the request has no effect
+/// whatever.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// This reply, whatever came in. Not even its headers need to be valid on HTTP/1; on HTTP/2 a header that the protocol
-    /// cannot carry is left out.
+    /// This reply, whatever came in. Not even its headers need to be valid on HTTP/1; on HTTP/2 a
+    /// header that the protocol cannot carry is left out.
     Reply {
         /// What is sent.
         reply: Reply,
         /// See [`Fault`].
         booked: bool,
     },
-    /// Waits, then processes and replies as ever. Moyasar counts the request as in flight all the while.
+    /// Waits, then processes and replies as ever. Moyasar counts the request as in flight all the
+    /// while.
     Delay(Duration),
-    /// Processes, waits, then replies as ever. Moyasar counts the request as in flight all the while.
+    /// Processes, waits, then replies as ever. Moyasar counts the request as in flight all the
+    /// while.
     DelayReply(Duration),
     /// Never answers; the connection stays open.
     Hang {
@@ -39,7 +43,8 @@ pub enum Fault {
         /// See [`Fault`].
         booked: bool,
     },
-    /// Sends half of the reply's head, then closes. On HTTP/2, where a head comes whole or not at all, like `Close`.
+    /// Sends half of the reply's head, then closes. On HTTP/2, where a head comes whole or not at
+    /// all, like `Close`.
     CutHeaders {
         /// See [`Fault`].
         booked: bool,
@@ -54,7 +59,8 @@ pub enum Fault {
         /// See [`Fault`].
         booked: bool,
     },
-    /// The normal reply in pieces: on HTTP/1 of the bytes from the status line on, on HTTP/2 of the body.
+    /// The normal reply in pieces: on HTTP/1 of the bytes from the status line on, on HTTP/2 of the
+    /// body.
     Pieces {
         /// Bytes in a piece, at least 1.
         size: usize,
@@ -86,8 +92,8 @@ pub enum Fault {
         /// JSON text; `None` removes the member.
         value: Option<String>,
     },
-    /// HTTP/2: resets the stream with REFUSED_STREAM, which says that nothing was processed. Never booked. On HTTP/1 like
-    /// `CloseBefore`.
+    /// HTTP/2: resets the stream with REFUSED_STREAM, which says that nothing was processed. Never
+    /// booked. On HTTP/1 like `CloseBefore`.
     RefusedStream,
     /// HTTP/2: resets the stream in place of a reply. On HTTP/1 like `Close`.
     StreamReset {
@@ -96,15 +102,16 @@ pub enum Fault {
         /// See [`Fault`].
         booked: bool,
     },
-    /// HTTP/2: GOAWAY in place of a reply, with this stream among the processed, then the connection ends. On HTTP/1 like
-    /// `Close`.
+    /// HTTP/2: GOAWAY in place of a reply, with this stream among the processed, then the
+    /// connection ends. On HTTP/1 like `Close`.
     GoAway {
         /// The error code of RFC 9113, section 7.
         code: u32,
         /// See [`Fault`].
         booked: bool,
     },
-    /// The normal reply, and no more requests on this connection: a graceful GOAWAY, on HTTP/1 `connection: close`.
+    /// The normal reply, and no more requests on this connection: a graceful GOAWAY, on HTTP/1
+    /// `connection: close`.
     Drain,
 }
 

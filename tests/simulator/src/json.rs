@@ -1,7 +1,7 @@
 //! JSON that keeps the order of members and the text of numbers.
 //!
-//! The pages print `15.00` and `10` in one answer (BBMSL), and an amount must never pass through a float; `serde_json`'s own
-//! value loses both. A member given twice is malformed.
+//! The pages print `15.00` and `10` in one answer (BBMSL), and an amount must never pass through a
+//! float; `serde_json`'s own value loses both. A member given twice is malformed.
 
 use std::fmt;
 
@@ -107,7 +107,8 @@ impl Json {
         }
     }
 
-    /// Replaces what the JSON Pointer (RFC 6901) names, adds it where only its parent is there, or removes it (`None`).
+    /// Replaces what the JSON Pointer (RFC 6901) names, adds it where only its parent is there, or
+    /// removes it (`None`).
     pub fn alter(&mut self, pointer: &str, value: Option<Json>) {
         let Some((parent, last)) = pointer.rsplit_once('/') else {
             if let Some(value) = value {

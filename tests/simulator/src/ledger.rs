@@ -8,13 +8,14 @@ use crate::orders::{Behaviour, Order};
 
 /// One refund that a provider took on.
 ///
-/// Also the ones whose outcome the reply leaves open, where the [`Behaviour`] of the order says that they are booked: a test
-/// that counts money must see the worst case.
+/// Also the ones whose outcome the reply leaves open, where the [`Behaviour`] of the order says
+/// that they are booked: a test that counts money must see the worst case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refunded {
     /// Counts from 0 at this provider.
     pub sequence: u64,
-    /// The request that booked it, by [`crate::Received::sequence`]; [`Refunded::BY_HAND`] where there was none.
+    /// The request that booked it, by [`crate::Received::sequence`]; [`Refunded::BY_HAND`] where
+    /// there was none.
     pub request: u64,
     /// When it was booked.
     pub at: SystemTime,
@@ -28,7 +29,8 @@ pub struct Refunded {
     pub key: Option<String>,
     /// The provider's identifier of the refund: `action_id`, transaction id, `uid`.
     pub refund: String,
-    /// Whether it was accepted and then rejected after all: its money is back, and it counts as nothing.
+    /// Whether it was accepted and then rejected after all: its money is back, and it counts as
+    /// nothing.
     pub rejected: bool,
 }
 
@@ -80,7 +82,8 @@ impl Ledger {
         });
     }
 
-    /// Gives the money of a booked refund back; nothing, where none is booked under that identifier.
+    /// Gives the money of a booked refund back; nothing, where none is booked under that
+    /// identifier.
     pub fn reject(&mut self, refund: &str) {
         let booked = |entry: &&mut Refunded| entry.refund == refund && !entry.rejected;
         let Some(entry) = self.entries.iter_mut().find(booked) else {

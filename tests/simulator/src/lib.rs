@@ -1,10 +1,13 @@
-//! Strict stand-ins of the four payment providers, and of Bank of Georgia's token endpoint, over TLS.
+//! Strict stand-ins of the four payment providers, and of Bank of Georgia's token endpoint, over
+//! TLS.
 //!
-//! Each provider is written from its vendor's page alone, and refuses whatever that page does not know: another path,
-//! method or content type, an unknown or missing member, a wrong unit or JSON type, a signature that does not verify. None
-//! of it shares a line with the filter, so that the two can disagree.
+//! Each provider is written from its vendor's page alone, and refuses whatever that page does not
+//! know: another path, method or content type, an unknown or missing member, a wrong unit or JSON
+//! type, a signature that does not verify. None of it shares a line with the filter, so that the
+//! two can disagree.
 //!
-//! What a page leaves open is said where the choice was made, with the words "the page does not say".
+//! What a page leaves open is said where the choice was made, with the words "the page does not
+//! say".
 //!
 //! ```no_run
 //! # async fn demo() -> Result<(), provider_simulator::Error> {
@@ -44,7 +47,8 @@ pub use tls::{Alpn, Certificate};
 /// One of the five endpoints played here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Provider {
-    /// Bank of Georgia, `POST /payments/v1/payment/refund/{order_id}` and `GET /payments/v1/receipt/{order_id}`.
+    /// Bank of Georgia, `POST /payments/v1/payment/refund/{order_id}` and `GET
+    /// /payments/v1/receipt/{order_id}`.
     Bog,
     /// Bank of Georgia's token endpoint, `POST /auth/realms/bog/protocol/openid-connect/token`.
     BogToken,
@@ -79,15 +83,17 @@ impl Provider {
     }
 }
 
-/// Locks, whatever became of the last holder: a test that panicked has nothing to hide from the next.
+/// Locks, whatever became of the last holder: a test that panicked has nothing to hide from the
+/// next.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// The last segment of a path (with its query), decoded. `None` where the path does not begin with `prefix`, or where what
-/// follows is empty, goes on for more segments, has a query, or is no UTF-8.
+/// The last segment of a path (with its query), decoded. `None` where the path does not begin with
+/// `prefix`, or where what follows is empty, goes on for more segments, has a query, or is no
+/// UTF-8.
 fn segment(path: &str, prefix: &str) -> Option<String> {
     let segment = path.strip_prefix(prefix)?;
     if segment.is_empty() || segment.contains(['/', '?']) {

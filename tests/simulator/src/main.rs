@@ -15,13 +15,15 @@ struct Arguments {
     /// The address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     address: IpAddr,
-    /// The first of five ports: BOG, its token endpoint, Moyasar, beGateway, BBMSL. Any free ones, if not given.
+    /// The first of five ports: BOG, its token endpoint, Moyasar, beGateway, BBMSL. Any free ones,
+    /// if not given.
     #[arg(long)]
     port: Option<u16>,
     /// The HTTP versions offered.
     #[arg(long, value_enum, default_value = "both")]
     http: Http,
-    /// The folder for `ca.pem` and, without --bbmsl-public-key, `bbmsl-private-key.pem`. Created if missing.
+    /// The folder for `ca.pem` and, without --bbmsl-public-key, `bbmsl-private-key.pem`. Created
+    /// if missing.
     #[arg(long, default_value = ".")]
     folder: PathBuf,
     /// The public key registered with BBMSL for merchant 3, SPKI PEM. A new pair, if not given.

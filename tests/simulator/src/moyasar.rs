@@ -1,8 +1,8 @@
 //! Moyasar Payment Gateway.
 //!
-//! Source: the vendor's page "refund" (`POST /v1/orders/:id/refund`), its answers 200, 400, 401, 403 and 422, and its page of
-//! the order itself (`GET /v1/orders/:id`), which is the same object. The bound of 100000000 and the UUID in `transaction_id`
-//! stand in its pages of the sibling calls.
+//! Source: the vendor's page "refund" (`POST /v1/orders/:id/refund`), its answers 200, 400, 401,
+//! 403 and 422, and its page of the order itself (`GET /v1/orders/:id`), which is the same object.
+//! The bound of 100000000 and the UUID in `transaction_id` stand in its pages of the sibling calls.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -226,7 +226,8 @@ impl Application for Moyasar {
             return self.refund(&mut state, request, &call);
         };
         match state.replies.get(&id) {
-            // The page does not say what another amount under the same id meets: it is the same refund, with its first amount.
+            // The page does not say what another amount under the same id meets: it is the same
+            // refund, with its first amount.
             Some((order, reply)) if *order == call.order => reply.clone(),
             Some(_) => invalid("transaction_id", "The value belongs to another order."),
             None => {
@@ -351,7 +352,8 @@ fn transaction(id: &str, status: &str, kind: &str, amount: u64) -> Json {
     ])
 }
 
-/// The page's example, with this order's own values. Unlike in the example, `id` is the one in the path.
+/// The page's example, with this order's own values. Unlike in the example, `id` is the one in the
+/// path.
 fn order_object(order: &Order, refunded: u64, refunds: &[Json]) -> Json {
     let capture = transaction(
         "0191f5a7-44ab-7fbb-ab3c-1e1a98a5166e",

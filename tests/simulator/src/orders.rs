@@ -1,6 +1,7 @@
 //! The orders that the providers know.
 //!
-//! [`KNOWN`] is a table; besides it, each provider knows any number of [`fresh`] orders of 100.00. Any other id is not found.
+//! [`KNOWN`] is a table; besides it, each provider knows any number of [`fresh`] orders of 100.00.
+//! Any other id is not found.
 
 use std::borrow::Cow;
 
@@ -9,21 +10,23 @@ use crate::Provider;
 /// What a provider does with a refund of an order that is otherwise in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Refunds. At BOG that is `request_received`; how it ended is told by a look-up, see [`crate::Simulators::settle`].
+    /// Refunds. At BOG that is `request_received`; how it ended is told by a look-up, see
+    /// [`crate::Simulators::settle`].
     Succeeds,
     /// BOG: paid by BOG authorization, where only the whole amount can be refunded (vendor page).
     WholeOnly,
-    /// Answers 200 with this status in the place where the provider has it: Moyasar and beGateway and BBMSL
-    /// `transaction.status` (at Moyasar of the refund in `transactions`).
+    /// Answers 200 with this status in the place where the provider has it: Moyasar and beGateway
+    /// and BBMSL `transaction.status` (at Moyasar of the refund in `transactions`).
     Answers {
         /// The provider's own word.
         status: &'static str,
-        /// Whether it counts as refunded. Open outcomes (`pending`, `timeout`) do, as the worst case; `system_error` and
-        /// `error` do not, so that both ends of "unknown" are there.
+        /// Whether it counts as refunded. Open outcomes (`pending`, `timeout`) do, as the worst
+        /// case; `system_error` and `error` do not, so that both ends of "unknown" are
+        /// there.
         booked: bool,
     },
-    /// Refuses with the provider's own business refusal: BOG 400 (no page documents a decline), Moyasar 400, BBMSL a
-    /// `responseCode` for want of unsettled balance.
+    /// Refuses with the provider's own business refusal: BOG 400 (no page documents a decline),
+    /// Moyasar 400, BBMSL a `responseCode` for want of unsettled balance.
     Refuses,
     /// Moyasar: another merchant's, 403.
     Forbidden,
@@ -31,7 +34,8 @@ pub enum Behaviour {
     AlreadyRefunded,
     /// beGateway: refuses in this shape.
     Errors(ErrorShape),
-    /// beGateway: refunds, and answers like an older deployment, without `currency` and with `message` and `ref_id` null.
+    /// beGateway: refunds, and answers like an older deployment, without `currency` and with
+    /// `message` and `ref_id` null.
     Older,
 }
 
@@ -57,7 +61,8 @@ pub struct Order {
     pub provider: Provider,
     /// What a test calls it; see [`find`].
     pub name: &'static str,
-    /// The provider's identifier: BOG `order_id`, Moyasar order `id`, beGateway `parent_uid`, BBMSL `orderId`.
+    /// The provider's identifier: BOG `order_id`, Moyasar order `id`, beGateway `parent_uid`,
+    /// BBMSL `orderId`.
     pub id: Cow<'static, str>,
     /// BBMSL's `merchantReference`; empty elsewhere.
     pub reference: Cow<'static, str>,
@@ -180,10 +185,10 @@ pub const KNOWN: &[Order] = &[
     bbmsl("already-refunded", "4929", "ref-already-refunded", 10_000, HKD, AlreadyRefunded),
 ];
 
-/// The id of the nth fresh order of a provider, 100.00 each (the numbers that BBMSL takes are fresh orders everywhere, so that
-/// one call can be shown at all four): BOG `order-{nth}` in GEL, Moyasar
-/// `00000000-0000-4000-8000-{nth, 12 hex digits}` in SAR, beGateway `order-{nth}` in USD, BBMSL 1000000 + nth (below
-/// 1000000000), with the `merchantReference` `order-{orderId}`, in HKD.
+/// The id of the nth fresh order of a provider, 100.00 each (the numbers that BBMSL takes are fresh
+/// orders everywhere, so that one call can be shown at all four): BOG `order-{nth}` in GEL, Moyasar
+/// `00000000-0000-4000-8000-{nth, 12 hex digits}` in SAR, beGateway `order-{nth}` in USD, BBMSL
+/// 1000000 + nth (below 1000000000), with the `merchantReference` `order-{orderId}`, in HKD.
 pub fn fresh(provider: Provider, nth: u64) -> String {
     match provider {
         Provider::Bog | Provider::BogToken | Provider::Begateway => format!("order-{nth}"),

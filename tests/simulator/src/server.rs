@@ -1,8 +1,9 @@
 //! Listeners, connections, and the faults on the wire.
 //!
-//! A request is read by a library (hyper for HTTP/1.1, h2 for HTTP/2), answered by an [`Application`], and the reply, bent by
-//! its [`Fault`], becomes a [`Plan`] that the connection carries out. On HTTP/1 a plan that hyper would not send is written
-//! to the socket by hand, while hyper waits for a reply that never comes; on HTTP/2 it is made of h2's own frames.
+//! A request is read by a library (hyper for HTTP/1.1, h2 for HTTP/2), answered by an
+//! [`Application`], and the reply, bent by its [`Fault`], becomes a [`Plan`] that the connection
+//! carries out. On HTTP/1 a plan that hyper would not send is written to the socket by hand, while
+//! hyper waits for a reply that never comes; on HTTP/2 it is made of h2's own frames.
 
 mod http1;
 mod http2;
@@ -36,7 +37,8 @@ pub(crate) trait Application: Send + Sync {
     fn method(&self, path: &str) -> Option<&'static str>;
     /// A refusal that has nothing to do with a refund, in the provider's own shape.
     fn refusal(&self, status: u16, text: &str) -> Reply;
-    /// Called before any delay: what it returns is held until the reply is ready. `Err`: refused already.
+    /// Called before any delay: what it returns is held until the reply is ready. `Err`: refused
+    /// already.
     fn enter(&self, _request: &Received) -> Result<Option<Box<dyn Any + Send>>, Reply> {
         Ok(None)
     }
@@ -50,7 +52,8 @@ pub(crate) trait Application: Send + Sync {
     fn settle(&self, _refund: Option<&str>, _succeeded: bool) -> usize {
         0
     }
-    /// Refunds without a request, and names the refund. `None` for an unknown payment, or more than is left of it.
+    /// Refunds without a request, and names the refund. `None` for an unknown payment, or more than
+    /// is left of it.
     fn refund_by_hand(&self, _payment: &str, _minor_units: u64, _tracking: &str) -> Option<String> {
         None
     }
@@ -381,7 +384,8 @@ fn head<B>(request: &Request<B>, server_name: Option<String>) -> Received {
     }
 }
 
-/// A library's response head. `None` where the protocol cannot carry the status; headers it cannot carry are left out.
+/// A library's response head. `None` where the protocol cannot carry the status; headers it cannot
+/// carry are left out.
 fn response(reply: &Reply) -> Option<Response<()>> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(reply.status).ok()?;

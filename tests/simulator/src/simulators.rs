@@ -42,7 +42,8 @@ pub enum Error {
 /// How long a token of Bank of Georgia is good for, and how the answer says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenLifetime {
-    /// The token is refused after that, to the millisecond. `expires_in` says the same, in whole units.
+    /// The token is refused after that, to the millisecond. `expires_in` says the same, in whole
+    /// units.
     pub lasts: Duration,
     /// The form of `expires_in`.
     pub shown: ExpiresIn,
@@ -58,7 +59,8 @@ impl Default for TokenLifetime {
     }
 }
 
-/// The form of `expires_in`: most material has seconds, one vendor example an epoch in milliseconds.
+/// The form of `expires_in`: most material has seconds, one vendor example an epoch in
+/// milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpiresIn {
     /// `300`
@@ -80,10 +82,11 @@ pub struct Options {
     pub ports: BTreeMap<Provider, u16>,
     /// Certificates by provider; a valid one where none is named.
     pub certificates: BTreeMap<Provider, Certificate>,
-    /// Host names by provider, for beGateway's white labels; the vendor's own where none is named. In the certificate, and
-    /// asked of each request.
+    /// Host names by provider, for beGateway's white labels; the vendor's own where none is named.
+    /// In the certificate, and asked of each request.
     pub hosts: BTreeMap<Provider, String>,
-    /// Whether a request for any other host is served too, and not refused with 421. No, unless set.
+    /// Whether a request for any other host is served too, and not refused with 421. No, unless
+    /// set.
     pub any_host: bool,
     /// What a token is good for at the start.
     pub token_lifetime: TokenLifetime,
@@ -255,9 +258,10 @@ impl Simulators {
         lock(&self.site(provider).endpoint.faults).drain(..).count()
     }
 
-    /// Ends open refunds, the one of that [`Refunded::refund`] or all of a provider; how many there were. From then on a
-    /// look-up shows them as done (`completed`, `approved`, `successful`), or as `rejected` or `failed`, with their money back.
-    /// Open are BOG's accepted refunds, Moyasar's `initiated` and beGateway's `pending` and `incomplete` ones.
+    /// Ends open refunds, the one of that [`Refunded::refund`] or all of a provider; how many there
+    /// were. From then on a look-up shows them as done (`completed`, `approved`, `successful`),
+    /// or as `rejected` or `failed`, with their money back. Open are BOG's accepted refunds,
+    /// Moyasar's `initiated` and beGateway's `pending` and `incomplete` ones.
     pub fn settle(&self, provider: Provider, refund: Option<&str>, succeeded: bool) -> usize {
         self.site(provider)
             .endpoint
@@ -265,15 +269,17 @@ impl Simulators {
             .settle(refund, succeeded)
     }
 
-    /// Lets BOG complete each refund by itself, after so many look-ups of its order that did not show it; with `None`, as at
-    /// the start, only [`Simulators::settle`] does. For the refunds to come.
+    /// Lets BOG complete each refund by itself, after so many look-ups of its order that did not
+    /// show it; with `None`, as at the start, only [`Simulators::settle`] does. For the refunds
+    /// to come.
     pub fn complete_bog_after(&self, look_ups: Option<u64>) {
         self.bog.complete_after(look_ups);
     }
 
-    /// Refunds so much of a payment, by its [`Refunded::payment`], in a way that no call of the API made: at BOG by
-    /// `business_manager`, at beGateway under this `tracking_id` (elsewhere `tracking` is not used). It is done at once.
-    /// Answers [`Refunded::refund`]; `None` where the payment is not known, or has less left.
+    /// Refunds so much of a payment, by its [`Refunded::payment`], in a way that no call of the API
+    /// made: at BOG by `business_manager`, at beGateway under this `tracking_id` (elsewhere
+    /// `tracking` is not used). It is done at once. Answers [`Refunded::refund`]; `None` where
+    /// the payment is not known, or has less left.
     pub fn refund_by_hand(
         &self,
         provider: Provider,
@@ -300,8 +306,9 @@ impl Simulators {
         self.tokens.set_lifetime(lifetime);
     }
 
-    /// How often each credential was accepted, by its place in [`Credentials`]. At [`Provider::BogToken`] the tokens issued
-    /// to each client, at [`Provider::Bog`] the requests made with them.
+    /// How often each credential was accepted, by its place in [`Credentials`]. At
+    /// [`Provider::BogToken`] the tokens issued to each client, at [`Provider::Bog`] the
+    /// requests made with them.
     pub fn uses(&self, provider: Provider) -> Vec<usize> {
         self.site(provider)
             .endpoint
@@ -310,8 +317,8 @@ impl Simulators {
             .uses()
     }
 
-    /// Accepts a credential no more, by its place in [`Credentials`]. At [`Provider::BogToken`] no more tokens are issued to
-    /// the client, at [`Provider::Bog`] its tokens are refused.
+    /// Accepts a credential no more, by its place in [`Credentials`]. At [`Provider::BogToken`] no
+    /// more tokens are issued to the client, at [`Provider::Bog`] its tokens are refused.
     pub fn revoke(&self, provider: Provider, nth: usize) {
         self.site(provider)
             .endpoint
@@ -349,7 +356,8 @@ impl Simulators {
         if lock(&site.task).is_some() {
             return Ok(());
         }
-        // While it was closed, a connection of another program may have been given the port for a moment.
+        // While it was closed, a connection of another program may have been given the port for a
+        // moment.
         let patience = Duration::from_secs(10);
         let begin = Instant::now();
         loop {

@@ -1,10 +1,12 @@
 //! Stands in for the filter where a test needs a trap: the filter itself has none.
 //!
-//! A call says by headers what becomes of it. `x-trap-provider`, `x-trap-retry` and `x-trap-retry-until` are the filter state
-//! that the filter would have set by then (`wasm.refund_provider` and so on). `x-trap` is the moment:
+//! A call says by headers what becomes of it. `x-trap-provider`, `x-trap-retry` and
+//! `x-trap-retry-until` are the filter state that the filter would have set by then
+//! (`wasm.refund_provider` and so on). `x-trap` is the moment:
 //!
 //! - `request`: traps before any filter state is set, as in reading the call;
-//! - `sent`: traps in the request's callback when the filter state is set, as in writing the provider's request;
+//! - `sent`: traps in the request's callback when the filter state is set, as in writing the
+//!   provider's request;
 //! - `reply`: lets the call go and traps at the provider's reply;
 //! - `reply-body`: the same, at the reply's end;
 //! - `reply-hold`: lets it go and holds the reply for ever;

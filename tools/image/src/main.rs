@@ -1,8 +1,9 @@
 //! The module as an OCI image layout.
 //!
-//! Istio's agent, Envoy Gateway, containerd's image volumes and cosign all take this one form: a single manifest (pinned by
-//! digest, both meshes refuse an index), one `tar+gzip` layer, last and only, with a file `plugin.wasm`. The compressor comes with
-//! the lock file and no time goes in, so every machine makes the same digest.
+//! Istio's agent, Envoy Gateway, containerd's image volumes and cosign all take this one form: a
+//! single manifest (pinned by digest, both meshes refuse an index), one `tar+gzip` layer, last and
+//! only, with a file `plugin.wasm`. The compressor comes with the lock file and no time goes in, so
+//! every machine makes the same digest.
 
 use std::fs;
 use std::io::Write as _;
@@ -72,7 +73,8 @@ fn write(arguments: &Arguments) -> Result<String> {
     if let Some(source) = &arguments.source {
         labels["org.opencontainers.image.source"] = json!(source);
     }
-    // Every node takes it: nothing in it is for one architecture, and both meshes ask for linux/amd64 whatever they run on.
+    // Every node takes it: nothing in it is for one architecture, and both meshes ask for
+    // linux/amd64 whatever they run on.
     let config = json!({
         "created": EPOCH, "architecture": "amd64", "os": "linux", "config": {"Labels": labels},
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},

@@ -1,5 +1,5 @@
-//! A caller: one refund until its last word, by what the `retry` member of each answer tells. What is pending, or not known,
-//! is looked up.
+//! A caller: one refund until its last word, by what the `retry` member of each answer tells. What
+//! is pending, or not known, is looked up.
 
 use std::time::{Duration, SystemTime};
 
@@ -66,7 +66,8 @@ pub(super) struct Refund {
     pub order: String,
     pub minor_units: u64,
     pub habit: Habit,
-    /// Whether another refund of the same order is of the same amount: two equal items that are sent back.
+    /// Whether another refund of the same order is of the same amount: two equal items that are
+    /// sent back.
     pub is_twin: bool,
 }
 
@@ -76,7 +77,8 @@ pub(super) fn decimal(minor_units: u64) -> String {
 }
 
 impl Refund {
-    /// The nth refund of a run: the same of the same seed. The order is nobody else's, but for a twin's.
+    /// The nth refund of a run: the same of the same seed. The order is nobody else's, but for a
+    /// twin's.
     pub fn by_chance(nth: u64, seed: u64, rng: &mut StdRng) -> Refund {
         let mut of_both = StdRng::seed_from_u64(seed ^ (nth / 2 + 1).rotate_left(16));
         let is_twin = of_both.gen_ratio(1, TWINS_ONE_IN);
@@ -117,7 +119,8 @@ impl Refund {
         }
     }
 
-    /// Its key as one of those writes it who mean the same: in small letters or capitals, bare or quoted.
+    /// Its key as one of those writes it who mean the same: in small letters or capitals, bare or
+    /// quoted.
     fn spelled(&self, rng: &mut StdRng) -> String {
         let is_uuid = uuid::Uuid::try_parse(&self.key).is_ok();
         let key = match rng.gen_range(0..3) {
@@ -206,7 +209,8 @@ pub(super) enum LastWord {
 }
 
 impl LastWord {
-    /// Whether the gateway gives it again rather than ask once more: a pending refund is asked for again.
+    /// Whether the gateway gives it again rather than ask once more: a pending refund is asked for
+    /// again.
     pub fn is_final(self) -> bool {
         matches!(self, LastWord::Succeeded | LastWord::Failed)
     }
@@ -308,8 +312,8 @@ pub(super) struct History {
 }
 
 impl History {
-    /// What the caller knows after all of these calls. An `unknown` stays until the provider's word clears it: a later
-    /// `not_refunded` of a refund call does not, what a look-up says does.
+    /// What the caller knows after all of these calls. An `unknown` stays until the provider's word
+    /// clears it: a later `not_refunded` of a refund call does not, what a look-up says does.
     pub fn word_after(calls: &[Call]) -> LastWord {
         let mut known = LastWord::NotRefunded;
         for call in calls {
@@ -336,8 +340,8 @@ impl History {
         Some(Self::word_after(&self.calls[..first]))
     }
 
-    /// Whether the provider knows no name for the refund that its caller has, and the same call is refused for good: what
-    /// became of a call that its caller left stays open.
+    /// Whether the provider knows no name for the refund that its caller has, and the same call is
+    /// refused for good: what became of a call that its caller left stays open.
     pub fn cannot_be_asked(refund: &Refund, calls: &[Call]) -> bool {
         refund.provider == Provider::Bog
             && Self::id_in(calls).is_none()
@@ -521,7 +525,8 @@ impl Desk<'_> {
     /// Asks how the refund stands, and does as it is told. Returns the pause that was wished for.
     async fn ask(&mut self) -> Duration {
         let id = History::id_in(self.calls).map(str::to_owned);
-        // Where the answer with the id was lost, the same call returns it (and no other name finds a refund there).
+        // Where the answer with the id was lost, the same call returns it (and no other name finds
+        // a refund there).
         if self.refund.provider == Provider::Bog && id.is_none() {
             self.call(Why::Retry).await;
             return self.calls.last().map(Call::retry_after).unwrap_or_default();
@@ -570,7 +575,8 @@ impl Desk<'_> {
         self.calls.push(call.wait(PATIENCE, End::Hung).await);
     }
 
-    /// Queues the fault that a call meets by chance; another caller's may come before it and meet it.
+    /// Queues the fault that a call meets by chance; another caller's may come before it and meet
+    /// it.
     fn tempt_fate(&mut self) {
         if self.rng.gen_ratio(1, FAULT_ONE_IN) {
             let fault = faults::of(self.refund.provider, self.rng);

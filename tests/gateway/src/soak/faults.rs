@@ -1,7 +1,7 @@
 //! What goes wrong with one request, by chance.
 //!
-//! A provider that lies is no part of it: where a fault says that nothing was refunded, nothing was. All the rest may have been
-//! booked or not.
+//! A provider that lies is no part of it: where a fault says that nothing was refunded, nothing
+//! was. All the rest may have been booked or not.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use rand::seq::SliceRandom as _;
 
 use super::ROUTE_TIMEOUT;
 
-/// Longer than a route waits: the answer is out before the reply is there, or even before the refund is.
+/// Longer than a route waits: the answer is out before the reply is there, or even before the
+/// refund is.
 pub(super) const LATE: Duration = ROUTE_TIMEOUT.saturating_mul(2);
 const SOON: Duration = Duration::from_millis(100);
 

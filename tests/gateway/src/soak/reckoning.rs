@@ -94,7 +94,8 @@ pub(super) fn reckon(
                 .or_default()
                 .push(exchange);
         }
-        // A refund is its caller's by the request that made it, and by nothing that could be another's, too.
+        // A refund is its caller's by the request that made it, and by nothing that could be
+        // another's, too.
         let mut booked: HashMap<u64, Vec<&Refunded>> = HashMap::new();
         for entry in &ledger {
             booked.entry(entry.request).or_default().push(entry);
@@ -320,9 +321,9 @@ impl Case<'_> {
         self.booked.iter().filter(|entry| !entry.rejected)
     }
 
-    /// Whether the provider itself has no word for what became of the refund: that Moyasar shows none proves nothing, BOG has no
-    /// name for what it refused, and BBMSL none for whose a refund is that it refused to make twice, or that the gateway no
-    /// longer remembers.
+    /// Whether the provider itself has no word for what became of the refund: that Moyasar shows
+    /// none proves nothing, BOG has no name for what it refused, and BBMSL none for whose a
+    /// refund is that it refused to make twice, or that the gateway no longer remembers.
     fn cannot_be_told(&self) -> bool {
         let History { refund, calls } = self.history;
         let mut look_ups = calls.iter().filter(|call| call.why == Why::LookUp);
@@ -332,7 +333,8 @@ impl Case<'_> {
                 self.booked.is_empty() && look_ups.any(|call| call.word() == "refund-not-found")
             }
             Provider::Bog | Provider::BogToken | Provider::Begateway => {
-                // A gateway that was started anew passes on a refusal of a later send as what it is.
+                // A gateway that was started anew passes on a refusal of a later send as what it
+                // is.
                 let (first, last) = (calls.first(), calls.last());
                 let is_one_life = first
                     .zip(last)
@@ -342,8 +344,9 @@ impl Case<'_> {
         }
     }
 
-    /// Whether a gateway that was started anew, and does not look first, cannot know that BBMSL refunded the order under another
-    /// key before: the README names it. It is counted, and nothing else is excused by it.
+    /// Whether a gateway that was started anew, and does not look first, cannot know that BBMSL
+    /// refunded the order under another key before: the README names it. It is counted, and
+    /// nothing else is excused by it.
     fn is_forgotten(&self) -> bool {
         let refund = &self.history.refund;
         refund.provider == Provider::Bbmsl
@@ -418,7 +421,8 @@ impl Case<'_> {
         self.sends.iter().filter(|send| request_id(send) == call.id)
     }
 
-    /// Whether the gateway cannot have known that nothing came of a send. Where the caller was gone, the reply tells it.
+    /// Whether the gateway cannot have known that nothing came of a send. Where the caller was
+    /// gone, the reply tells it.
     fn may_be_unknown(&self, send: &Exchange) -> bool {
         let mut calls = self.history.calls.iter();
         match calls.find(|call| call.id == request_id(send)) {
@@ -489,7 +493,8 @@ impl Case<'_> {
             && !self.sends_of(call).any(|send| is_refund(send))
     }
 
-    /// Whether an answer of success is about the one entry, in its amount and under its id, and came after it.
+    /// Whether an answer of success is about the one entry, in its amount and under its id, and
+    /// came after it.
     fn is_receipt(&self, call: &Call) -> bool {
         let refund = &self.history.refund;
         let words = match (call.why, self.history.refund.provider) {
@@ -506,7 +511,8 @@ impl Case<'_> {
             return false;
         };
         let body = &answer.body;
-        // Pending at BOG: the order shows no action yet, so there is an amount only where the gateway remembers it.
+        // Pending at BOG: the order shows no action yet, so there is an amount only where the
+        // gateway remembers it.
         let none = call.why == Why::LookUp
             && call.word_by_call() == LastWord::Pending
             && body["amount"].is_null();
@@ -537,8 +543,8 @@ impl Case<'_> {
             })
     }
 
-    /// Whether money has moved at last by this call, or by a send before it: of a refund call, by one that the gateway could
-    /// remember.
+    /// Whether money has moved at last by this call, or by a send before it: of a refund call, by
+    /// one that the gateway could remember.
     fn is_contradicted(&self, call: &Call) -> bool {
         self.standing().any(|entry| {
             let mut sends = self.sends.iter();
@@ -617,7 +623,8 @@ impl Case<'_> {
         if !self.is_remembered(call) || self.history.calls.iter().any(|other| is_beside(&other)) {
             return false;
         }
-        // BOG does not show keys: only what was answered to the key's last send tells that an id is its refund's.
+        // BOG does not show keys: only what was answered to the key's last send tells that an id is
+        // its refund's.
         let calls = self.history.calls.iter();
         let refunds = calls.take_while(|other| other.id != call.id);
         let sent = refunds.filter(|other| other.why != Why::LookUp).last();

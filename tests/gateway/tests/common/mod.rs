@@ -24,7 +24,8 @@ pub fn plugin(config: &mut Value, change: impl FnOnce(&mut Value)) {
     gateway_testbed::change_plugin(config, change).expect("the plugin configuration");
 }
 
-/// Three gateways in front of the same simulators, which are the first one's, and what stands in front of them.
+/// Three gateways in front of the same simulators, which are the first one's, and what stands in
+/// front of them.
 pub async fn fleet() -> Result<(Gateway, Vec<Gateway>, Front)> {
     let first = Gateway::start(Options::default()).await?;
     let mut others = Vec::new();
@@ -70,8 +71,8 @@ impl Problem {
     }
 }
 
-/// What may be done about a refund of which it is not known whether it was made: that goes by whether the provider knows
-/// keys.
+/// What may be done about a refund of which it is not known whether it was made: that goes by
+/// whether the provider knows keys.
 pub fn by_key(provider: Provider) -> &'static str {
     match provider {
         Bbmsl => "look_up",
@@ -134,7 +135,8 @@ pub fn booked(gateway: &Gateway, provider: Provider, nth: u64) -> usize {
         .count()
 }
 
-/// Closes a provider, and waits until Envoy has seen its connections go: a call on one that is closing has perhaps left.
+/// Closes a provider, and waits until Envoy has seen its connections go: a call on one that is
+/// closing has perhaps left.
 pub async fn shut(gateway: &Gateway, provider: Provider) -> Result<()> {
     gateway.simulators.close(provider).await;
     let open = format!(r"^cluster\.{}\.upstream_cx_active$", cluster(provider));
@@ -152,7 +154,8 @@ pub async fn shut(gateway: &Gateway, provider: Provider) -> Result<()> {
     anyhow::bail!("Envoy keeps its connections to {provider:?}")
 }
 
-/// Writes these bytes over HTTP/1.1 and reads the answer, which may come before all of them are written.
+/// Writes these bytes over HTTP/1.1 and reads the answer, which may come before all of them are
+/// written.
 pub async fn raw(address: SocketAddr, bytes: &[u8]) -> Result<Answer> {
     let (mut from, mut to) = TcpStream::connect(address).await?.into_split();
     let bytes = bytes.to_vec();
@@ -251,7 +254,8 @@ pub fn assert_problem(case: &str, answer: &Answer, expected: Problem) {
             "provider",
         ];
         assert!(known.contains(&name.as_str()), "{case}: {name} in {text}");
-        // An Envoy before 1.40 does not leave out what is empty in the problems that it writes itself.
+        // An Envoy before 1.40 does not leave out what is empty in the problems that it writes
+        // itself.
         let older = name == "retry_until" && std::env::var_os("ENVOY_WRITES_NULL").is_some();
         assert!(!value.is_null() || older, "{case}: {name} in {text}");
     }

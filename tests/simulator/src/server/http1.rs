@@ -96,7 +96,8 @@ impl Endpoint {
         };
         received.trailers = body.trailers().map(pairs).unwrap_or_default();
         received.body = body.to_bytes().into();
-        // A task of its own: a provider goes on with what it has received, whether or not its caller is still there.
+        // A task of its own: a provider goes on with what it has received, whether or not its
+        // caller is still there.
         let plan = tokio::spawn(self.plan(received, fault))
             .await
             .unwrap_or(Plan::Nothing(End::Close));

@@ -1,4 +1,5 @@
-//! The simulators through a real HTTPS client: what they refuse, what they replay, what they book, how they fail.
+//! The simulators through a real HTTPS client: what they refuse, what they replay, what they book,
+//! how they fail.
 
 mod bbmsl;
 mod begateway;
