@@ -194,6 +194,9 @@ tests() {
   (cd bench && cargo fmt --all --check)
   cargo clippy --locked --quiet --workspace --all-targets -- --deny warnings
   cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings
+  say "documentation of the code, for both targets"
+  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --no-deps --lib
+  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --no-deps --lib --target wasm32-wasip1
   supply_chain
   build
   get_envoy

@@ -1,4 +1,4 @@
-//! The port to the host: what the worker asks of it. [`envoy`] is proxy-wasm's; tests bring their
+//! The port to the host: what the worker asks of it. `envoy` is proxy-wasm's; tests bring their
 //! own.
 //!
 //! Every status is a value. A panic is a trap, and a trap ends all streams of its worker.
