@@ -198,6 +198,7 @@ pub fn about_payment(
             .unwrap_or_default()
     };
     About {
+        provider: about_provider(&entry.name),
         id: name("id", id),
         reference: name("reference", reference),
         amount: [0; 8],
@@ -224,6 +225,11 @@ pub fn payment_digests(
         .into_iter()
         .flatten()
         .collect()
+}
+
+/// A configured provider by its name.
+pub fn about_provider(name: &str) -> [u8; 8] {
+    short_hash(name)
 }
 
 /// An amount: its minor units and currency.

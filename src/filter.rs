@@ -64,6 +64,10 @@ impl Context for HttpStream {
 }
 
 impl HttpContext for HttpStream {
+    fn on_log(&mut self) {
+        self.0.log();
+    }
+
     fn on_http_request_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
         action(self.0.request_headers(end_of_stream))
     }

@@ -1,14 +1,15 @@
-//! The guard against second sends: what the gateway remembers of every idempotency key, and of
-//! every payment that can have one refund alone, over all workers.
+//! The guard against second sends: what the gateway remembers of every idempotency key, and of every payment that can have one
+//! refund alone, over all workers.
 //!
-//! What is remembered lives in memory that all workers share and change by compare-and-swap, in
-//! tables of fixed size: the host's memory has no delete. A [`Bucket`] is the smallest part that is
-//! swapped: the entries of all keys that fall into it, without their answers, which stand beside it
-//! in places of their own. The decisions here are pure; the filter does the input and output.
+//! What is remembered lives in memory that all workers share and change by compare-and-swap, in tables of fixed size: the
+//! host's memory has no delete. A [`Bucket`] is the smallest part that is swapped: the entries of all keys that fall into
+//! it, without their answers, which stand beside it in places of their own. The decisions here are pure; the filter does the
+//! input and output.
 //!
-//! A key under which money may have moved is never forgotten to make room within its window. Keys
-//! are kept as digests, and answers as callers got them: no credential is in either. Times are
-//! those of the steady clock.
+//! A key under which money may have moved is never forgotten to make room within its window. Keys are kept as digests, and
+//! answers as callers got them: no credential is in either. Times are those of the steady clock.
+
+use std::collections::BTreeMap;
 
 use rand_core::TryRng;
 use sha2::{Digest as _, Sha256};
@@ -23,13 +24,11 @@ mod payments;
 pub use bucket::{Bucket, Found};
 pub use payments::{PaymentBucket, PaymentFound};
 
-/// The largest body of an answer that is kept, in bytes: the caller's names at their longest,
-/// escaped, and the provider's words.
+/// The largest body of an answer that is kept, in bytes: the caller's names at their longest, escaped, and the provider's words.
 pub const MAX_ANSWER: usize = 10 * 1024;
 
-/// How long the filter itself may hold a call back before it is sent, in milliseconds: a token, a
-/// look at the payment and a signature together take less. A call whose lease has run out may still
-/// be sent for so long.
+/// How long the filter itself may hold a call back before it is sent, in milliseconds: a token, a look at the payment and a
+/// signature together take less. A call whose lease has run out may still be sent for so long.
 const HELD_BACK_MS: i64 = 60_000;
 
 /// How the guard is configured. It is off where `entries` or `window_ms` is 0.
@@ -39,15 +38,13 @@ pub struct GuardSettings {
     pub entries: u32,
     /// For how long one is remembered after its last word, in milliseconds.
     pub window_ms: i64,
-    /// How long a call may be in flight, in milliseconds: after that nothing more is expected of
-    /// it, and its end is unknown.
+    /// How long a call may be in flight, in milliseconds: after that nothing more is expected of it, and its end is unknown.
     pub lease_ms: i64,
 }
 
 impl Default for GuardSettings {
-    /// 16384 keys for 48 hours: longer than beGateway keeps its own, so that a key which the
-    /// provider has forgotten is not new here. A minute in flight: the wait for a token and the
-    /// 30 s of envoy.yaml's routes, and as much again.
+    /// 16384 keys for 48 hours: longer than beGateway keeps its own, so that a key which the provider has forgotten is not
+    /// new here. A minute in flight: the wait for a token and the 30 s of envoy.yaml's routes, and as much again.
     fn default() -> Self {
         GuardSettings {
             entries: 16_384,
@@ -84,8 +81,12 @@ impl Digest {
         Digest(bytes)
     }
 
-    /// Half of it: enough to know something again where a mistake would take chance and the same
-    /// key.
+    /// All of it, for logs.
+    pub fn hex(self) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.0))
+    }
+
+    /// Half of it: enough to know something again where a mistake would take chance and the same key.
     pub fn short(self) -> [u8; 8] {
         let (short, _) = self.0.split_first_chunk().unwrap_or((&[0; 8], &[]));
         *short
@@ -96,17 +97,15 @@ impl Digest {
 const WAYS: u32 = 16;
 
 /// The name of the record that holds the [`Table`], and the beginning of all others.
-const RECORD: &str = "refund.guard.3";
+const RECORD: &str = "refund.guard.4";
 
-/// What is the same for all workers, and for all configurations that follow one another in a
-/// process.
+/// What is the same for all workers, and for all configurations that follow one another in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Table {
-    /// The number of entries: the first one that was asked for. In a table of another size the
-    /// entry of a call in flight would not be found, and the call would be sent again.
+    /// The number of entries: the first one that was asked for. In a table of another size the entry of a call in flight would
+    /// not be found, and the call would be sent again.
     pub entries: u32,
-    /// Decides which bucket a key falls into. Nobody outside knows it, so nobody can choose keys
-    /// that fill one bucket.
+    /// Decides which bucket a key falls into. Nobody outside knows it, so nobody can choose keys that fill one bucket.
     salt: [u8; 16],
     /// Since when keys are remembered, by the steady clock.
     pub since_ms: i64,
@@ -160,10 +159,13 @@ impl Table {
 
     fn bucket(&self, digest: &Digest) -> u64 {
         let salted = Digest::of([&self.salt[..], &digest.0]).short();
-        let buckets = u64::from(self.entries.div_ceil(WAYS).max(1));
         u64::from_le_bytes(salted)
-            .checked_rem(buckets)
+            .checked_rem(self.buckets())
             .unwrap_or_default()
+    }
+
+    fn buckets(&self) -> u64 {
+        u64::from(self.entries.div_ceil(WAYS).max(1))
     }
 
     fn ways(&self) -> usize {
@@ -203,8 +205,7 @@ impl Guard<'_> {
         }
     }
 
-    /// Asks for a call's key, and for its payment where that can have one refund alone. `lease` is
-    /// a random number.
+    /// Asks for a call's key, and for its payment where that can have one refund alone. `lease` is a random number.
     fn claim(&self, question: &Question, lease: u64, now: Now) -> Claim {
         let record = self.table.record(&question.key);
         let found = swap(self.memory, &record, |bytes| {
@@ -295,9 +296,8 @@ impl Guard<'_> {
         }
     }
 
-    /// Takes a payment under names that the provider has shown before anything is sent, for a call
-    /// whose key is its own. Where another key has it, the claim says so, and the call must not
-    /// be sent.
+    /// Takes a payment under names that the provider has shown before anything is sent, for a call whose key is its own. Where
+    /// another key has it, the claim says so, and the call must not be sent.
     pub fn claim_more(&self, ticket: &mut Ticket, names: &[Digest], now: Now) -> Result<(), Claim> {
         for name in names {
             if !ticket.payment.contains(name) {
@@ -310,8 +310,8 @@ impl Guard<'_> {
 
     /// Tells how a call ended, and with which answer. Says whether the key was still the call's.
     pub fn settle(&self, ticket: &Ticket, settled: &Settled<'_>, now: Now) -> bool {
-        // Who looks in between must see the payment taken rather than free: what moved money is
-        // told of the payment first, and what did not last.
+        // Who looks in between must see the payment taken rather than free: what moved money is told of the payment first, and
+        // what did not last.
         let moved = !matches!(settled.end, End::NotSent | End::Free | End::Refused);
         let payment: Vec<Digest> = ticket
             .payment
@@ -387,8 +387,8 @@ impl Guard<'_> {
         }
     }
 
-    /// Settles a key by the provider's own word in a look-up, if no send has been made under it
-    /// since it was recalled. `lease` is a random number.
+    /// Settles a key by the provider's own word in a look-up, if no send has been made under it since it was recalled. `lease`
+    /// is a random number.
     pub fn conclude(
         &self,
         key: &Digest,
@@ -408,8 +408,7 @@ impl Guard<'_> {
                 false => Concluded::Holds,
             };
         };
-        // The same word again: the refund's own answer says more. And that there is no refund is
-        // what a refusal says.
+        // The same word again: the refund's own answer says more. And that there is no refund is what a refusal says.
         let is_told = match (known.past, settled.end) {
             (Past::Refunded, End::Refunded) | (Past::Refused, End::Refused) => {
                 known.answer.is_some()
@@ -417,8 +416,8 @@ impl Guard<'_> {
             (Past::Refused, End::Absent) => true,
             _ => false,
         };
-        // The key becomes the look-up's own first: so a call that comes in between can neither be
-        // told half of it nor have its own answer overwritten.
+        // The key becomes the look-up's own first: so a call that comes in between can neither be told half of it nor have its
+        // own answer overwritten.
         let reclaimed = swap(self.memory, &record, |bytes| {
             let mut bucket = self.bucket(bytes);
             let reclaimed = bucket.reclaim(known, lease, now, &self.settings);
@@ -440,8 +439,7 @@ impl Guard<'_> {
         }
     }
 
-    /// Whether this key is the only one that was ever sent for a payment, as far as it is
-    /// remembered under any of these names.
+    /// Whether this key is the only one that was ever sent for a payment, as far as it is remembered under any of these names.
     pub fn is_alone(&self, key: &Digest, names: &[Digest]) -> bool {
         let mut known = names.iter().filter_map(|name| {
             let (bytes, _) = self.memory.read(&self.table.payment_record(name));
@@ -451,8 +449,7 @@ impl Guard<'_> {
         known.next() == Some(true) && known.all(|alone| alone)
     }
 
-    /// Whether another key than this was ever sent for a payment, as far as it is remembered under
-    /// any of these names.
+    /// Whether another key than this was ever sent for a payment, as far as it is remembered under any of these names.
     pub fn has_another(&self, key: &Digest, names: &[Digest]) -> bool {
         names.iter().any(|name| {
             let (bytes, _) = self.memory.read(&self.table.payment_record(name));
@@ -476,6 +473,17 @@ impl Guard<'_> {
             .is_some_and(|bytes| self.memory.write(&place, &bytes, 0).is_ok())
     }
 
+    /// Adds what is in the next buckets to a count, and says whether that was the last of them.
+    pub fn count_on(&self, count: &mut Fill, buckets: u64, now: Now) -> bool {
+        let end = count.next.saturating_add(buckets).min(self.table.buckets());
+        for bucket in count.next..end {
+            let bucket = self.read(&format!("{RECORD}.{bucket}"));
+            bucket.count(count, now, &self.settings);
+        }
+        count.next = end;
+        end == self.table.buckets()
+    }
+
     fn read(&self, record: &str) -> Bucket {
         let (bytes, _) = self.memory.read(record);
         self.bucket(&bytes)
@@ -491,10 +499,23 @@ impl Guard<'_> {
     }
 }
 
-/// What a refund is about: enough to know it again in a provider's word on it. Noughts stand for
-/// what was not given.
+/// How full a table is, as far as it has been counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// The first bucket that has not been counted.
+    next: u64,
+    /// How many keys are remembered.
+    pub entries: u64,
+    /// How many refunds have not ended, by [`About::provider`]: those of which nothing is known, and
+    /// those that are pending.
+    pub open: BTreeMap<[u8; 8], (u64, u64)>,
+}
+
+/// What a refund is about: enough to know it again in a provider's word on it. Noughts stand for what was not given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct About {
+    /// The configured provider, by its name.
+    pub provider: [u8; 8],
     /// The payment by its id, at its merchant.
     pub id: [u8; 8],
     /// The payment by its reference, at its merchant.
@@ -515,8 +536,8 @@ pub struct Recollection {
 }
 
 impl Recollection {
-    /// For how many more milliseconds a send under the key could still arrive, if one may take so
-    /// long; none while one is in flight, or if none can.
+    /// For how many more milliseconds a send under the key could still arrive, if one may take so long; none while one is in
+    /// flight, or if none can.
     pub fn unsettled_ms(&self, settle_ms: i64) -> Option<i64> {
         let last_ms = match &self.known {
             Some(known) => known.sent_ms,
@@ -539,8 +560,7 @@ pub struct Recalled {
     pub past: Past,
     /// Whether a call with it is in flight.
     pub in_flight: bool,
-    /// The last moment at which a send under it may have left, by the steady clock; none where
-    /// none has.
+    /// The last moment at which a send under it may have left, by the steady clock; none where none has.
     pub sent_ms: Option<i64>,
     /// Whether the provider has refused a send under it.
     pub refused: bool,
@@ -652,8 +672,7 @@ pub enum Claim {
         /// Whether that one has not ended.
         is_open: bool,
     },
-    /// Nothing is claimed: this is a look-up, and this is what is remembered of the key that it
-    /// names.
+    /// Nothing is claimed: this is a look-up, and this is what is remembered of the key that it names.
     Recalled(Box<Recollection>),
     /// The same call has been answered, and is not sent again.
     Answered {
@@ -679,9 +698,8 @@ pub enum End {
     Refunded,
     /// The provider's own no: no money moved, and none will under this key.
     Refused,
-    /// The provider has proved that there is no refund under this key, at a time when none could
-    /// still arrive. The same call can be made again; what may have moved money before is as
-    /// unknown as it was.
+    /// The provider has proved that there is no refund under this key, at a time when none could still arrive. The same call
+    /// can be made again; what may have moved money before is as unknown as it was.
     Absent,
 }
 
@@ -740,8 +758,7 @@ pub struct StoredAnswer {
 }
 
 impl StoredAnswer {
-    /// The bytes to be kept in the place of this key's answer; none where the answer is too large
-    /// to be kept.
+    /// The bytes to be kept in the place of this key's answer; none where the answer is too large to be kept.
     pub fn encode(&self, key: &Digest) -> Option<Vec<u8>> {
         let id = self.id.as_deref().unwrap_or_default();
         let length = u8::try_from(id.len()).ok()?;
@@ -752,8 +769,7 @@ impl StoredAnswer {
         })
     }
 
-    /// The answer of this key, if it is what these bytes hold: the place may have become another
-    /// key's.
+    /// The answer of this key, if it is what these bytes hold: the place may have become another key's.
     pub fn decode(key: &Digest, bytes: &[u8]) -> Option<Self> {
         let (status, rest) = bytes.strip_prefix(&key.0)?.split_first_chunk()?;
         let (length, rest) = rest.split_first()?;

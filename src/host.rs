@@ -85,7 +85,7 @@ pub trait Host: Memory {
     /// Adds one to a counter.
     fn count(&self, id: u32);
 
-    /// Sets a gauge.
+    /// Sets a gauge, or gives a histogram one more value.
     fn record(&self, id: u32, value: u64);
 }
 
@@ -156,6 +156,8 @@ pub enum Metric {
     Counter = 0,
     /// It is set.
     Gauge = 1,
+    /// Its values are counted by size.
+    Histogram = 2,
 }
 
 /// The host has no randomness to give.

@@ -84,6 +84,11 @@ impl Query {
     }
 }
 
+/// The provider that a query (without its question mark) names, whatever else is wrong with it.
+pub fn named_provider(query: &[u8]) -> Option<String> {
+    Query::read(query).text("provider", MAX_ID)
+}
+
 impl LookUp {
     /// Reads a query (without its question mark), and finds all its faults at once. `caller`: whose
     /// keys are meant, where callers are told apart.

@@ -8,9 +8,12 @@
 use std::fmt;
 
 use pkcs1::UintRef;
+use pkcs8::SubjectPublicKeyInfoRef;
+use pkcs8::der::Encode as _;
+use pkcs8::der::asn1::BitStringRef;
 use rand_core::TryCryptoRng;
 use rsa::BoxedUint;
-use rsa::traits::PrivateKeyParts as _;
+use rsa::traits::{PrivateKeyParts as _, PublicKeyParts as _};
 use sha2::Sha256;
 
 /// The shortest modulus that is taken, in bits. Nobody should trust a shorter one.
@@ -98,6 +101,21 @@ impl RsaPrivateKey {
             return Err(KeyFault::Numbers);
         }
         Ok(RsaPrivateKey(key))
+    }
+
+    /// Its public half in DER (RFC 5280's SubjectPublicKeyInfo).
+    pub fn public_der(&self) -> Option<Vec<u8>> {
+        let (n, e) = (self.0.n_bytes(), self.0.e_bytes());
+        let key = pkcs1::RsaPublicKeyRef {
+            modulus: UintRef::new(&n).ok()?,
+            public_exponent: UintRef::new(&e).ok()?,
+        };
+        let key = key.to_der().ok()?;
+        let info = SubjectPublicKeyInfoRef {
+            algorithm: pkcs1::ALGORITHM_ID,
+            subject_public_key: BitStringRef::from_bytes(&key).ok()?,
+        };
+        info.to_der().ok()
     }
 
     /// Whether this is the key's signature over a text of this SHA-256.

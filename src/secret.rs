@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 /// A credential or private key. Its `Debug` says `[redacted]`, it has no `Display`, and its memory
@@ -28,6 +29,24 @@ impl Secret {
     pub fn expose(&self) -> &str {
         &self.0
     }
+}
+
+/// The fewest characters of a secret that gets a fingerprint.
+const UNGUESSABLE: usize = 20;
+
+impl Secret {
+    /// Tells it from other secrets in logs: the beginning of its SHA-256. A vendor's keys are random
+    /// and long: 32 bits of a hash take nothing away from a search that has no end. A short one may
+    /// be a word that somebody chose, and the fingerprint would confirm a guess: it gets none.
+    pub fn fingerprint(&self) -> Option<String> {
+        (self.0.len() >= UNGUESSABLE).then(|| fingerprint(self.0.as_bytes()))
+    }
+}
+
+/// The beginning of the SHA-256 of some bytes, for logs.
+pub fn fingerprint(bytes: &[u8]) -> String {
+    let [a, b, c, d, ..]: [u8; 32] = Sha256::digest(bytes).into();
+    format!("sha256:{:08x}", u32::from_be_bytes([a, b, c, d]))
 }
 
 impl fmt::Debug for Secret {

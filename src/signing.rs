@@ -1,5 +1,4 @@
-//! Signing keys in time, and the three signers: the host's, the module's own, and OpenBao (the
-//! Vault API).
+//! Signing keys in time, and the three signers: the host's, the module's own, and OpenBao (the Vault API).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -19,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::headers::Headers;
 use crate::json::Json;
 use crate::rsa_key::{KeyFault, MIN_BITS, RsaPrivateKey, RsaPublicKey};
-use crate::secret::{Carried, Secret, SecretSource};
+use crate::secret::{Carried, Secret, SecretSource, fingerprint};
 
 /// A private RSA key of 2048 to 4096 bits, parsed and checked.
 pub struct PrivateKey {
@@ -83,6 +82,12 @@ impl PrivateKey {
             KeyFault::Numbers => "The RSA key's numbers do not belong together.",
         })?;
         Ok(PrivateKey { key, encoded })
+    }
+
+    /// Tells it from other keys in logs: the beginning of the SHA-256 of its public half in DER, as
+    /// `openssl pkey -pubout -outform DER` writes it.
+    fn fingerprint(&self) -> Option<String> {
+        Some(fingerprint(&self.key.public_der()?))
     }
 }
 
@@ -165,6 +170,14 @@ impl RingKey {
         }
     }
 
+    /// What logs call it: its id alone does not tell a file's new key from the one before.
+    pub fn named(&self, key: &PrivateKey) -> String {
+        match key.fingerprint() {
+            Some(fingerprint) => format!("{} {fingerprint}", self.id),
+            None => self.id.clone(),
+        }
+    }
+
     /// The key as this call brings it. The error is a sentence without a part of the key.
     pub fn key(&self, carried: &Carried<'_>) -> Result<Rc<PrivateKey>, String> {
         let mut parsed = self.parsed.borrow_mut();
@@ -191,8 +204,8 @@ impl RingKey {
 pub struct KeyRing(pub Vec<RingKey>);
 
 impl KeyRing {
-    /// The key that signs at this second (Unix time): of those whose time it is, the one whose time
-    /// began last; of two that began together, the one that the configuration names later.
+    /// The key that signs at this second (Unix time): of those whose time it is, the one whose time began last; of two
+    /// that began together, the one that the configuration names later.
     pub fn active(&self, now: i64) -> Option<&RingKey> {
         self.0
             .iter()
@@ -201,8 +214,7 @@ impl KeyRing {
             .max_by_key(|key| key.not_before.unwrap_or(i64::MIN))
     }
 
-    /// The key that signs at this second, and itself, as this call brings it. The error is a
-    /// sentence without a part of the key.
+    /// The key that signs at this second, and itself, as this call brings it. The error is a sentence without a part of the key.
     pub fn usable(
         &self,
         now: i64,
@@ -217,14 +229,13 @@ impl KeyRing {
         Ok((active, key))
     }
 
-    /// How many seconds are left until no key signs any more; none where one signs for ever, 0
-    /// where that is past.
-    pub fn seconds_left(&self, now: i64) -> Option<u64> {
+    /// The second from which on no key signs any more (Unix time); none where one signs for ever.
+    pub fn not_after(&self) -> Option<i64> {
         let mut last = i64::MIN;
         for key in &self.0 {
             last = last.max(key.not_after?);
         }
-        Some(u64::try_from(last.saturating_sub(now)).unwrap_or_default())
+        Some(last)
     }
 }
 
@@ -255,8 +266,8 @@ pub enum Signing {
 }
 
 impl Signing {
-    /// Whether a signature could be made at this second (Unix time), as this call brings the keys.
-    /// The error is a sentence for the platform team.
+    /// Whether a signature could be made at this second (Unix time), as this call brings the keys. The error is a sentence for
+    /// the platform team.
     pub fn is_ready(&self, now: i64, carried: &Carried<'_>) -> Result<(), String> {
         match self {
             Signing::Keys { ring, .. } => ring.usable(now, carried).map(drop),
@@ -269,8 +280,7 @@ impl Signing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SignerFailed;
 
-/// Who signs: RSASSA-PKCS1-v1_5 with SHA-256. The signature is deterministic, so every signer gives
-/// the same bytes.
+/// Who signs: RSASSA-PKCS1-v1_5 with SHA-256. The signature is deterministic, so every signer gives the same bytes.
 pub trait Signer {
     /// The signature over exactly these bytes.
     fn sign(
@@ -299,15 +309,14 @@ impl<R: TryCryptoRng> Signer for VmSigner<R> {
     }
 }
 
-/// The arguments of Envoy's foreign function `sign`: the protobuf message `SignArguments` with
-/// `hash_function` (1), `private_key` (2, PKCS#8 DER) or `private_key_pem` (4), and `text` (3).
+/// The arguments of Envoy's foreign function `sign`: the protobuf message `SignArguments` with `hash_function` (1),
+/// `private_key` (2, PKCS#8 DER) or `private_key_pem` (4), and `text` (3).
 pub fn host_arguments(key: &PrivateKey, text: &[u8]) -> Zeroizing<Vec<u8>> {
     let (number, key) = match &key.encoded {
         Encoded::Pem(pem) => (4, pem.expose().as_bytes()),
         Encoded::Der(der) => (2, der.as_slice()),
     };
-    // With room for the rest, so that no copy of the key is left behind; and no more, since all of
-    // it is wiped.
+    // With room for the rest, so that no copy of the key is left behind; and no more, since all of it is wiped.
     let room = key.len().saturating_add(text.len()).saturating_add(64);
     let mut message = Zeroizing::new(Vec::with_capacity(room));
     put_field(&mut message, 1, b"sha256");
@@ -318,8 +327,7 @@ pub fn host_arguments(key: &PrivateKey, text: &[u8]) -> Zeroizing<Vec<u8>> {
 
 /// The signature in the host's `SignResult`: `result` (1, bool), `signature` (2), `error` (3).
 ///
-/// Only a signature that the key's public half verifies leaves; anything else is a failure,
-/// whatever the host says.
+/// Only a signature that the key's public half verifies leaves; anything else is a failure, whatever the host says.
 pub fn host_signature(
     key: &PrivateKey,
     text: &[u8],
@@ -389,8 +397,7 @@ pub struct Transit {
     pub token: SecretSource,
     /// The namespace, if there is one.
     pub namespace: Option<String>,
-    /// Its public halves, where the configuration has them: every signature is verified by one of
-    /// them.
+    /// Its public halves, where the configuration has them: every signature is verified by one of them.
     pub public_keys: Vec<Rc<PublicKey>>,
 }
 
@@ -439,8 +446,7 @@ pub enum Verified {
 pub struct TransitKeys(pub Vec<(String, Rc<PublicKey>)>);
 
 impl TransitKeys {
-    /// Reads the answer of `GET /v1/:mount/keys/:name`: `{"data": {"keys": {"1": {"public_key":
-    /// PEM}}}}`.
+    /// Reads the answer of `GET /v1/:mount/keys/:name`: `{"data": {"keys": {"1": {"public_key": PEM}}}}`.
     pub fn read(status: u16, body: &[u8]) -> Option<Self> {
         if status != 200 {
             return None;
@@ -535,8 +541,7 @@ impl Transit {
         format!("{}:v{}", self.key, signature.version)
     }
 
-    /// Verifies a signature by the configured public halves; where there are none, by those that
-    /// OpenBao has told.
+    /// Verifies a signature by the configured public halves; where there are none, by those that OpenBao has told.
     pub fn verify(&self, text: &str, signature: &TransitSignature, told: &TransitKeys) -> Verified {
         let told = told
             .0

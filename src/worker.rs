@@ -4,26 +4,29 @@
 //! What must outlive a stream, or happen while a stream is paused, is the root's: it fetches tokens
 //! (a call of a stream's own would die with its stream), wakes who waits for one, and answers calls
 //! whose body does not come. It does so in [`Worker::tick`], which streams switch on by setting the
-//! period, and which switches itself off when there is nothing left to watch.
+//! period, and which becomes slow when there is nothing left to watch.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::config::{Auth, Config};
-use crate::guard::Table;
-use crate::host::{Buffer, Host, Level};
+use crate::guard::{Fill, Table};
+use crate::host::{Buffer, Host, Level, Metric};
 use crate::memory::swap;
 use crate::problem::Fault;
 use crate::signing::{SignerChoice, Signing, Told};
 
+mod figures;
 mod guarding;
 mod signer;
 mod stream;
 mod telemetry;
 mod tokens;
 
+pub use figures::{Kind, Said, Series};
 pub use stream::{Flow, Stream};
+use telemetry::configurations;
 use tokens::{Fetch, Looks};
 
 /// How soon a fetch that a stream has asked for begins, in milliseconds.
@@ -32,7 +35,7 @@ const TICK_SOON_MS: u32 = 1;
 const TICK_TOKEN_MS: u32 = 5;
 /// How often bodies are looked after, in milliseconds.
 const TICK_BODY_MS: u32 = 50;
-/// How often the gauges are set, in milliseconds.
+/// How often the gauges are set, in milliseconds: this goes on as long as the root lives.
 const TICK_GAUGES_MS: u32 = 5_000;
 
 /// What the root and its streams share, in one worker.
@@ -56,6 +59,9 @@ pub struct Worker {
     metrics: RefCell<BTreeMap<String, u32>>,
     /// When the gauges were last set, by the steady clock.
     gauges_ms: Cell<i64>,
+    /// What the guard remembers: the last whole count, and the one that is under way.
+    counted: RefCell<Fill>,
+    counting: RefCell<Fill>,
     /// Whether the host can sign; none until that was tried.
     host_signs: Cell<Option<bool>>,
     /// The sentences for the platform team, and when each was last logged.
@@ -93,6 +99,8 @@ impl Worker {
             closing: Cell::default(),
             metrics: RefCell::default(),
             gauges_ms: Cell::default(),
+            counted: RefCell::default(),
+            counting: RefCell::default(),
             host_signs: Cell::default(),
             alarms: RefCell::default(),
             bodies_come: Cell::default(),
@@ -104,6 +112,9 @@ impl Worker {
     /// Takes the plugin's configuration; says whether it is accepted. `env` reads the process's
     /// environment.
     pub fn configure(&self, env: &dyn Fn(&str) -> Option<String>) -> bool {
+        for result in ["accepted", "refused"] {
+            self.metric(Metric::Counter, configurations(result));
+        }
         let text = self.host.buffer(Buffer::Configuration).unwrap_or_default();
         let read = Config::read(&text, env);
         let checked = read.and_then(|config| self.check_signers(config));
@@ -113,7 +124,10 @@ impl Worker {
                 if config.guard.is_on() {
                     self.table(config.guard.entries);
                 }
+                self.define_series(&config);
                 self.config.replace(Some(Rc::new(config)));
+                self.gauges_ms.set(self.host.now().steady_ms);
+                self.set_gauges();
                 self.set_tick(self.idle_tick_ms());
                 (true, "accepted")
             }
@@ -130,7 +144,7 @@ impl Worker {
                 (false, "refused")
             }
         };
-        self.count(format!("refund.configurations.result.{word}"));
+        self.count(configurations(word));
         accepted
     }
 
@@ -201,7 +215,7 @@ impl Worker {
     /// Does what is due: gauges, token fetches, and what the paused streams wait for.
     pub fn tick(&self) {
         self.act_as_root(|| {
-            self.set_gauges();
+            self.set_gauges_in_time();
             self.start_fetches();
             let (now, mut looks) = (self.host.now(), Looks::new());
             for stream in self.watched() {
@@ -239,6 +253,7 @@ impl Worker {
     /// still looked after.
     pub fn close(&self) {
         self.closing.set(true);
+        self.set_gauges();
         if self.watched.borrow().is_empty() {
             self.set_tick(0);
             self.give_fetches_back();
@@ -268,15 +283,10 @@ impl Worker {
 
     /// How often to tick when no call is waiting.
     fn idle_tick_ms(&self) -> u32 {
-        let config = self.config.borrow();
-        let ends = config
-            .iter()
-            .flat_map(|config| config.key_rings())
-            .any(|(_, ring, _)| ring.seconds_left(0).is_some());
-        if ends && !self.closing.get() {
-            TICK_GAUGES_MS
-        } else {
+        if self.closing.get() {
             0
+        } else {
+            TICK_GAUGES_MS
         }
     }
 

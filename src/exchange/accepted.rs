@@ -9,7 +9,7 @@ use super::sentences::{gateway_error, payment_has_refund, provider_off};
 use super::{Answer, Step, looked_up};
 use crate::clock::{Now, Resend};
 use crate::config::ProviderEntry;
-use crate::guard::{Asks, Claim, End, Standing, StoredAnswer};
+use crate::guard::{Asks, Claim, Digest, End, Standing, StoredAnswer};
 use crate::json::{Json, Node};
 use crate::problem::{Code, Problem, Retry};
 use crate::provider::Names;
@@ -32,6 +32,25 @@ impl Accepted {
     /// What the guard is asked.
     pub fn asks(&self) -> &Asks {
         &self.asks
+    }
+
+    /// The key of the refund that is looked up, where the call names it.
+    pub fn key_looked_up(&self) -> Option<Digest> {
+        match &self.task {
+            Task::LookUp(_, key) => *key,
+            Task::Refund(..) => None,
+        }
+    }
+
+    /// How much is asked for, such as `10.00 HKD`; nothing in a look-up.
+    pub fn amount(&self) -> Option<String> {
+        match &self.task {
+            Task::Refund(refund, _) => Some(match refund.asked() {
+                Some(money) => format!("{} {}", money.value(), money.currency.code()),
+                None => "full".to_owned(),
+            }),
+            Task::LookUp(..) => None,
+        }
     }
 
     /// Goes on by the guard's word. `filter_state` reads Envoy's.

@@ -65,7 +65,7 @@ impl Callout {
         &self.call().entry
     }
 
-    /// The signing key's id, for logs, where the call itself is signed.
+    /// Which key the call itself was made with, for logs.
     pub fn key_id(&self) -> Option<&str> {
         match self {
             Callout::Signature(_) | Callout::PublicKeys(_) => None,

@@ -9,11 +9,12 @@ use super::{Accepted, Answer, Earlier, LocalReply, Property, preview};
 use crate::call::{Unacceptable, payment_digests};
 use crate::caller::CallerName;
 use crate::clock::Now;
-use crate::config::Config;
+use crate::config::{Config, ProviderEntry};
 use crate::guard::{Asks, Digest, End, Question};
 use crate::headers::Headers;
 use crate::idempotency::{IdempotencyKey, KeyFault};
-use crate::look_up::{LookUp, provider_key};
+use crate::json::Json;
+use crate::look_up::{LookUp, named_provider, provider_key};
 use crate::problem::{Code, Fault, Problem, Retry};
 use crate::provider::Refunds;
 use crate::refund::{Amount, Refund};
@@ -211,6 +212,26 @@ impl Reading {
                 Some(standing.retry(self.caller.came))
             }
         }
+    }
+
+    /// The key of a refund call.
+    pub fn key(&self) -> Option<(&IdempotencyKey, Digest)> {
+        match &self.purpose {
+            Purpose::Refund(key, digest) => Some((key, *digest)),
+            Purpose::LookUp(_) => None,
+        }
+    }
+
+    /// The configured provider that the call names, whatever else is wrong with it.
+    pub fn provider(&self, body: &[u8]) -> Option<Rc<ProviderEntry>> {
+        let name = match &self.purpose {
+            Purpose::Refund(..) => {
+                let body = Json::parse(body).ok()?;
+                body.root().get("provider")?.text()?.into_owned()
+            }
+            Purpose::LookUp(query) => named_provider(query)?,
+        };
+        self.config.shared_provider(&name)
     }
 
     /// The answer to a call of which certainly nothing was sent, with what is known of its key now: another call with it may have

@@ -31,7 +31,7 @@ pub(super) fn sign(
     let signature = signer
         .sign(choice, &key, text.as_bytes())
         .map_err(|_| format!("The signer failed with the key {}.", active.id))?;
-    Ok((STANDARD.encode(signature), active.id.clone()))
+    Ok((STANDARD.encode(signature), active.named(&key)))
 }
 
 /// A provider's request without what proves who calls.
@@ -159,7 +159,7 @@ pub struct Dispatch {
     pub headers: Headers<'static>,
     /// The body; empty for a look-up, whose call has none either.
     pub body: String,
-    /// The signing key's id, for logs.
+    /// Which key was used, for logs; a token endpoint's is known with its token.
     pub key_id: Option<String>,
     /// What a caller may do if nothing more is heard.
     pub retry: Retry,
@@ -172,6 +172,7 @@ pub struct Dispatch {
 impl Draft {
     /// Adds the credentials of a provider that wants them in a header.
     fn authorize(mut self, body: Option<String>, auth: &Auth, carried: &Carried<'_>) -> Step {
+        let mut key_id = None;
         let authorization = match auth {
             Auth::Token(endpoint) => match endpoint.client_secret.resolve_for_header(carried) {
                 // A preview fetches no token; that it would have one is all that is to be seen.
@@ -190,12 +191,14 @@ impl Draft {
             },
             Auth::Bearer(key) => key.resolve_for_header(carried).map(|key| {
                 let authorization = bearer(&key);
+                key_id = key.fingerprint();
                 self.call.shown = vec![key];
                 Some(authorization)
             }),
             Auth::Basic { user, password } => {
                 password.resolve_for_header(carried).map(|password| {
                     let authorization = basic(user, &password);
+                    key_id = password.fingerprint();
                     self.call.shown = vec![basic_pair(user, &password), password];
                     Some(authorization)
                 })
@@ -203,7 +206,7 @@ impl Draft {
             Auth::Injected | Auth::Signature(_) => Ok(None),
         };
         match authorization {
-            Ok(authorization) => self.leave(body, authorization, None),
+            Ok(authorization) => self.leave(body, authorization, key_id),
             Err(sentence) => Step::Answered(self.call.alarm(503, Code::GatewayError, sentence)),
         }
     }

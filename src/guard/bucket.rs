@@ -1,7 +1,8 @@
 //! The entries of the keys that fall into one bucket.
 
 use super::{
-    About, Digest, End, GuardSettings, HELD_BACK_MS, Past, Question, Recalled, Standing, Ticket,
+    About, Digest, End, Fill, GuardSettings, HELD_BACK_MS, Past, Question, Recalled, Standing,
+    Ticket,
 };
 use crate::clock::{Now, Resend};
 
@@ -23,8 +24,7 @@ pub enum Found {
     InFlight(Standing),
     /// The key was used with another refund.
     Reused,
-    /// The same call has been answered; the answer stands in the place of this entry, if there is
-    /// one.
+    /// The same call has been answered; the answer stands in the place of this entry, if there is one.
     Answered {
         /// The entry's place in the bucket; none where it has no answer.
         way: Option<usize>,
@@ -71,9 +71,8 @@ struct Entry {
     until_ms: i64,
 }
 
-/// Key, refund, about, state, flags, lease, the kind of [`Resend`] and its two times, two more
-/// times.
-const ENTRY_BYTES: usize = 16 + 16 + 24 + 1 + 1 + 8 + 1 + 8 + 8 + 8 + 8;
+/// Key, refund, about, state, flags, lease, the kind of [`Resend`] and its two times, two more times.
+const ENTRY_BYTES: usize = 16 + 16 + 32 + 1 + 1 + 8 + 1 + 8 + 8 + 8 + 8;
 
 const ANSWERED: u8 = 1;
 const REFUSED: u8 = 2;
@@ -122,6 +121,7 @@ impl Entry {
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend(self.key.0);
         out.extend(self.refund.0);
+        out.extend(self.about.provider);
         out.extend(self.about.id);
         out.extend(self.about.reference);
         out.extend(self.about.amount);
@@ -147,6 +147,7 @@ impl Entry {
         let mut rest = &bytes[..];
         let (key, refund) = (Digest(take(&mut rest)?), Digest(take(&mut rest)?));
         let about = About {
+            provider: take(&mut rest)?,
             id: take(&mut rest)?,
             reference: take(&mut rest)?,
             amount: take(&mut rest)?,
@@ -174,8 +175,8 @@ impl Entry {
         })
     }
 
-    /// The entry as it is now. Of a lease that has run out nothing more is expected. What is final
-    /// is forgotten when its window closes; what is open stays until its place is needed.
+    /// The entry as it is now. Of a lease that has run out nothing more is expected. What is final is forgotten when its window
+    /// closes; what is open stays until its place is needed.
     fn at(mut self, now: Now, settings: &GuardSettings) -> Option<Self> {
         if matches!(self.state, State::InFlight(_)) && now.steady_ms >= self.until_ms {
             self.state = State::Rests(Past::Unknown);
@@ -252,8 +253,7 @@ fn take_resend(rest: &mut &[u8]) -> Option<Resend> {
     }
 }
 
-/// That calls went to their providers for which there was no room here: any key may be one of
-/// theirs.
+/// That calls went to their providers for which there was no room here: any key may be one of theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Overflow {
     /// Until when a second send of the first of them cannot refund twice.
@@ -307,8 +307,7 @@ impl Bucket {
         out
     }
 
-    /// Where the sends under a key stand, if one of them may have moved money: a look that takes
-    /// nothing.
+    /// Where the sends under a key stand, if one of them may have moved money: a look that takes nothing.
     pub fn standing(&self, key: &Digest, now: Now, settings: &GuardSettings) -> Option<Standing> {
         let entry = self
             .find(key)
@@ -325,6 +324,24 @@ impl Bucket {
         (!is_over).then_some(Standing { resend })
     }
 
+    /// Adds what is here to a count. What the provider has proved to be absent needs nobody any more.
+    pub fn count(&self, count: &mut Fill, now: Now, settings: &GuardSettings) {
+        let entries = self.places.iter().flatten();
+        for entry in entries.filter_map(|entry| entry.at(now, settings)) {
+            count.entries = count.entries.saturating_add(1);
+            let (State::Rests(past) | State::InFlight(Some(past))) = entry.state else {
+                continue;
+            };
+            let (unknown, pending) = count.open.entry(entry.about.provider).or_default();
+            let open = match past {
+                Past::Unknown => unknown,
+                Past::Pending => pending,
+                Past::Free | Past::Absent | Past::Refunded | Past::Refused => continue,
+            };
+            *open = open.saturating_add(1);
+        }
+    }
+
     /// When the last call came for which there was no room.
     pub fn overflowed_ms(&self) -> Option<i64> {
         self.overflow.map(|overflow| overflow.last_ms)
@@ -339,9 +356,8 @@ impl Bucket {
         });
     }
 
-    /// What a call may do. After [`Found::Taken`] the bucket has changed: only who stores it may go
-    /// on. So it has after [`Found::NoRoom`] where the provider has keys of its own: such a
-    /// call goes on without a place.
+    /// What a call may do. After [`Found::Taken`] the bucket has changed: only who stores it may go on. So it has after
+    /// [`Found::NoRoom`] where the provider has keys of its own: such a call goes on without a place.
     pub fn claim(
         &mut self,
         question: &Question,
@@ -349,8 +365,7 @@ impl Bucket {
         now: Now,
         settings: &GuardSettings,
     ) -> Found {
-        // What is over leaves; the others stay as they were stored, since their calls may still
-        // end.
+        // What is over leaves; the others stay as they were stored, since their calls may still end.
         for place in &mut self.places {
             *place = place.filter(|entry| entry.at(now, settings).is_some());
         }
@@ -394,9 +409,8 @@ impl Bucket {
         };
         let past = match entry.state {
             State::Rests(Past::Free) => {
-                // The provider may have noted the key at a send that came to nothing. Never longer
-                // than this call's own allows: the one before may have been for
-                // another provider.
+                // The provider may have noted the key at a send that came to nothing. Never longer than this call's own allows:
+                // the one before may have been for another provider.
                 if entry.resend.is_safe(now) {
                     fresh.resend = fresh.resend.earlier(entry.resend);
                 }
@@ -412,8 +426,7 @@ impl Bucket {
             }
             _ if entry.refund != question.refund => return Found::Reused,
             State::InFlight(_) => return Found::InFlight(standing),
-            // No send under this key can still arrive, so none is a second one, whatever the
-            // provider has forgotten.
+            // No send under this key can still arrive, so none is a second one, whatever the provider has forgotten.
             State::Rests(Past::Absent) => Past::Absent,
             State::Rests(open @ (Past::Pending | Past::Unknown)) if entry.resend.is_safe(now) => {
                 open
@@ -470,8 +483,8 @@ impl Bucket {
         Some((way, recalled))
     }
 
-    /// Makes a key that was recalled a look-up's own, to be settled; none where it is no longer as
-    /// it was. After it the bucket has changed.
+    /// Makes a key that was recalled a look-up's own, to be settled; none where it is no longer as it was. After it the bucket
+    /// has changed.
     pub fn reclaim(
         &mut self,
         recalled: &Recalled,
@@ -505,9 +518,8 @@ impl Bucket {
         places.find_map(|(way, place)| Some((way, place.filter(|entry| entry.key == *key)?)))
     }
 
-    /// The place for a key that is not there, and whether another one is forgotten for it: a free
-    /// one, else that of what may be forgotten, final entries before pending ones, and of these
-    /// the oldest.
+    /// The place for a key that is not there, and whether another one is forgotten for it: a free one, else that of what may
+    /// be forgotten, final entries before pending ones, and of these the oldest.
     fn room(&self, now: Now) -> Option<(usize, bool)> {
         if let Some(free) = self.places.iter().position(Option::is_none) {
             return Some((free, false));
@@ -536,15 +548,13 @@ impl Bucket {
         })
     }
 
-    /// The place of a call that is in flight and not settled; none where the key has become another
-    /// call's.
+    /// The place of a call that is in flight and not settled; none where the key has become another call's.
     pub fn place_of(&mut self, ticket: &Ticket) -> Option<usize> {
         self.mine(ticket).map(|(way, _)| way)
     }
 
-    /// What a call's end means for its key. A send that came to nothing known after one that the
-    /// provider took tells nothing new where the provider knows the key for ever; and the first
-    /// answer holds the refund's id, by which it is looked up.
+    /// What a call's end means for its key. A send that came to nothing known after one that the provider took tells nothing new
+    /// where the provider knows the key for ever; and the first answer holds the refund's id, by which it is looked up.
     pub fn end_of(&mut self, ticket: &Ticket, end: End) -> End {
         let taken = self.mine(ticket).is_some_and(|(_, entry)| {
             entry.state == State::InFlight(Some(Past::Pending))
@@ -558,8 +568,7 @@ impl Bucket {
         }
     }
 
-    /// Settles a call. Says whether the bucket has changed: not where the key has become another
-    /// call's since.
+    /// Settles a call. Says whether the bucket has changed: not where the key has become another call's since.
     pub fn settle(
         &mut self,
         ticket: &Ticket,

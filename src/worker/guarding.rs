@@ -85,10 +85,6 @@ impl Worker {
         }
     }
 
-    fn count_guard(&self, word: &str) {
-        self.count(format!("refund.guard.event.{word}"));
-    }
-
     /// A lease's number, which nobody else has.
     pub(super) fn random_number(&self) -> Option<u64> {
         let mut bytes = [0; 8];

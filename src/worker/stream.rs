@@ -7,18 +7,21 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use super::figures::{Kind, Said, Series};
 use super::signer::GatewaySigner;
+use super::telemetry::Phase;
 use super::tokens::Looks;
 use super::{PendingCall, TICK_BODY_MS, TICK_SOON_MS, TICK_TOKEN_MS, Worker};
 use crate::clock::Now;
 use crate::config::ProviderEntry;
 use crate::exchange::{
-    Answer, CalloutRequest, Dispatch, Environment, LocalReply, MAX_BODY, Opening, ReplyHead, Step,
-    Waiting, open, unreadable_call,
+    Answer, Callout, CalloutRequest, Dispatch, Environment, LocalReply, MAX_BODY, Opening,
+    ReplyHead, Step, Waiting, open, unreadable_call,
 };
 use crate::guard::Digest;
 use crate::headers::Headers;
 use crate::host::{Buffer, Host, Level, Map, Refused};
+use crate::problem::Code;
 use crate::secret::Secret;
 use crate::token::{Failure, Look, Turn};
 
@@ -44,8 +47,15 @@ pub struct Stream {
     step: RefCell<Option<Step>>,
     /// When it began to be watched, by the steady clock.
     since_ms: Cell<i64>,
-    /// The provider's configured name, once it is known.
-    provider: RefCell<String>,
+    /// Whether the call is for the filter.
+    is_ours: Cell<bool>,
+    kind: Cell<Kind>,
+    /// When its headers came, by the steady clock.
+    came_ms: Cell<i64>,
+    /// The provider that it names, once that is known.
+    provider: RefCell<Option<Rc<ProviderEntry>>>,
+    /// What it waits for, and since when by the steady clock.
+    phase: Cell<Option<(Phase, i64)>>,
     /// Whether the host has called with a part of the body.
     body_seen: Cell<bool>,
     /// [`Stream::body_bytes`] at the headers, when no body had come.
@@ -61,7 +71,11 @@ impl Stream {
             worker,
             step: RefCell::default(),
             since_ms: Cell::default(),
+            is_ours: Cell::default(),
+            kind: Cell::default(),
+            came_ms: Cell::default(),
             provider: RefCell::default(),
+            phase: Cell::default(),
             body_seen: Cell::default(),
             body_base: Cell::default(),
         })
@@ -69,6 +83,7 @@ impl Stream {
 
     /// The request's headers are here.
     pub fn request_headers(self: &Rc<Self>, end_of_stream: bool) -> Flow {
+        self.came_ms.set(self.now_ms());
         let config = self.worker.config.borrow().clone();
         let bytes = self.host().headers(Map::Request);
         let (Some(config), Some(headers)) = (config, bytes.as_deref().and_then(Headers::decode))
@@ -83,10 +98,22 @@ impl Stream {
         }
         let earlier = |key: &Digest| self.worker.standing(key);
         let property = |path: &[&str]| self.host().property(path);
-        match open(&config, &headers, self.host().now(), &earlier, &property) {
+        let opening = open(&config, &headers, self.host().now(), &earlier, &property);
+        if !matches!(opening, Opening::NotOurs) {
+            self.kind.set(kind(&config.path, &headers));
+            self.tell("refund_kind", self.kind.get().as_str());
+        }
+        match opening {
             Opening::NotOurs => Flow::Continue,
             Opening::Answer(answer) => self.end(answer),
             Opening::Read(reading) => {
+                self.is_ours.set(true);
+                if let Some((key, digest)) = reading.key() {
+                    self.tell("refund_key_digest", &digest.hex());
+                    if let Some(caller) = key.caller() {
+                        self.tell("refund_caller", caller.as_str());
+                    }
+                }
                 // For local_reply_config: what Envoy answers past the filter must not say that no
                 // money has moved.
                 if let Some(retry) = reading.standing() {
@@ -110,10 +137,10 @@ impl Stream {
         let step = self.step.borrow();
         let Some(Step::Reading(reading)) = &*step else {
             // What is answered gets no further; what is not ours goes through.
-            return if self.provider.borrow().is_empty() {
-                Flow::Continue
-            } else {
+            return if self.is_ours.get() {
                 Flow::Pause
+            } else {
+                Flow::Continue
             };
         };
         self.body_seen.set(true);
@@ -162,7 +189,7 @@ impl Stream {
                 }
                 Flow::Pause
             }
-            Some(step) => self.end(self.local_reply(step)),
+            Some(step) => self.end(self.local_reply(step).0),
         }
     }
 
@@ -193,19 +220,51 @@ impl Stream {
         self.worker.answered(call, came);
     }
 
-    /// The stream is over. Where no answer of the filter's was given (the caller left, or Envoy
-    /// answered past the filter), its key is settled now.
+    /// The stream is over, and its line of the access log is about to be written. Where no answer
+    /// of the filter's was given (the caller left, or Envoy answered past the filter), its key is
+    /// settled now, and it counts as what Envoy tells in the filter's place.
+    pub fn log(&self) {
+        let Some(step) = self.step.take() else { return };
+        let (mut answer, details) = self.local_reply(step);
+        self.worker.settle(&mut answer);
+        let said = Said::of(&answer);
+        let said = if is_clients(&details) {
+            said.to_nobody()
+        } else {
+            said
+        };
+        self.report(said, false);
+    }
+
+    /// The stream is gone.
     pub fn done(&self) {
+        self.log();
         self.worker.unwatch(self.id);
         // Its calls are gone with it.
         let mut calls = self.worker.calls.borrow_mut();
         calls
             .retain(|_, call| !matches!(call, PendingCall::Stream(stream) if stream.id == self.id));
-        drop(calls);
-        if let Some(step) = self.step.take() {
-            let mut answer = self.local_reply(step);
-            self.worker.settle(&mut answer);
-        }
+    }
+}
+
+/// Whether these are details of a call whose caller left; none are told where its connection
+/// broke, or the gateway goes down.
+fn is_clients(details: &str) -> bool {
+    details.is_empty()
+        || details.starts_with("downstream_")
+        || details.starts_with("http") && details.contains(".remote_re")
+}
+
+/// What a call asks for that is the filter's.
+fn kind(path: &str, headers: &Headers<'_>) -> Kind {
+    let called = headers.first(":path").unwrap_or_default();
+    let rest = called.strip_prefix(path.as_bytes()).unwrap_or_default();
+    if rest.starts_with(b"/") {
+        Kind::Preview
+    } else if headers.first(":method") == Some(b"GET") {
+        Kind::LookUp
+    } else {
+        Kind::Refund
     }
 }
 
@@ -304,10 +363,14 @@ impl Stream {
         if self.host().set_effective_context(self.id).is_err() {
             return;
         }
+        self.phase_ends();
         match found {
             // What was to be sent in place of the caller's body was set when the call began to
             // wait.
-            Ok(token) => self.resume(waiting.with_token(token), true),
+            Ok(token) => {
+                self.tell_token_key(waiting.entry(), &token);
+                self.resume(waiting.with_token(token), true);
+            }
             Err(failure) => {
                 self.end(waiting.without_token(&failure));
             }
@@ -331,6 +394,7 @@ impl Stream {
                 return;
             }
         };
+        self.phase_ends();
         let worker = &*self.worker;
         let step = match answer {
             Some((head, body)) => {
@@ -372,15 +436,15 @@ impl Stream {
     fn go_on(self: &Rc<Self>, step: Step, body_is_set: bool) -> Flow {
         match step {
             Step::Answered(answer) => self.end(answer),
-            Step::Leaving(dispatch) => {
-                self.provider.replace(dispatch.provider.clone());
-                self.send(*dispatch, body_is_set)
-            }
+            Step::Leaving(dispatch) => self.send(*dispatch, body_is_set),
             Step::Calling(callout) => {
-                self.provider.replace(callout.entry().name.clone());
+                self.phase_begins(match callout {
+                    Callout::Signature(_) | Callout::PublicKeys(_) => Phase::Signature,
+                    Callout::Inquiry(_) => Phase::Provider,
+                });
                 if let Some(key_id) = callout.key_id() {
-                    let _ = self.host().set_property("refund_key_id", key_id);
-                    self.worker.count_signature(callout.entry());
+                    self.tell("refund_key_id", key_id);
+                    self.worker.count_signature(callout.entry(), true);
                 }
                 if !self.call(&callout.request()) {
                     return self.go_on(callout.not_made(&*self.worker), body_is_set);
@@ -389,12 +453,14 @@ impl Stream {
                 Flow::Pause
             }
             Step::Waiting(waiting) => {
-                self.provider.replace(waiting.entry().name.clone());
                 let turn = self
                     .worker
                     .ask_token(waiting.entry(), waiting.client_secret());
                 match turn {
-                    Some(Turn::Use(token)) => self.go_on(waiting.with_token(token), body_is_set),
+                    Some(Turn::Use(token)) => {
+                        self.tell_token_key(waiting.entry(), &token);
+                        self.go_on(waiting.with_token(token), body_is_set)
+                    }
                     Some(Turn::Fetch(_)) => self.wait(waiting, TICK_SOON_MS),
                     Some(Turn::Wait) => self.wait(waiting, TICK_TOKEN_MS),
                     None => self.end(waiting.without_token(&Failure::unreachable())),
@@ -416,10 +482,20 @@ impl Stream {
         let worker = &*self.worker;
         worker.unwatch(self.id);
         let body = self.host().buffer(Buffer::Request).unwrap_or_default();
+        if let Some(entry) = reading.provider(&body) {
+            self.tell("refund_named_provider", &entry.name);
+            self.provider.replace(Some(entry));
+        }
         let accepted = match reading.accept(&body, &|key| worker.standing(key)) {
             Ok(accepted) => accepted,
             Err(answer) => return self.end(answer),
         };
+        if let Some(key) = accepted.key_looked_up() {
+            self.tell("refund_key_digest", &key.hex());
+        }
+        if let Some(amount) = accepted.amount() {
+            self.tell("refund_amount", &amount);
+        }
         let claim = worker.ask_guard(accepted.asks());
         let filter_state = |key: &str| self.host().property(&["filter_state", key]);
         let mut signer = GatewaySigner(worker);
@@ -455,8 +531,9 @@ impl Stream {
         match self.write_request(&dispatch, body_is_set) {
             Ok(()) => {
                 if dispatch.key_id.is_some() {
-                    self.worker.count_signature(&dispatch.sent.entry());
+                    self.worker.count_signature(&dispatch.sent.entry(), true);
                 }
+                self.phase_begins(Phase::Provider);
                 self.step.replace(Some(Step::Sent(dispatch.sent)));
                 Flow::Continue
             }
@@ -523,13 +600,14 @@ impl Stream {
         if set.is_err() {
             return self.end(waiting.without_token(&Failure::unreachable()));
         }
+        self.phase_begins(Phase::Token);
         self.step.replace(Some(Step::Waiting(waiting)));
         self.watch_from_now(tick_ms);
         Flow::Pause
     }
 
     fn watch_from_now(self: &Rc<Self>, tick_ms: u32) {
-        self.since_ms.set(self.host().now().steady_ms);
+        self.since_ms.set(self.now_ms());
         self.worker.watch(self, tick_ms);
     }
 
@@ -537,12 +615,7 @@ impl Stream {
     fn end(&self, answer: Answer) -> Flow {
         self.worker.unwatch(self.id);
         self.step.take();
-        let mut provider = self.provider.borrow_mut();
-        if provider.is_empty() {
-            let known = answer.alarm.as_ref().map(|alarm| &*alarm.provider);
-            provider.push_str(known.unwrap_or("none"));
-        }
-        drop(provider);
+        self.is_ours.set(true);
         self.answer(answer);
         Flow::Pause
     }
@@ -569,30 +642,88 @@ impl Stream {
         Flow::Pause
     }
 
-    /// Settles the key, logs and counts. Returns the metric's outcome label.
+    /// Settles the key, logs and counts. Returns the word for Envoy's details.
     fn note(&self, answer: &mut Answer) -> &'static str {
         self.worker.settle(answer);
         if let Some(alarm) = &answer.alarm {
             self.worker
                 .alarm(&format!("{}: {}", alarm.provider, alarm.sentence));
         }
-        let _ = self.host().set_property("refund_status", answer.word);
-        // Counted apart: what is told again is no further refund, and neither is a look-up.
+        let said = Said::of(answer);
         let word = if answer.replayed {
             "replayed"
         } else {
-            answer.word
+            said.status
         };
-        let counted = if answer.look_up {
-            "look_ups"
-        } else {
-            "requests"
-        };
-        let provider = self.provider.borrow();
-        self.worker.count(format!(
-            "refund.{counted}.provider.{provider}.outcome.{word}"
-        ));
+        self.report(said, answer.replayed);
         word
+    }
+
+    /// Counts the call by what was said, and tells it to the access log.
+    fn report(&self, said: Said, replayed: bool) {
+        self.phase_ends();
+        self.tell("refund_status", said.status);
+        self.tell("refund_outcome", said.outcome);
+        for (name, value) in [
+            ("refund_told_retry", &said.retry),
+            ("refund_id", &said.id),
+            ("refund_amount", &said.amount),
+        ] {
+            if let Some(value) = value {
+                self.tell(name, value);
+            }
+        }
+        let series = Series {
+            kind: self.kind.get(),
+            outcome: said.outcome,
+            code: said.code,
+            replayed,
+        };
+        let (worker, provider) = (&self.worker, self.provider.borrow());
+        let Some(entry) = &*provider else {
+            worker.count(series.name("none"));
+            return;
+        };
+        worker.count(series.name(&entry.name));
+        // A preview asks nobody, and would only make the others look quicker.
+        if series.kind == Kind::Preview {
+            return;
+        }
+        let call_ms = self.now_ms().saturating_sub(self.came_ms.get());
+        worker.took(&entry.name, Phase::Call, call_ms);
+        if said.code == Code::SigningUnavailable.as_str() {
+            worker.count_signature(entry, false);
+        }
+    }
+
+    /// Sets what the access log shows, and whoever else reads filter state.
+    fn tell(&self, name: &str, value: &str) {
+        // Without it the call is as good.
+        let _ = self.host().set_property(name, value);
+    }
+
+    /// Tells which key this token was fetched with.
+    fn tell_token_key(&self, entry: &ProviderEntry, token: &Secret) {
+        if let Some(key) = self.worker.key_of_token(entry, token) {
+            self.tell("refund_key_id", &key);
+        }
+    }
+
+    fn phase_begins(&self, phase: Phase) {
+        self.phase.set(Some((phase, self.now_ms())));
+    }
+
+    fn phase_ends(&self) {
+        if let (Some((phase, since_ms)), Some(entry)) =
+            (self.phase.take(), &*self.provider.borrow())
+        {
+            let took_ms = self.now_ms().saturating_sub(since_ms);
+            self.worker.took(&entry.name, phase, took_ms);
+        }
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.host().now().steady_ms
     }
 
     /// Answers as Envoy answers by itself.
@@ -610,16 +741,19 @@ impl Stream {
         }
     }
 
-    /// The answer in place of one of Envoy's own, or where the stream ends without one.
-    fn local_reply(&self, step: Step) -> Answer {
+    /// The answer in place of one of Envoy's own, or where the stream ends without one, and the
+    /// details that Envoy gives.
+    fn local_reply(&self, step: Step) -> (Answer, String) {
         let details = self.host().text_property(&["response", "code_details"]);
+        let details = details.unwrap_or_default();
         let reply = LocalReply {
             status: self.reply_head(Map::Response).status,
-            details: &details.unwrap_or_default(),
+            details: &details,
             connected: self.may_have_connected(),
             attempts: self.attempts(),
         };
-        step.local_reply(reply, &|key| self.worker.standing(key))
+        let answer = step.local_reply(reply, &|key| self.worker.standing(key));
+        (answer, details)
     }
 
     fn reply_head(&self, map: Map) -> ReplyHead {

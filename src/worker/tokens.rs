@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::rc::Rc;
 
+use super::telemetry::token_fetches;
 use super::{PendingCall, Worker};
 use crate::clock::Now;
 use crate::config::{Auth, ProviderEntry};
 use crate::exchange::{Answer, ReplyHead, retry_after};
+use crate::guard::Digest;
 use crate::headers::Headers;
 use crate::host::{Buffer, Level, Map};
 use crate::memory::swap;
@@ -20,6 +22,11 @@ pub(super) struct Fetch {
     /// As the call brought it that asked first: a root context sees no filter state.
     client_secret: Secret,
     lease: u64,
+}
+
+/// The name of the place that says which key a provider's token was fetched with.
+fn key_record(provider: &ProviderEntry) -> String {
+    format!("{}.key", token::record_key(provider))
 }
 
 /// What those who wait find in this tick, by provider: each record is read once.
@@ -57,6 +64,22 @@ impl Worker {
     pub(super) fn drop_token(&self, provider: &ProviderEntry, answer: &Answer) {
         if let Some(token) = &answer.refused_token {
             self.with_record(provider, |record| ((), record.refused(token)));
+        }
+    }
+
+    /// Which key a token was fetched with, for logs: not that of this call, where a new one has been
+    /// put in place since.
+    pub(super) fn key_of_token(&self, provider: &ProviderEntry, token: &Secret) -> Option<String> {
+        let (bytes, _) = self.host.read(&key_record(provider));
+        let key = bytes.strip_prefix(&Digest::of([token.expose().as_bytes()]).short())?;
+        String::from_utf8(key.to_vec()).ok()
+    }
+
+    fn remember_key(&self, fetch: &Fetch, token: &Secret) {
+        if let Some(key) = fetch.client_secret.fingerprint() {
+            let token = Digest::of([token.expose().as_bytes()]).short();
+            let bytes = [&token, key.as_bytes()].concat();
+            let _ = self.host.write(&key_record(&fetch.provider), &bytes, 0);
         }
     }
 
@@ -120,7 +143,10 @@ impl Worker {
     /// their next look.
     fn settle_fetch(&self, fetch: &Fetch, result: Result<Token, Failure>) {
         let word = match &result {
-            Ok(_) => "ok",
+            Ok(token) => {
+                self.remember_key(fetch, &token.value);
+                "ok"
+            }
             Err(failure) => {
                 self.log(
                     Level::Warn,
@@ -136,10 +162,7 @@ impl Worker {
                 }
             }
         };
-        self.count(format!(
-            "refund.token.provider.{}.fetch.{word}",
-            fetch.provider.name
-        ));
+        self.count(token_fetches(&fetch.provider.name, word));
         self.with_record(&fetch.provider, |record| {
             ((), record.settle(fetch.lease, &result))
         });

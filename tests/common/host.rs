@@ -59,6 +59,12 @@ pub struct MockHost {
     /// The names of the metrics in the order of their definitions; a metric's id is its place.
     pub metrics: RefCell<Vec<String>>,
     pub values: RefCell<BTreeMap<String, u64>>,
+    /// What the histograms were given.
+    pub samples: RefCell<BTreeMap<String, Vec<u64>>>,
+    kinds: RefCell<Vec<Metric>>,
+    /// The worker is configured: from here on no series may begin, since its first event would not be
+    /// seen.
+    configured: Cell<bool>,
     /// The host calls that are refused.
     pub refuses: RefCell<BTreeSet<&'static str>>,
     /// The context whose callback runs, and the one that calls speak of.
@@ -214,7 +220,9 @@ impl Host for MockHost {
         Err(NOT_FOUND)
     }
 
-    fn define_metric(&self, _kind: Metric, name: &str) -> Option<u32> {
+    fn define_metric(&self, kind: Metric, name: &str) -> Option<u32> {
+        assert!(!self.configured.get(), "{name} begins with its first event");
+        self.kinds.borrow_mut().push(kind);
         let mut metrics = self.metrics.borrow_mut();
         metrics.push(name.to_owned());
         u32::try_from(metrics.len() - 1).ok()
@@ -227,7 +235,16 @@ impl Host for MockHost {
 
     fn record(&self, id: u32, value: u64) {
         let name = self.metrics.borrow()[id as usize].clone();
-        self.values.borrow_mut().insert(name, value);
+        match self.kinds.borrow()[id as usize] {
+            Metric::Histogram => {
+                let mut samples = self.samples.borrow_mut();
+                samples.entry(name).or_default().push(value);
+            }
+            Metric::Gauge => {
+                self.values.borrow_mut().insert(name, value);
+            }
+            Metric::Counter => panic!("a counter is not set"),
+        }
     }
 }
 
@@ -264,6 +281,7 @@ impl Process {
         host.as_context(ROOT);
         let worker = Rc::new(Worker::new(Rc::clone(&host) as Rc<dyn Host>, ROOT));
         assert!(worker.configure(&|_| None), "{:?}", host.log.borrow());
+        host.configured.set(true);
         Process {
             host,
             worker,
@@ -296,15 +314,20 @@ impl Process {
     }
 
     /// The same where the host holds something of the stream already.
-    pub fn begin_with(&self, key: &str, mut side: Side) -> u32 {
+    pub fn begin_with(&self, key: &str, side: Side) -> u32 {
+        let (id, flow) = self.headers(call_headers(key), side, false);
+        assert_eq!(flow, Flow::Pause);
+        id
+    }
+
+    /// Any call's headers come.
+    pub fn headers(&self, headers: Headers<'_>, mut side: Side, ends: bool) -> (u32, Flow) {
         let id = ROOT + 1 + u32::try_from(self.streams.borrow().len()).unwrap();
-        let headers = call_headers(key).encode();
-        side.maps.insert(Map::Request as u32, headers);
+        side.maps.insert(Map::Request as u32, headers.encode());
         self.host.streams.borrow_mut().insert(id, side);
         let stream = Stream::new(Rc::clone(&self.worker), id);
         self.streams.borrow_mut().insert(id, stream);
-        assert_eq!(self.stream(id).request_headers(false), Flow::Pause);
-        id
+        (id, self.stream(id).request_headers(ends))
     }
 
     /// Its body comes, whole.
@@ -384,8 +407,39 @@ impl Process {
 
     /// The stream is over: the host holds nothing of it any more.
     pub fn leaves(&self, id: u32) {
+        self.is_logged(id);
         self.stream(id).done();
         self.host.streams.borrow_mut().remove(&id);
+    }
+
+    /// The stream is over, and its line of the access log is about to be written.
+    pub fn is_logged(&self, id: u32) {
+        self.stream(id).log();
+    }
+
+    /// What the access log can show of a stream.
+    pub fn state(&self, id: u32, name: &str) -> Option<String> {
+        let name = format!("filter_state.wasm.refund_{name}");
+        let value = self.of(id, |side| side.properties.get(&name).cloned());
+        value.map(|value| String::from_utf8(value).unwrap())
+    }
+
+    /// All calls that were counted, by what comes after `provider`.
+    pub fn counted_calls(&self) -> Vec<String> {
+        let values = self.host.values.borrow();
+        let calls = values.iter().filter_map(|(name, count)| {
+            let series = name.strip_prefix("refund.calls_total.provider.")?;
+            Some(vec![series.to_owned(); usize::try_from(*count).unwrap()])
+        });
+        calls.flatten().collect()
+    }
+
+    /// How long these parts took, in milliseconds.
+    pub fn durations(&self, phase: &str) -> Vec<u64> {
+        let samples = self.host.samples.borrow();
+        let ends = format!(".phase.{phase}");
+        let found = samples.iter().filter(|(name, _)| name.ends_with(&ends));
+        found.flat_map(|(_, values)| values.clone()).collect()
     }
 
     /// What the host holds of a call.

@@ -165,6 +165,7 @@ impl Gateway {
 }
 
 const ABOUT: About = About {
+    provider: [4; 8],
     id: [2; 8],
     reference: [3; 8],
     amount: [1; 8],

@@ -84,6 +84,9 @@ fn received(side: &mut Side, total: u64, headers: u64) {
 
 // ---- Bodies
 
+/// How often the root ticks where nothing is watched.
+const IDLE_MS: u32 = 5_000;
+
 const NEVER_BEGAN: &str = "a body did not begin in time";
 
 #[test]
@@ -98,7 +101,7 @@ fn a_body_that_does_not_come_in_time_is_answered_and_watched_no_longer() {
     says(&reply, 408, "request-timeout");
     assert_eq!(reply.details, "refund_request_timeout");
     assert_eq!(process.logged(NEVER_BEGAN), 1);
-    assert_eq!(process.host.tick_ms.get(), 0);
+    assert_eq!(process.host.tick_ms.get(), IDLE_MS);
     // Nothing is left of it: what comes late gets no further.
     assert_eq!(process.body(id, &call("moyasar")), Flow::Pause);
     process.answered(id);
@@ -146,7 +149,7 @@ fn a_stream_that_is_gone_without_a_word_is_watched_no_longer() {
     let id = process.begin("k-1");
     process.host.streams.borrow_mut().remove(&id);
     process.tick_after(10_001);
-    assert_eq!(process.host.tick_ms.get(), 0);
+    assert_eq!(process.host.tick_ms.get(), IDLE_MS);
 }
 
 // ---- Tokens
@@ -174,9 +177,12 @@ fn a_token_is_fetched_once_for_all_that_wait() {
         let body = body_of(&process, id, Buffer::Request);
         assert_eq!(body["provider"], Value::Null);
     }
-    assert_eq!(process.shows("refund.token.provider.bog.fetch.ok"), 1);
+    assert_eq!(
+        process.shows("refund.token_fetches_total.provider.bog.result.ok"),
+        1
+    );
     process.tick_after(5);
-    assert_eq!(process.host.tick_ms.get(), 0);
+    assert_eq!(process.host.tick_ms.get(), IDLE_MS);
     // And none is fetched while it lives.
     assert_eq!(process.call("k-4", &call("bog")).1, Flow::Continue);
 }
@@ -258,7 +264,10 @@ fn a_refused_fetch_answers_all_that_wait() {
         says(&process.answered(id), 502, "provider-auth-failed");
         is_resumed(&process, id, 0);
     }
-    assert_eq!(process.shows("refund.token.provider.bog.fetch.refused"), 1);
+    assert_eq!(
+        process.shows("refund.token_fetches_total.provider.bog.result.refused"),
+        1
+    );
     assert_eq!(
         process.logged("no token for bog: Refused, status Some(401)"),
         1
@@ -276,7 +285,7 @@ fn a_fetch_that_cannot_be_made_is_none() {
     let (id, _) = process.call("k-1", &call("bog"));
     process.tick_after(1);
     says(&process.answered(id), 503, "provider-unreachable");
-    assert_eq!(process.host.tick_ms.get(), 0);
+    assert_eq!(process.host.tick_ms.get(), IDLE_MS);
 }
 
 #[test]
@@ -326,9 +335,9 @@ fn a_root_that_ends_looks_after_its_streams_until_the_last_is_over() {
 // ---- Ticks
 
 #[test]
-fn the_tick_is_as_slow_as_what_is_watched_allows_and_then_switches_itself_off() {
+fn the_tick_is_as_slow_as_what_is_watched_allows() {
     let process = process("bog");
-    assert_eq!(process.host.tick_ms.get(), 0);
+    assert_eq!(process.host.tick_ms.get(), IDLE_MS);
     let (waits, _) = process.call("k-1", &call("bog"));
     process.begin("k-2");
     process.tick_after(1);
@@ -337,23 +346,80 @@ fn the_tick_is_as_slow_as_what_is_watched_allows_and_then_switches_itself_off() 
     process.tick_after(5);
     assert_eq!(process.host.tick_ms.get(), 50);
     process.tick_after(10_001);
+    assert_eq!(process.host.tick_ms.get(), IDLE_MS);
+}
+
+#[test]
+fn the_end_of_the_signing_keys_is_told_from_the_configuration_on() {
+    let mut provider = fixture("bbmsl").provider_config();
+    let gauge = "refund.signing_key_not_after_timestamp_seconds.provider.bbmsl";
+    // No end.
+    let without_end = Process::new("bbmsl", &provider);
+    assert_eq!(without_end.host.values.borrow()[gauge], 0);
+    provider["signing"]["keys"][0]["not_after"] = json!("2026-11-22T09:00:00Z");
+    let process = Process::new("bbmsl", &provider);
+    assert_eq!(process.shows(gauge), 1_795_338_000);
+    process.tick_after(5_000);
+    assert_eq!(process.shows(gauge), 1_795_338_000);
+    assert_eq!(process.host.tick_ms.get(), 5_000);
+    // Its provider may have gone with it.
+    process.close();
+    assert_eq!(process.shows(gauge), 0);
+}
+
+#[test]
+fn a_root_that_ends_takes_its_gauges_along_and_the_others_set_theirs_again() {
+    let provider = fixture("moyasar").provider_config();
+    let process = Process::new("moyasar", &provider);
+    let version = format!("refund.build_info.version.{}", refund_filter::VERSION);
+    for gauge in ["refund.guard_capacity", &version] {
+        assert!(process.shows(gauge) > 0, "{gauge}");
+    }
+    // Another root's end has set them to 0, since gauges are the process's.
+    process.host.values.borrow_mut().clear();
+    process.tick_after(4_999);
+    assert_eq!(process.shows("refund.guard_capacity"), 0);
+    process.tick_after(1);
+    assert_eq!(process.shows("refund.guard_capacity"), 16_384);
+    let id = process.begin("k-1");
+    process.close();
+    assert_eq!(process.shows("refund.guard_capacity"), 0);
+    // It is still looked after, but its gauges are not its own any more.
+    process.tick_after(5_000);
+    assert_eq!(process.shows(&version), 0);
+    process.leaves(id);
     assert_eq!(process.host.tick_ms.get(), 0);
 }
 
 #[test]
-fn the_tick_stays_on_where_a_key_has_an_end_and_sets_its_gauge() {
-    let mut provider = fixture("bbmsl").provider_config();
-    provider["signing"]["keys"][0]["not_after"] = json!("2026-11-22T09:00:00Z");
-    let process = Process::new("bbmsl", &provider);
-    let gauge = "refund.key_seconds_left.provider.bbmsl";
-    assert_eq!(process.host.tick_ms.get(), 5_000);
-    process.tick_after(5_000);
-    assert_eq!(process.shows(gauge), 3_595);
-    process.tick_after(4_999);
-    assert_eq!(process.shows(gauge), 3_595);
+fn what_is_open_is_counted_by_provider_until_its_end_is_known() {
+    let process = process("bog");
+    let open = |state: &str| process.shows(&format!("refund.open.provider.bog.state.{state}"));
+    // Twice the time that a count of the whole table takes: the one that is under way may have been there before.
+    let round = || (0..8).for_each(|_| process.tick_after(5_000));
+    let (id, _) = process.call("k-1", &call("bog"));
     process.tick_after(1);
-    assert_eq!(process.shows(gauge), 3_590);
-    assert_eq!(process.host.tick_ms.get(), 5_000);
+    process.answer_call(Some((200, &token())));
+    round();
+    // In flight, and nothing was known of it before.
+    assert_eq!((open("unknown"), open("pending")), (0, 0));
+    assert_eq!(process.shows("refund.guard_entries"), 1);
+    process.reply_begins(id, 500);
+    process.reply_ends(id, "{}");
+    process.tick_after(5_000);
+    assert_eq!(open("unknown"), 0, "a part of a count was shown");
+    round();
+    assert_eq!((open("unknown"), open("pending")), (1, 0));
+    let (again, _) = process.call("k-1", &call("bog"));
+    round();
+    assert_eq!((open("unknown"), open("pending")), (1, 0));
+    process.reply_begins(again, 200);
+    process.reply_ends(
+        again,
+        r#"{"key": "request_received", "message": "Refund request received", "action_id": "r-1"}"#,
+    );
+    round();
+    assert_eq!((open("unknown"), open("pending")), (0, 1));
 }
 
 // ---- What is told
@@ -383,7 +449,7 @@ fn a_metric_is_defined_once() {
         let id = process.begin(key);
         process.body(id, &json!({}));
     }
-    let outcome = "refund.requests.provider.none.outcome.invalid-request";
+    let outcome = "refund.calls_total.provider.none.kind.refund.outcome.not_refunded.code.invalid-request.replayed.false";
     assert_eq!(process.shows(outcome), 2);
     let metrics = process.host.metrics.borrow();
     let defined = metrics.iter().filter(|name| *name == outcome).count();
@@ -473,7 +539,7 @@ fn without_randomness_no_key_is_claimed_and_no_token_fetched() {
     process.host.refuses.borrow_mut().insert("fill_random");
     let (id, _) = process.call("k-1", &call("bog"));
     // As where the guard has no room: the provider's own key holds.
-    assert_eq!(process.shows("refund.guard.event.no_room"), 1);
+    assert_eq!(process.shows("refund.guard_events_total.event.no_room"), 1);
     says(&process.answered(id), 503, "provider-unreachable");
 }
 
@@ -601,7 +667,7 @@ fn a_caller_that_leaves_before_anything_was_sent_leaves_its_key_free() {
     reading.leaves(reading.begin("k-1"));
     assert_eq!(reading.host.tick_ms.get(), 50);
     reading.tick_after(50);
-    assert_eq!(reading.host.tick_ms.get(), 0);
+    assert_eq!(reading.host.tick_ms.get(), IDLE_MS);
     next_call_finds(&reading, "moyasar", None);
     // While it waits: for a token, for the provider's word, for a signature, for OpenBao's public
     // key.
