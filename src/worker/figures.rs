@@ -135,7 +135,10 @@ fn places(code: Code) -> &'static [Place] {
         | Code::MalformedJson
         | Code::IdempotencyKeyMissing
         | Code::IdempotencyKeyInvalid => &[Unread],
-        Code::InvalidRequest => &[Unread, Preview, LookUp, Refund],
+        // Envoy's own filters write these in front of the filter, which never sees such a call.
+        Code::AccessDenied | Code::TooManyRequests => &[],
+        Code::InvalidRequest | Code::CallerNotAllowed => &[Unread, Preview, LookUp, Refund],
+        Code::AmountOverLimit | Code::ProviderOff => &[Preview, Refund],
         Code::GatewayError => &[Unread, Preview, LookUp, Refund, Replay],
         Code::SigningUnavailable => &[Preview, LookUp, Refund],
         Code::IdempotencyKeyReused | Code::PaymentHasRefund => &[Refund],

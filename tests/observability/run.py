@@ -37,7 +37,7 @@ COUNTERS = {
         "provider": [*PROVIDERS, "none"],
         "kind": ["refund", "look_up", "preview"],
         "outcome": OUTCOMES,
-        "code": [*CODES, "none"],
+        "code": [*CODES, "client-gone", "none"],
         "replayed": ["true", "false"],
     },
     "refund_duration_milliseconds_bucket": {**DURATION, "le": ["10", "100", "+Inf"]},

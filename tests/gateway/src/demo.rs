@@ -204,10 +204,12 @@ async fn look_up(gateway: &Gateway, id: &str) -> Result<Vec<String>> {
 
 /// Who made BBMSL's signature, as the filter's own metric says.
 async fn signer(gateway: &Gateway) -> Result<&'static str> {
-    let stats = gateway.admin("/stats?filter=refund.signatures").await?;
-    Ok(if stats.contains(".signer.host: 1") {
+    let stats = gateway
+        .admin("/stats?filter=refund.signatures_total")
+        .await?;
+    Ok(if stats.contains(".signer.host.result.ok: 1") {
         "BBMSL's text was signed by the host: Envoy's own `sign`, some four times faster than signing in the module."
-    } else if stats.contains(".signer.vm: 1") {
+    } else if stats.contains(".signer.vm.result.ok: 1") {
         "BBMSL's text was signed in the module: this Envoy has no `sign` (1.37 and later have it)."
     } else {
         bail!("no signature was counted")

@@ -86,7 +86,7 @@ async fn told(gateway: &Gateway, event: &str) -> Result<u64> {
     let wanted = format!("event=\"{event}\"");
     Ok(stats
         .lines()
-        .filter(|line| line.starts_with("refund_guard") && line.contains(&wanted))
+        .filter(|line| line.starts_with("refund_guard_events_total") && line.contains(&wanted))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum())
 }
@@ -674,19 +674,15 @@ async fn the_access_log_and_the_metrics_tell_an_answer_given_again_from_a_refund
         call(&gateway, "key", &one(Bbmsl, 1)).await?;
     }
     let stats = gateway.admin("/stats/prometheus").await?;
-    let counted = |outcome: &str| {
-        let wanted = format!("outcome=\"{outcome}\"");
+    let counted = |replayed: bool| {
+        let wanted = format!("outcome=\"succeeded\",code=\"none\",replayed=\"{replayed}\"");
         stats
             .lines()
-            .filter(|line| line.starts_with("refund_requests") && line.contains(&wanted))
+            .filter(|line| line.starts_with("refund_calls_total") && line.contains(&wanted))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
             .sum::<u64>()
     };
-    assert_eq!(
-        (counted("succeeded"), counted("replayed")),
-        (1, 2),
-        "{stats}"
-    );
+    assert_eq!((counted(false), counted(true)), (1, 2), "{stats}");
     let logged = timeout(PATIENCE, async {
         loop {
             let log = gateway.access_log();

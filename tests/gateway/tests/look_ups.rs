@@ -618,7 +618,9 @@ async fn an_answer_that_was_lost_is_found_and_told_to_the_next_call() -> Result<
             assert_eq!(booked(&gateway, provider, nth), 1, "{case}");
         }
     }
-    let concluded = gateway.stats("refund.guard.event.concluded").await?;
+    let concluded = gateway
+        .stats("refund.guard_events_total.event.concluded")
+        .await?;
     assert_eq!(concluded.values().sum::<u64>(), 9, "{concluded:?}");
     Ok(())
 }
@@ -738,7 +740,9 @@ async fn while_the_refund_is_on_its_way_nobody_is_told_that_there_is_none() -> R
         assert!(is_replayed(&told) && told.text == made.text, "{told:?}");
         assert_eq!(booked(&gateway, provider, 2), 1);
     }
-    let overtaken = gateway.stats("refund.guard.event.overtaken").await?;
+    let overtaken = gateway
+        .stats("refund.guard_events_total.event.overtaken")
+        .await?;
     assert_eq!(overtaken.values().sum::<u64>(), 2, "{overtaken:?}");
     Ok(())
 }
@@ -896,7 +900,9 @@ async fn openbao_signs_a_look_up_and_a_question_before_a_refund() -> Result<()> 
     let expected = ["query", "query", "refund", "query"];
     assert_eq!(paths(&gateway, Bbmsl), expected);
     assert_eq!(booked(&gateway, Bbmsl, 1), 1);
-    let signed = gateway.stats("refund.signatures.*transit").await?;
+    let signed = gateway
+        .stats("refund.signatures_total.*transit.result.ok")
+        .await?;
     assert_eq!(signed.values().sum::<u64>(), 4, "{signed:?}");
     Ok(())
 }
@@ -1778,15 +1784,16 @@ async fn look_ups_are_counted_and_logged_apart_and_without_secrets() -> Result<(
     }
     gateway.look_up(&[]).await?;
     let stats = gateway.admin("/stats/prometheus").await?;
-    let counted = |metric: &str, provider: &str, outcome: &str| {
+    let counted = |kind: &str, provider: &str, word: &str| {
         let labels = [
-            format!("provider=\"{provider}\""),
-            format!("outcome=\"{outcome}\""),
+            format!("provider=\"{provider}\",kind=\"{kind}\""),
+            format!("=\"{word}\""),
         ];
         stats
             .lines()
             .filter(|line| {
-                line.starts_with(metric) && labels.iter().all(|label| line.contains(label))
+                line.starts_with("refund_calls_total{")
+                    && labels.iter().all(|label| line.contains(label))
             })
             .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
             .sum::<u64>()
@@ -1805,23 +1812,19 @@ async fn look_ups_are_counted_and_logged_apart_and_without_secrets() -> Result<(
             "provider-reply-unreadable",
         ] {
             assert_eq!(
-                counted("refund_look_ups", name, outcome),
+                counted("look_up", name, outcome),
                 1,
                 "{name} {outcome}: {stats}"
             );
         }
-        assert_eq!(counted("refund_requests", name, word), 1, "{name}: {stats}");
+        assert_eq!(counted("refund", name, word), 1, "{name}: {stats}");
         assert_eq!(
-            counted("refund_requests", name, "provider-rejected"),
+            counted("refund", name, "provider-rejected"),
             0,
             "{name}: {stats}"
         );
     }
-    assert_eq!(
-        counted("refund_look_ups", "none", "invalid-request"),
-        1,
-        "{stats}"
-    );
+    assert_eq!(counted("look_up", "none", "invalid-request"), 1, "{stats}");
     let _ = gateway.admin_post("/quitquitquit").await;
     gateway.ended().await;
     let log = gateway.access_log();
@@ -1876,7 +1879,9 @@ async fn behind_the_fleets_front_a_look_up_settles_its_key_where_it_is_remembere
     assert_eq!(first.simulators.received(Begateway), 80);
     // Each has had its share, or this would prove nothing.
     for gateway in gateways.iter().chain([&first]) {
-        let concluded = gateway.stats("refund.guard.event.concluded").await?;
+        let concluded = gateway
+            .stats("refund.guard_events_total.event.concluded")
+            .await?;
         assert!(concluded.values().sum::<u64>() > 0, "{concluded:?}");
     }
     // The front's own answer where a gateway is gone; a refund's is as it was.

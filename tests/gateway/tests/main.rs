@@ -9,6 +9,7 @@ mod doctor;
 mod envoys_own_answers;
 mod examples;
 mod faults;
+mod figures;
 mod guard;
 mod hostile;
 mod look_ups;

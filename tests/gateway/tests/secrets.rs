@@ -429,7 +429,7 @@ async fn what_is_missing_is_logged_and_counted_for_its_provider() -> Result<()> 
     let stats = gateway.admin("/stats/prometheus").await?;
     let stats: Vec<_> = stats
         .lines()
-        .filter(|line| line.starts_with("refund_requests"))
+        .filter(|line| line.starts_with("refund_calls_total"))
         .collect();
     for place in &PLACES {
         let name = gateway_testbed::cluster(place.provider);
@@ -438,7 +438,9 @@ async fn what_is_missing_is_logged_and_counted_for_its_provider() -> Result<()> 
         } else {
             GATEWAY_ERROR.code
         };
-        let counted = format!("refund_requests{{provider=\"{name}\",outcome=\"{outcome}\"}} 1");
+        let counted = format!(
+            "refund_calls_total{{provider=\"{name}\",kind=\"refund\",outcome=\"not_refunded\",code=\"{outcome}\",replayed=\"false\"}} 1"
+        );
         assert!(stats.contains(&counted.as_str()), "{counted}: {stats:?}");
         let line = log.lines().find(|line| line.contains(place.header));
         let line = line.context("no line")?;

@@ -91,7 +91,9 @@ async fn a_fleets_front_sends_every_spelling_of_a_key_to_the_same_gateway() -> R
         assert_eq!(booked(&first, Bbmsl, nth), 1);
     }
     for gateway in gateways.iter().chain([&first]) {
-        let told = gateway.stats("refund.guard.event.replayed").await?;
+        let told = gateway
+            .stats("refund.guard_events_total.event.replayed")
+            .await?;
         assert!(told.values().sum::<u64>() > 0, "one had no share: {told:?}");
     }
     Ok(())
