@@ -65,11 +65,6 @@ impl IdempotencyKey {
         &self.text
     }
 
-    /// Whose it is, where callers are told apart.
-    pub fn caller(&self) -> Option<&CallerName> {
-        self.caller.as_ref()
-    }
-
     /// The name of this key in the guard, which keeps no key's text.
     pub fn digest(&self) -> Digest {
         match &self.caller {

@@ -202,6 +202,11 @@ enum Purpose {
 }
 
 impl Reading {
+    /// Who calls, where callers are told apart.
+    pub fn caller(&self) -> Option<&CallerName> {
+        self.caller.name.as_ref()
+    }
+
     /// What a caller must be told of the key if this call comes to nothing before it is claimed: for the answers that
     /// Envoy makes past the filter.
     pub fn standing(&self) -> Option<Retry> {
@@ -214,10 +219,10 @@ impl Reading {
         }
     }
 
-    /// The key of a refund call.
-    pub fn key(&self) -> Option<(&IdempotencyKey, Digest)> {
+    /// The name of a refund call's key in the guard.
+    pub fn key(&self) -> Option<Digest> {
         match &self.purpose {
-            Purpose::Refund(key, digest) => Some((key, *digest)),
+            Purpose::Refund(_, digest) => Some(*digest),
             Purpose::LookUp(_) => None,
         }
     }

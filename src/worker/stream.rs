@@ -108,11 +108,11 @@ impl Stream {
             Opening::Answer(answer) => self.end(answer),
             Opening::Read(reading) => {
                 self.is_ours.set(true);
-                if let Some((key, digest)) = reading.key() {
+                if let Some(digest) = reading.key() {
                     self.tell("refund_key_digest", &digest.hex());
-                    if let Some(caller) = key.caller() {
-                        self.tell("refund_caller", caller.as_str());
-                    }
+                }
+                if let Some(caller) = reading.caller() {
+                    self.tell("refund_caller", caller.as_str());
                 }
                 // For local_reply_config: what Envoy answers past the filter must not say that no
                 // money has moved.
