@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::{FOUR, of, plugin};
 use anyhow::{Context as _, Result};
-use gateway_testbed::{Answer, Gateway, Options, cluster, route_mut};
+use gateway_testbed::{Answer, Gateway, Options, Secrets, cluster, route_mut};
 use provider_simulator::orders::fresh;
 use provider_simulator::{Fault, Provider};
 use serde_json::{Value, json};
@@ -320,4 +320,72 @@ async fn the_end_of_a_key_goes_with_it_and_with_its_provider() -> Result<()> {
         .remove("bbmsl");
     gateway.push(&without)?;
     until("no provider", async || ends_at(0).await).await
+}
+
+/// How often Envoy has taken this secret's file.
+async fn taken(gateway: &Gateway, file: &str) -> Result<u64> {
+    let updates = format!(r"sds\.{file}\.update_success");
+    Ok(gateway.stats(&updates).await?.values().sum())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_by_file_shows_in_the_log_which_key_was_used() -> Result<()> {
+    let mut next = Secrets::new()?;
+    for secret in [
+        &mut next.moyasar_api_key,
+        &mut next.begateway_secret_key,
+        &mut next.bog_client_secret,
+    ] {
+        secret.push_str("-next");
+    }
+    let pem = next.bbmsl.0.lines();
+    let one_line = pem.filter(|line| !line.starts_with("-----")).collect();
+    let files = [
+        (Moyasar, "moyasar-api-key", next.moyasar_api_key.clone()),
+        (
+            Begateway,
+            "begateway-secret-key",
+            next.begateway_secret_key.clone(),
+        ),
+        (Bog, "bog-client-secret", next.bog_client_secret.clone()),
+        (Bbmsl, "bbmsl-key", one_line),
+    ];
+    let gateway = Gateway::start(Options {
+        also_accepted: vec![next],
+        ..Options::default()
+    })
+    .await?;
+    let mut answers = Vec::new();
+    for (provider, file, value) in &files {
+        let mut uses = Vec::new();
+        for nth in 1..=2 {
+            if nth == 2 {
+                let before = taken(&gateway, file).await?;
+                gateway.rotate(file, value)?;
+                until(file, async || Ok(taken(&gateway, file).await? > before)).await?;
+                // Each worker takes it a moment later.
+                sleep(Duration::from_millis(500)).await;
+            }
+            let key = format!("{file}-{nth}");
+            let answer = gateway.refund(&key, &of(*provider, nth, "1.00")).await?;
+            assert!(answer.status < 300, "{answer:?}");
+            uses.push(answer);
+        }
+        answers.push((*provider, uses));
+    }
+    let lines = log_of(gateway).await?;
+    for (provider, uses) in &answers {
+        let mut ids = Vec::new();
+        for answer in uses {
+            let id = of_answer(&lines, answer)?["key_id"].as_str();
+            let id = id.with_context(|| format!("{provider:?}: no key"))?;
+            let (name, _) = id.split_once("sha256:").context(id.to_owned())?;
+            let names = if *provider == Bbmsl { "2026-11 " } else { "" };
+            assert_eq!(name, names, "{provider:?}");
+            ids.push(id);
+        }
+        // BOG's token was fetched with the former secret, and is still in use.
+        assert_eq!(ids[0] == ids[1], *provider == Bog, "{provider:?} {ids:?}");
+    }
+    Ok(())
 }
