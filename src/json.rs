@@ -17,8 +17,8 @@ use serde_json::value::RawValue;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// The most values that are noted of one text: a hostile one must not take the memory of all. None
-/// that anybody means has a tenth of them.
+/// The most values that are noted of one text. It bounds memory; real replies have under 10,000
+/// values.
 const MOST_VALUES: usize = 100_000;
 
 /// A JSON text, and where its values are.
