@@ -105,6 +105,11 @@ impl Stream {
         }
         match opening {
             Opening::NotOurs => Flow::Continue,
+            Opening::Answer(answer) if !end_of_stream && self.is_multiplexed() => {
+                self.is_ours.set(true);
+                self.wait_for_body(Step::Answered(answer));
+                Flow::Pause
+            }
             Opening::Answer(answer) => self.end(answer),
             Opening::Read(reading) => {
                 self.is_ours.set(true);
@@ -119,21 +124,54 @@ impl Stream {
                 if let Some(retry) = reading.standing() {
                     let _ = self.host().set_property("refund_retry", retry.as_str());
                 }
-                self.step.replace(Some(Step::Reading(reading)));
                 if end_of_stream {
+                    self.step.replace(Some(Step::Reading(reading)));
                     return self.call_is_whole();
                 }
-                if !self.worker.bodies_come.get() {
-                    self.body_base.set(self.body_bytes());
-                }
-                self.watch_from_now(TICK_BODY_MS);
+                self.wait_for_body(Step::Reading(reading));
                 Flow::Pause
+            }
+        }
+    }
+
+    /// Whether the call shares its connection with others. There an answer before the call's end
+    /// comes with a reset of its stream, which some clients take for a failure and lose the
+    /// answer: so it waits for the body.
+    fn is_multiplexed(&self) -> bool {
+        let protocol = self.host().text_property(&["request", "protocol"]);
+        protocol.is_some_and(|protocol| protocol == "HTTP/2" || protocol == "HTTP/3")
+    }
+
+    /// Keeps this until the body is here, or does not come.
+    fn wait_for_body(self: &Rc<Self>, step: Step) {
+        self.step.replace(Some(step));
+        if !self.worker.bodies_come.get() {
+            self.body_base.set(self.body_bytes());
+        }
+        self.watch_from_now(TICK_BODY_MS);
+    }
+
+    /// The answer that waits for the end of the body, where there is one.
+    fn held_answer(&self) -> Option<Answer> {
+        match self.step.take() {
+            Some(Step::Answered(answer)) => Some(answer),
+            other => {
+                self.step.replace(other);
+                None
             }
         }
     }
 
     /// A part of the request's body is here. `size`: all that the host has buffered of it.
     pub fn request_body(self: &Rc<Self>, size: usize, end_of_stream: bool) -> Flow {
+        if self.is_ours.get() {
+            self.body_seen.set(true);
+            self.worker.bodies_come.set(true);
+        }
+        let is_over = end_of_stream || size > MAX_BODY;
+        if let Some(answer) = is_over.then(|| self.held_answer()).flatten() {
+            return self.end(answer);
+        }
         let step = self.step.borrow();
         let Some(Step::Reading(reading)) = &*step else {
             // What is answered gets no further; what is not ours goes through.
@@ -143,8 +181,6 @@ impl Stream {
                 Flow::Continue
             };
         };
-        self.body_seen.set(true);
-        self.worker.bodies_come.set(true);
         // More than this is never wanted.
         if size > MAX_BODY {
             let answer = reading.too_large(&|key| self.worker.standing(key));
@@ -161,6 +197,9 @@ impl Stream {
 
     /// The request's trailers are here.
     pub fn request_trailers(self: &Rc<Self>) -> Flow {
+        if let Some(answer) = self.held_answer() {
+            return self.end(answer);
+        }
         if !matches!(*self.step.borrow(), Some(Step::Reading(_))) {
             return Flow::Continue;
         }
@@ -340,14 +379,21 @@ impl Stream {
                     Some(Look::Wait) | None => {}
                 }
             }
+            Some(Step::Answered(_)) => {
+                drop(step);
+                if waited_ms <= BODY_TIMEOUT_MS && !self.body_is_withheld() {
+                    return;
+                }
+                let answer = self.held_answer();
+                self.worker.unwatch(self.id);
+                if self.host().set_effective_context(self.id).is_ok() {
+                    answer.into_iter().for_each(|answer| {
+                        self.end(answer);
+                    });
+                }
+            }
             None
-            | Some(
-                Step::Answered(_)
-                | Step::Calling(_)
-                | Step::Leaving(_)
-                | Step::Sent(_)
-                | Step::Replying(_),
-            ) => {
+            | Some(Step::Calling(_) | Step::Leaving(_) | Step::Sent(_) | Step::Replying(_)) => {
                 drop(step);
                 self.worker.unwatch(self.id);
             }

@@ -1,5 +1,6 @@
 //! The worker over a host that records: what is watched, fetched, told and settled, without Envoy.
 
+use crate::common::call_headers;
 use crate::common::fixtures::TOKEN;
 use crate::common::gateway::fixture;
 use crate::common::host::{Process, ROOT, Reply, Side};
@@ -115,6 +116,50 @@ fn a_body_that_stops_midway_says_nothing_of_the_configuration() {
     process.tick_after(10_001);
     says(&process.answered(id), 408, "request-timeout");
     assert_eq!(process.logged(NEVER_BEGAN), 0);
+}
+
+/// A call whose key cannot be one, over this protocol; its body is still to come.
+fn refused_at_its_headers(process: &Process, protocol: &str) -> u32 {
+    let mut side = Side::default();
+    let name = "request.protocol".to_owned();
+    side.properties.insert(name, protocol.into());
+    let (id, flow) = process.headers(call_headers("no key"), side, false);
+    assert_eq!(flow, Flow::Pause);
+    id
+}
+
+#[test]
+fn where_calls_share_a_connection_a_refusal_waits_for_the_end_of_the_body() {
+    for protocol in ["HTTP/2", "HTTP/3"] {
+        let process = process("moyasar");
+        let id = refused_at_its_headers(&process, protocol);
+        process.tick_after(50);
+        assert_eq!(process.part_of_body(id), Flow::Pause);
+        process.tick_after(50);
+        assert!(process.of(id, |side| side.replies.is_empty()));
+        assert_eq!(process.body(id, &call("moyasar")), Flow::Pause);
+        says(&process.answered(id), 400, "idempotency-key-invalid");
+        process.tick_after(50);
+        assert_eq!(process.host.tick_ms.get(), IDLE_MS);
+    }
+}
+
+#[test]
+fn a_refusal_waits_for_no_body_that_does_not_come() {
+    let process = process("moyasar");
+    let id = refused_at_its_headers(&process, "HTTP/2");
+    process.tick_after(10_000);
+    assert!(process.of(id, |side| side.replies.is_empty()));
+    process.tick_after(1);
+    says(&process.answered(id), 400, "idempotency-key-invalid");
+    assert_eq!(process.host.tick_ms.get(), IDLE_MS);
+}
+
+#[test]
+fn over_http_1_a_refusal_waits_for_nothing() {
+    let process = process("moyasar");
+    let id = refused_at_its_headers(&process, "HTTP/1.1");
+    says(&process.answered(id), 400, "idempotency-key-invalid");
 }
 
 #[test]
