@@ -363,7 +363,7 @@ Laid out:
 Next:
   cargo test unwritten::     what is still to be written; this fails until all of it is
   cargo test golden::        the examples, both ways
-  cargo test conformance::   the rules of all providers
+  cargo test                 the rules of all providers
 Then by hand, as CONTRIBUTING.md says: the fuzz oracles, a simulator in tests/simulator, README.md's tables, and the provider in
 the plugin's configuration. envoy/envoy.yaml needs a route and a cluster:
 

@@ -205,7 +205,8 @@ pub enum Idempotency {
     Uuid {
         /// Whether version 7 is taken as it is; version 4 always is.
         v7: bool,
-        /// For how long the provider says that it keeps it, in seconds, if it says.
+        /// For how long the provider says that it keeps it, in seconds. None where it says nothing:
+        /// then a repeat counts as safe for ever, so ask the vendor.
         kept: Option<i64>,
     },
 }
@@ -273,7 +274,7 @@ pub struct Wanted {
 /// holds one.
 #[derive(Debug, Clone)]
 pub struct ProviderRequest {
-    /// The path after the base URL's, percent-encoded.
+    /// The path after the base URL's, percent-encoded, with its query where it has one.
     pub path: String,
     /// The provider's own headers.
     pub headers: Vec<(&'static str, String)>,

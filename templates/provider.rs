@@ -1,4 +1,4 @@
-//! NAME: "Refund", and "Query".
+//! NAME.
 //!
 //! TO BE WRITTEN: the vendor's pages, with their addresses and the day on which they were read, and what is special.
 
@@ -57,7 +57,10 @@ fn configure(
             configured: minor_units,
         },
     };
-    let auth = reader.credential(object, "api_key").map(Auth::Bearer)?;
+    // `injected_or`: Envoy may add the credential in the filter's place.
+    let auth = reader.injected_or(object, |reader, object| {
+        reader.credential(object, "api_key").map(Auth::Bearer)
+    })?;
     Some(Configured {
         dialect: Box::new(dialect),
         auth,

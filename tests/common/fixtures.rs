@@ -34,6 +34,7 @@ pub struct Fixture {
     pub payment: &'static str,
     /// A currency that the provider can take, with two decimals.
     pub currency: &'static str,
+    /// In what it counts amounts.
     pub counts: Counts,
     /// Currencies in which the provider counts other decimals than ISO 4217 has.
     pub own_digits: &'static [(&'static str, usize)],
@@ -65,9 +66,13 @@ pub struct Fixture {
     pub sent_key: fn(&Dispatch) -> Option<String>,
     /// Whether a 409 can mean that the refund is there already.
     pub conflict_is_a_refusal: bool,
+    /// Whether it can refund "all of it" without being told how much.
     pub takes_full: bool,
+    /// Whether it refuses a refund without a reason.
     pub needs_reason: bool,
+    /// Whether it says for how long it keeps keys, so that `same_key` has an end.
     pub keeps_keys: bool,
+    /// Whether a payment's id is a number.
     pub numeric_ids: bool,
     /// The `authorization` of a request; none where the body is signed.
     pub authorization: Option<&'static str>,
