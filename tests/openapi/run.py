@@ -179,17 +179,17 @@ def came_through(admin: str) -> None:
     """That what was refunded was more than what the client refunds: calls that are all refused would show nothing."""
     with urllib.request.urlopen(f"{admin}/stats?format=json&filter=wasmcustom.refund", timeout=PATIENCE) as page:
         stats = {stat["name"]: stat["value"] for stat in json.load(page)["stats"] if "value" in stat}
-    for calls, outcome in [
-        ("requests", "succeeded"),
-        ("requests", "pending"),
-        ("look_ups", "succeeded"),
+    for kind, outcome in [
+        ("refund", "succeeded"),
+        ("refund", "pending"),
+        ("look_up", "succeeded"),
     ]:
         count = sum(
             value
             for name, value in stats.items()
-            if f".{calls}." in name and name.endswith(f".outcome.{outcome}")
+            if f".kind.{kind}.outcome.{outcome}." in name
         )
-        say(f"{calls} that ended {outcome}: {count}")
+        say(f"kind {kind}, {outcome}: {count}")
         if count < 4:
             sys.exit(f"Hardly any call came through: {json.dumps(stats, indent=1)}")
 
