@@ -13,7 +13,7 @@ use super::telemetry::Phase;
 use super::tokens::Looks;
 use super::{PendingCall, TICK_BODY_MS, TICK_SOON_MS, TICK_TOKEN_MS, Worker};
 use crate::clock::Now;
-use crate::config::ProviderEntry;
+use crate::config::{Config, ProviderEntry};
 use crate::exchange::{
     Answer, Callout, CalloutRequest, Dispatch, Environment, LocalReply, MAX_BODY, Opening,
     ReplyHead, Step, Waiting, open, unreadable_call,
@@ -96,9 +96,7 @@ impl Stream {
                 let _ = self.host().remove_request_header(name);
             }
         }
-        let earlier = |key: &Digest| self.worker.standing(key);
-        let property = |path: &[&str]| self.host().property(path);
-        let opening = open(&config, &headers, self.host().now(), &earlier, &property);
+        let opening = self.open(&config, &headers);
         if !matches!(opening, Opening::NotOurs) {
             self.kind.set(kind(&config.path, &headers));
             self.tell("refund_kind", self.kind.get().as_str());
@@ -151,15 +149,36 @@ impl Stream {
         self.watch_from_now(TICK_BODY_MS);
     }
 
-    /// The answer that waits for the end of the body, where there is one.
+    /// The refusal that waits for the end of the body, where there is one.
     fn held_answer(&self) -> Option<Answer> {
         match self.step.take() {
-            Some(Step::Answered(answer)) => Some(answer),
+            Some(Step::Answered(answer)) => Some(self.refused_now(answer)),
             other => {
                 self.step.replace(other);
                 None
             }
         }
+    }
+
+    /// A refusal of the headers, by what is known now: another call with its key may have been sent
+    /// since they came. `then`: what was to be said when they came.
+    fn refused_now(&self, then: Answer) -> Answer {
+        let config = self.worker.config.borrow().clone();
+        let bytes = self.host().headers(Map::Request);
+        match (config, bytes.as_deref().and_then(Headers::decode)) {
+            (Some(config), Some(headers)) => match self.open(&config, &headers) {
+                Opening::Answer(now) => now,
+                Opening::NotOurs | Opening::Read(_) => then,
+            },
+            _ => then,
+        }
+    }
+
+    /// Looks at the request's headers.
+    fn open(&self, config: &Rc<Config>, headers: &Headers<'_>) -> Opening {
+        let earlier = |key: &Digest| self.worker.standing(key);
+        let property = |path: &[&str]| self.host().property(path);
+        open(config, headers, self.host().now(), &earlier, &property)
     }
 
     /// A part of the request's body is here. `size`: all that the host has buffered of it.
@@ -384,12 +403,11 @@ impl Stream {
                 if waited_ms <= BODY_TIMEOUT_MS && !self.body_is_withheld() {
                     return;
                 }
-                let answer = self.held_answer();
                 self.worker.unwatch(self.id);
-                if self.host().set_effective_context(self.id).is_ok() {
-                    answer.into_iter().for_each(|answer| {
-                        self.end(answer);
-                    });
+                if self.host().set_effective_context(self.id).is_ok()
+                    && let Some(answer) = self.held_answer()
+                {
+                    self.end(answer);
                 }
             }
             None
@@ -798,7 +816,10 @@ impl Stream {
             connected: self.may_have_connected(),
             attempts: self.attempts(),
         };
-        let answer = step.local_reply(reply, &|key| self.worker.standing(key));
+        let answer = match step {
+            Step::Answered(answer) => self.refused_now(answer),
+            step => step.local_reply(reply, &|key| self.worker.standing(key)),
+        };
         (answer, details)
     }
 

@@ -144,6 +144,39 @@ fn where_calls_share_a_connection_a_refusal_waits_for_the_end_of_the_body() {
     }
 }
 
+/// Another call with its key may be sent while its body comes, and be lost.
+#[test]
+fn a_refusal_that_waited_says_what_is_known_of_its_key_when_it_is_told() {
+    type End = fn(&Process, u32);
+    let ends: [End; 2] = [
+        |process, id| {
+            process.body(id, &call("moyasar"));
+        },
+        |process, _| process.tick_after(10_001),
+    ];
+    for end in ends {
+        let process = process("moyasar");
+        let mut side = Side::default();
+        let name = "request.protocol".to_owned();
+        side.properties.insert(name, "HTTP/2".into());
+        let mut headers = call_headers("k-1");
+        // A second one: it is no longer JSON for sure.
+        headers.fixed("content-type", "text/plain");
+        let (refused, _) = process.headers(headers, side, false);
+        let (lost, _) = process.call("k-1", &call("moyasar"));
+        attempts(&process, lost, 1);
+        process.of(lost, |side| {
+            let name = "upstream.local_address".to_owned();
+            side.properties.insert(name, b"10.0.0.1:1".to_vec());
+        });
+        process.leaves(lost);
+        end(&process, refused);
+        let reply = process.answered(refused);
+        says(&reply, 415, "unsupported-media-type");
+        assert_eq!(reply.body["outcome"], "unknown", "{}", reply.body);
+    }
+}
+
 #[test]
 fn a_refusal_waits_for_no_body_that_does_not_come() {
     let process = process("moyasar");
