@@ -276,29 +276,40 @@ impl Reader<'_> {
 
     /// `{"GEL": "500.00"}`: the most that one refund may be.
     fn max_amount(&mut self, pointer: &str, node: Node<'_>) -> Option<Vec<Money>> {
-        let object = self.object(pointer, node)?;
-        if object.members().is_empty() {
+        let wants = "This must be a decimal string above zero, with no more decimals than the currency has.";
+        let before = self.faults.len();
+        let limits = self.by_currency(pointer, node, wants, |node, currency| {
+            Money::from_value(&node.text()?, currency).ok()
+        })?;
+        if limits.is_empty() && self.faults.len() == before {
             self.fault(pointer, "This must name at least one currency.");
         }
-        let mut limits = Vec::with_capacity(object.members().len());
+        Some(limits)
+    }
+
+    /// An object whose names are currencies. `wants`: what is said of a value that `read` cannot take.
+    fn by_currency<T>(
+        &mut self,
+        pointer: &str,
+        node: Node<'_>,
+        wants: &str,
+        read: impl Fn(Node<'_>, Currency) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let object = self.object(pointer, node)?;
+        let mut values = Vec::with_capacity(object.members().len());
         for (code, node) in object.members() {
-            let Some(currency) = Currency::from_code(code) else {
-                self.fault(
+            match Currency::from_code(code) {
+                Some(currency) => match read(*node, currency) {
+                    Some(value) => values.push(value),
+                    None => self.fault(object.at(code), wants),
+                },
+                None => self.fault(
                     object.at(code),
                     "The name must be an ISO 4217 code in upper case.",
-                );
-                continue;
-            };
-            let value = node.text();
-            match value.map(|value| Money::from_value(&value, currency)) {
-                Some(Ok(limit)) => limits.push(limit),
-                _ => self.fault(
-                    object.at(code),
-                    "This must be a decimal string above zero, with no more decimals than the currency has.",
                 ),
             }
         }
-        Some(limits)
+        Some(values)
     }
 
     fn provider(
@@ -408,27 +419,12 @@ impl Reader<'_> {
 
     /// `{"LBP": 0}`: the decimals by which a provider counts a currency.
     fn minor_units(&mut self, pointer: &str, node: Node<'_>) -> MinorUnits {
-        let Some(object) = self.object(pointer, node) else {
-            return Vec::new();
-        };
-        let mut units = Vec::with_capacity(object.members().len());
-        for (code, node) in object.members() {
-            let digits = node.number().and_then(|number| number.parse().ok());
-            match (
-                Currency::from_code(code),
-                digits.filter(|digits| *digits <= 4),
-            ) {
-                (Some(currency), Some(digits)) => units.push((currency, digits)),
-                (None, _) => self.fault(
-                    object.at(code),
-                    "The name must be an ISO 4217 code in upper case.",
-                ),
-                (Some(_), None) => {
-                    self.fault(object.at(code), "This must be a whole number from 0 to 4.");
-                }
-            }
-        }
-        units
+        let wants = "This must be a whole number from 0 to 4.";
+        let units = self.by_currency(pointer, node, wants, |node, currency| {
+            let digits = node.number()?.parse().ok().filter(|digits| *digits <= 4)?;
+            Some((currency, digits))
+        });
+        units.unwrap_or_default()
     }
 
     fn currencies(&mut self, pointer: &str, node: Node<'_>) -> Option<Vec<Currency>> {
