@@ -161,7 +161,7 @@ testbed() {
 # Cargo does not find the modules that a macro declares: the providers.
 formatting() {
   cargo fmt --all --check
-  rustfmt --edition 2024 --check src/provider/*.rs tests/providers/*/*.rs
+  rustfmt --edition 2024 --check src/provider/*.rs tests/providers/*/*.rs tests/simulator/src/provider/*.rs
 }
 
 # A look at a configuration of Envoy, or a new one. FILE is named from where the caller stands.

@@ -112,7 +112,7 @@ impl Site<'_> {
             .args(["--log-level", "error"])
             .args(["--component-log-level", log_level])
             .arg("--use-dynamic-base-id")
-            .envs(environment(self.secrets))
+            .envs(self.secrets.environment())
             .stdout(std::process::Stdio::null())
             .stderr(File::create(folder.path().join("envoy.log"))?)
             .spawn()
@@ -396,28 +396,6 @@ impl Envoy {
         let port = u16::try_from(address.get("port_value")?.as_u64()?).ok()?;
         Some(([127, 0, 0, 1], port).into())
     }
-}
-
-/// The secrets by environment variable, as the testbed names them.
-pub fn environment(secrets: &Secrets) -> Vec<(String, String)> {
-    vec![
-        (
-            "BOG_CLIENT_SECRET".into(),
-            secrets.bog_client_secret.clone(),
-        ),
-        ("MOYASAR_API_KEY".into(), secrets.moyasar_api_key.clone()),
-        (
-            "BEGATEWAY_SECRET_KEY".into(),
-            secrets.begateway_secret_key.clone(),
-        ),
-        (BBMSL_KEY.into(), der(secrets)),
-    ]
-}
-
-/// BBMSL's private key as base64 of PKCS#8 DER.
-pub fn der(secrets: &Secrets) -> String {
-    let lines = secrets.bbmsl.0.lines();
-    lines.filter(|line| !line.starts_with("-----")).collect()
 }
 
 /// The plugin configuration of the peers: envoy.yaml's own, with the secrets by environment variables and no guard.

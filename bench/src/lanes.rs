@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::core::PLUGIN;
-use crate::envoy::{Envoy, Filter, Refund, Site, der, environment, peers_plugin};
+use crate::envoy::{Envoy, Filter, Refund, Site, peers_plugin};
 use crate::jobs::Job;
 use crate::load::{self, Load};
 use crate::process::{Peer, cpu};
@@ -67,7 +67,7 @@ pub async fn gateway(site: &Site<'_>, wanted: &str) -> Result<Gateway> {
     let filter = match name {
         "plain Envoy" => Filter::None,
         "inert filter" => Filter::Inert(None),
-        "inert filter and one sign" => Filter::Inert(Some(der(site.secrets))),
+        "inert filter and one sign" => Filter::Inert(Some(site.secrets.line(Provider::Bbmsl))),
         "Lua that only buffers" => Filter::Lua(LUA_INERT.into()),
         "Lua" => Filter::Lua(lua_script()?),
         "ext_proc" | "ext_proc, full duplex" => {
@@ -100,7 +100,7 @@ pub async fn gateway(site: &Site<'_>, wanted: &str) -> Result<Gateway> {
 
 /// A peer's process, where the system puts it.
 async fn start_peer(site: &Site<'_>, role: &[&str]) -> Result<Peer> {
-    let mut variables = environment(site.secrets);
+    let mut variables = site.secrets.environment();
     variables.push((PLUGIN.into(), peers_plugin()?));
     let anywhere = site.cores.as_ref().map(|cores| cores.all.as_str());
     Peer::start(anywhere, role, &variables).await

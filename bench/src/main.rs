@@ -142,7 +142,7 @@ async fn run(options: Options) -> Result<()> {
     let rest = cores.as_ref().map(|cores| cores.rest.as_str());
     let upstream = Peer::start(rest, &["upstream"], &[]).await?;
     let secrets = Secrets::new()?;
-    let openbao = OpenBao::start(&secrets.bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets.of(Provider::Bbmsl)).await?;
     let site = Site {
         upstream: upstream.address,
         cores: cores.clone(),

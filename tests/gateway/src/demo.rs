@@ -1,83 +1,54 @@
-//! What a newcomer sees first: one call, four translations.
+//! What a newcomer sees first: one call, translated for every provider.
 
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
-use gateway_testbed::{Answer, Gateway, Options};
-use provider_simulator::{Exchange, Provider};
+use gateway_testbed::{Answer, Gateway, Options, cluster};
+use provider_simulator::{Exchange, Place, Provider};
 use serde_json::Value;
 
-/// One refund of the demo.
-pub struct Case {
-    title: &'static str,
-    provider: Provider,
-    name: &'static str,
-    payment: &'static str,
-    value: &'static str,
-    currency: &'static str,
-    /// In the provider's book afterwards.
-    minor_units: u64,
-    status: u16,
-}
+/// In minor units, of every payment of the demo.
+const AMOUNT: u64 = 1_050;
+
+/// One refund of the demo: at this provider.
+pub struct Case(Provider);
 
 /// One refund at every provider.
-pub const CASES: [Case; 4] = [
-    Case {
-        title: "Bank of Georgia",
-        provider: Provider::Bog,
-        name: "bog",
-        payment: "bog-card-gel",
-        value: "10.50",
-        currency: "GEL",
-        minor_units: 1_050,
-        status: 202,
-    },
-    Case {
-        title: "Moyasar",
-        provider: Provider::Moyasar,
-        name: "moyasar",
-        payment: "0191f5a7-44d3-7430-8739-2d80821416bf",
-        value: "10.50",
-        currency: "SAR",
-        minor_units: 1_050,
-        status: 200,
-    },
-    Case {
-        title: "beGateway",
-        provider: Provider::Begateway,
-        name: "begateway",
-        payment: "1-310b0da80b",
-        value: "10.50",
-        currency: "USD",
-        minor_units: 1_050,
-        status: 200,
-    },
-    Case {
-        title: "BBMSL",
-        provider: Provider::Bbmsl,
-        name: "bbmsl",
-        payment: "4923",
-        value: "10.50",
-        currency: "HKD",
-        minor_units: 1_050,
-        status: 200,
-    },
-];
+pub fn cases() -> impl Iterator<Item = Case> {
+    Provider::REFUNDING.into_iter().map(Case)
+}
 
 impl Case {
+    fn title(&self) -> &'static str {
+        self.0.declared().title
+    }
+
+    fn payment(&self) -> &'static str {
+        self.0.declared().demo
+    }
+
+    fn currency(&self) -> &'static str {
+        self.0.declared().currency.0
+    }
+
     fn key(&self) -> String {
-        format!("demo-{}", self.name)
+        format!("demo-{}", cluster(self.0))
+    }
+
+    fn value(&self) -> String {
+        let exponent = usize::from(self.0.declared().currency.1);
+        let digits = format!("{AMOUNT:0width$}", width = exponent + 1);
+        let (whole, fraction) = digits.split_at(digits.len() - exponent);
+        match exponent {
+            0 => whole.to_owned(),
+            _ => format!("{whole}.{fraction}"),
+        }
     }
 
     /// As text, so that its members stand in the order in which one thinks of them.
     fn call(&self) -> String {
-        let Case {
-            name,
-            payment,
-            value,
-            currency,
-            ..
-        } = self;
+        let (name, payment) = (cluster(self.0), self.payment());
+        let (value, currency) = (self.value(), self.currency());
         format!(
             r#"{{"provider":"{name}","payment":{{"id":"{payment}"}},"amount":{{"value":"{value}","currency":"{currency}"}},"reason":"returned goods"}}"#
         )
@@ -98,10 +69,11 @@ impl Case {
 pub async fn run() -> Result<()> {
     let gateway = Gateway::start(Options::default()).await?;
     println!(
-        "\nOne refund call, through a real Envoy, to four providers (simulated, strict, over TLS).\n"
+        "\nOne refund call, through a real Envoy, to {} providers (simulated, strict, over TLS).\n",
+        cases().count()
     );
     let mut faults = Vec::new();
-    let mut pending = String::new();
+    let mut pending = Vec::new();
     let mut table = vec![
         [
             "",
@@ -113,28 +85,29 @@ pub async fn run() -> Result<()> {
         ]
         .map(String::from),
     ];
-    for case in &CASES {
+    for case in cases() {
+        let case = &case;
         let answer = gateway.refund(&case.key(), &case.call()).await?;
-        let exchange = gateway
-            .simulators
-            .requests(case.provider)
-            .pop()
-            .with_context(|| {
-                format!(
-                    "nothing reached {}; the answer was {}",
-                    case.title, answer.text
-                )
-            })?;
+        let exchange = gateway.simulators.requests(case.0).pop().with_context(|| {
+            format!(
+                "nothing reached {}; the answer was {}",
+                case.title(),
+                answer.text
+            )
+        })?;
         show(case, &exchange, &answer);
-        if answer.body["status"] == "pending" {
-            pending = answer.body["id"].as_str().unwrap_or_default().to_owned();
+        if case.0.declared().answers == "pending" {
+            let id = answer.body["id"].as_str().unwrap_or_default();
+            pending.push((Case(case.0), id.to_owned()));
         }
         table.push(row(case, &exchange, &answer));
         faults.extend(check(case, &gateway, &answer));
     }
     println!("\nSide by side:\n");
     print_table(&table);
-    faults.extend(look_up(&gateway, &pending).await?);
+    for (case, id) in &pending {
+        faults.extend(look_up(&gateway, case, id).await?);
+    }
     let signer = signer(&gateway).await?;
     gateway.stop().await?;
 
@@ -142,37 +115,39 @@ pub async fn run() -> Result<()> {
     if !faults.is_empty() {
         bail!("not as it should be: {}", faults.join("; "));
     }
+    let count = cases().count();
     println!(
-        "4 calls, 4 refunds in the providers' books of 10.50 each, none twice: 3 succeeded at once, 1 was looked up. All as it \
-         should be."
+        "{count} calls, {count} refunds in the providers' books, none twice: {} succeeded at once, {} was \
+         looked up. All as it should be.",
+        count - pending.len(),
+        pending.len(),
     );
     Ok(())
 }
 
-/// Bank of Georgia answers a refund with "accepted" and no more: how it ended is asked for, before
+/// A provider that answers a refund with "accepted" and no more: how it ended is asked for, before
 /// its end and after it.
-async fn look_up(gateway: &Gateway, id: &str) -> Result<Vec<String>> {
-    let [case, ..] = &CASES;
-    println!("\nBank of Georgia's refund, looked up:\n");
+async fn look_up(gateway: &Gateway, case: &Case, id: &str) -> Result<Vec<String>> {
+    let (name, payment) = (cluster(case.0), case.payment());
+    println!("\n{}'s refund, looked up:\n", case.title());
     let key = case.key();
     let parameters = [
-        ("provider", case.name),
-        ("payment_id", case.payment),
+        ("provider", name),
+        ("payment_id", payment),
         ("id", id),
         ("key", &*key),
     ];
     let mut faults = Vec::new();
     for expected in ["pending", "succeeded"] {
         if expected == "succeeded" {
-            println!("  … the bank completes it …\n");
-            gateway.simulators.settle(case.provider, Some(id), true);
+            println!("  … the provider completes it …\n");
+            gateway.simulators.settle(case.0, Some(id), true);
         }
         let answer = gateway.look_up(&parameters).await?;
         println!(
-            "  call      GET /v1/refunds?provider={}&payment_id={}&id={id}&key={key}",
-            case.name, case.payment
+            "  call      GET /v1/refunds?provider={name}&payment_id={payment}&id={id}&key={key}"
         );
-        if let Some(request) = gateway.simulators.last_request(case.provider) {
+        if let Some(request) = gateway.simulators.last_request(case.0) {
             println!(
                 "  provider  {} https://{}{}",
                 request.method,
@@ -218,7 +193,11 @@ async fn signer(gateway: &Gateway) -> Result<&'static str> {
 
 fn show(case: &Case, exchange: &Exchange, answer: &Answer) {
     let request = &exchange.request;
-    println!("\n── {} {}", case.title, "─".repeat(90 - case.title.len()));
+    println!(
+        "\n── {} {}",
+        case.title(),
+        "─".repeat(90 - case.title().len())
+    );
     println!("  call      {}", case.call());
     println!(
         "  provider  {} https://{}{}",
@@ -226,7 +205,11 @@ fn show(case: &Case, exchange: &Exchange, answer: &Answer) {
         request.authority.as_deref().unwrap_or_default(),
         request.path
     );
-    for name in ["authorization", "idempotency-key", "requestid"] {
+    let key = match case.0.declared().key.as_ref().map(|key| &key.place) {
+        Some(Place::Header(name)) => Some(*name),
+        Some(Place::Member(_)) | None => None,
+    };
+    for name in ["authorization"].into_iter().chain(key) {
         for value in request.headers_named(name) {
             println!(
                 "            {name}: {}",
@@ -256,15 +239,15 @@ fn row(case: &Case, exchange: &Exchange, answer: &Answer) -> [String; 6] {
         .and_then(|inner| serde_json::from_str(inner.as_str()?).ok())
         .or_else(|| body.get("request").cloned())
         .unwrap_or_else(|| body.clone());
-    let key = request
-        .headers
-        .iter()
-        .find(|(name, _)| name == "idempotency-key" || name == "requestid")
-        .map(|(name, _)| format!("header {name}"))
-        .or_else(|| {
-            body.get("transaction_id")
-                .map(|_| "body transaction_id".to_owned())
-        });
+    let declared = case.0.declared();
+    let key = declared
+        .key
+        .as_ref()
+        .filter(|key| key.of(request).is_some());
+    let key = key.map(|key| match key.place {
+        Place::Header(name) => format!("header {name}"),
+        Place::Member(name) => format!("body {name}"),
+    });
     let authorization = request.headers_named("authorization").next().map(|value| {
         String::from_utf8_lossy(value)
             .split(' ')
@@ -273,12 +256,8 @@ fn row(case: &Case, exchange: &Exchange, answer: &Answer) -> [String; 6] {
             .to_owned()
     });
     [
-        case.title.to_owned(),
-        match (inner.get("parent_uid"), inner.get("orderId")) {
-            (Some(_), _) => "parent_uid in the body".to_owned(),
-            (_, Some(_)) => "orderId in the signed text".to_owned(),
-            _ => "id in the path".to_owned(),
-        },
+        case.title().to_owned(),
+        declared.names.to_owned(),
         inner
             .get("amount")
             .map(Value::to_string)
@@ -295,19 +274,25 @@ fn row(case: &Case, exchange: &Exchange, answer: &Answer) -> [String; 6] {
 
 fn check(case: &Case, gateway: &Gateway, answer: &Answer) -> Vec<String> {
     let mut faults = Vec::new();
-    if answer.status != case.status {
+    let status = match case.0.declared().answers {
+        "pending" => 202,
+        _ => 200,
+    };
+    if answer.status != status {
         faults.push(format!(
             "{} answered {}: {}",
-            case.title, answer.status, answer.text
+            case.title(),
+            answer.status,
+            answer.text
         ));
     }
-    let ledger = gateway.simulators.ledger(case.provider);
+    let ledger = gateway.simulators.ledger(case.0);
     let booked: Vec<_> = ledger
         .iter()
         .map(|refund| (refund.payment.as_str(), refund.minor_units, refund.currency))
         .collect();
-    if booked != [(case.payment, case.minor_units, case.currency)] {
-        faults.push(format!("{} has in its book {booked:?}", case.title));
+    if booked != [(case.payment(), AMOUNT, case.currency())] {
+        faults.push(format!("{} has in its book {booked:?}", case.title()));
     }
     faults
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use provider_simulator::Provider;
 use serde_json::{Value, json};
 
 use crate::{SecretsBy, project};
@@ -77,13 +78,16 @@ pub(crate) fn variable(secret: &str) -> String {
     secret.to_uppercase().replace('-', "_")
 }
 
-/// The filter state of each secret in envoy.yaml, and the name of its SDS file.
-const SECRETS: [(&str, &str); 4] = [
-    ("refund.bog_client_secret", "bog-client-secret"),
-    ("refund.moyasar_api_key", "moyasar-api-key"),
-    ("refund.begateway_secret_key", "begateway-secret-key"),
-    ("refund.bbmsl_key", "bbmsl-key"),
-];
+/// The names of the secrets in envoy.yaml.
+fn secrets() -> impl Iterator<Item = &'static str> {
+    let providers = Provider::REFUNDING.into_iter();
+    providers.map(|provider| provider.declared().secret.name)
+}
+
+/// A secret's filter state in envoy.yaml.
+pub fn filter_state(secret: &str) -> String {
+    format!("refund.{}", secret.replace('-', "_"))
+}
 
 /// Has the secrets come by this way, from this folder.
 pub fn set_secrets(config: &mut Value, by: SecretsBy, folder: &Path) -> Result<()> {
@@ -117,7 +121,7 @@ pub fn set_secrets(config: &mut Value, by: SecretsBy, folder: &Path) -> Result<(
         SecretsBy::Environment => {
             let filter = named(manager, "/http_filters", "refund_filter")?;
             at(filter, "/typed_config/config/vm_config")?["environment_variables"] =
-                json!({"host_env_keys": SECRETS.map(|(_, secret)| variable(secret))});
+                json!({"host_env_keys": secrets().map(variable).collect::<Vec<_>>()});
         }
     }
     change_plugin(config, |plugin| take_secrets_by(plugin, by))?;
@@ -137,12 +141,12 @@ fn enable(route: &mut Value, filters: &Value) -> Result<()> {
 /// Puts this way in place of every filter state in the plugin's configuration.
 fn take_secrets_by(value: &mut Value, by: SecretsBy) {
     let state = value.get("filter_state").and_then(Value::as_str);
-    let known = SECRETS.iter().find(|(known, _)| state == Some(known));
+    let known = secrets().find(|known| state == Some(&*filter_state(known)));
     match (known, by, &mut *value) {
-        (Some((_, secret)), SecretsBy::Header, place) => {
+        (Some(secret), SecretsBy::Header, place) => {
             *place = json!({"header": format!("x-refund-{secret}")});
         }
-        (Some((_, secret)), SecretsBy::Environment, place) => {
+        (Some(secret), SecretsBy::Environment, place) => {
             *place = json!({"env": variable(secret)});
         }
         (_, _, Value::Array(items)) => {

@@ -20,13 +20,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use provider_simulator as simulator;
 use serde_json::{Value, json};
-use simulator::{MerchantKey, OAuthClient, Provider, Shop, SigningKeys, Simulators};
+pub use simulator::Provider;
+use simulator::{Credential, SigningKeys, Simulators};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 pub use envoy_yaml::{
-    change_plugin, filter_mut, inject_credentials, load, parse, parts, route_mut, set_secrets,
-    sign_by_transit,
+    change_plugin, filter_mut, filter_state, inject_credentials, load, parse, parts, route_mut,
+    set_secrets, sign_by_transit,
 };
 
 /// The path of the canonical call.
@@ -35,15 +36,12 @@ pub const PATH: &str = "/v1/refunds";
 /// The secrets that the testbed gives to Envoy, and to the simulators as what they accept. Each has
 /// the word `canary` in it, so that a test can look for them where they must not be.
 #[derive(Clone)]
-pub struct Secrets {
-    /// BOG's OAuth2 client secret.
-    pub bog_client_secret: String,
-    /// Moyasar's API key.
-    pub moyasar_api_key: String,
-    /// beGateway's secret key.
-    pub begateway_secret_key: String,
-    /// BBMSL's key pair.
-    pub bbmsl: (String, String),
+pub struct Secrets(BTreeMap<Provider, Secret>);
+
+#[derive(Clone)]
+struct Secret {
+    proves: String,
+    checks: String,
 }
 
 impl Secrets {
@@ -58,15 +56,56 @@ impl Secrets {
         Ok(MADE.get_or_init(|| made).clone())
     }
 
-    /// New ones: the same texts, and another key pair.
+    /// New ones: the same texts, and other key pairs.
     pub fn new() -> Result<Self> {
-        let keys = SigningKeys::generate()?;
-        Ok(Secrets {
-            bog_client_secret: "canary-bog-client-secret".into(),
-            moyasar_api_key: "canary-moyasar-api-key".into(),
-            begateway_secret_key: "canary-begateway-secret-key".into(),
-            bbmsl: (keys.private_key, keys.public_key),
-        })
+        Secrets::ending_in("")
+    }
+
+    /// New ones: all of them others, the texts by this ending.
+    pub fn ending_in(ending: &str) -> Result<Self> {
+        let mut secrets = Secrets(BTreeMap::new());
+        for provider in Provider::REFUNDING {
+            let declared = &provider.declared().secret;
+            secrets = if declared.signs {
+                let keys = SigningKeys::generate()?;
+                secrets.with_keys(provider, &keys.private_key, &keys.public_key)
+            } else {
+                secrets.with(provider, &format!("canary-{}{ending}", declared.name))
+            };
+        }
+        Ok(secrets)
+    }
+
+    /// The same, but for this provider's.
+    pub fn with(self, provider: Provider, secret: &str) -> Self {
+        self.with_keys(provider, secret, secret)
+    }
+
+    /// The same, but for this provider's key pair: PKCS#8 PEM and SPKI PEM.
+    pub fn with_keys(mut self, provider: Provider, private: &str, public: &str) -> Self {
+        let secret = Secret {
+            proves: private.to_owned(),
+            checks: public.to_owned(),
+        };
+        self.0.insert(provider.main(), secret);
+        self
+    }
+
+    /// What the gateway proves itself with; where it signs, PKCS#8 PEM.
+    pub fn of(&self, provider: Provider) -> &str {
+        &self.0[&provider.main()].proves
+    }
+
+    /// What the provider checks it by: the same; where the gateway signs, SPKI PEM.
+    pub fn checked_by(&self, provider: Provider) -> &str {
+        &self.0[&provider.main()].checks
+    }
+
+    /// As Envoy gets it, in one line, so that it fits into a header, too: of a key pair the base64
+    /// of PKCS#8 DER.
+    pub fn line(&self, provider: Provider) -> String {
+        let lines = self.of(provider).lines();
+        lines.filter(|line| !line.starts_with("-----")).collect()
     }
 }
 
@@ -385,15 +424,13 @@ impl Gateway {
         if options.ecds {
             ecds::discover(&mut config, &shared.join("ecds"))?;
         }
-        let environment = secrets
-            .by_name()
-            .map(|(name, value)| (envoy_yaml::variable(name), value));
+        let environment = secrets.environment();
         let envoy = Running::start(Start {
             config: &config,
             folder: folder.path(),
             concurrency: options.concurrency,
             log_level: options.log_level,
-            environment: environment.into(),
+            environment,
         })
         .await?;
         Ok(Gateway {
@@ -417,16 +454,12 @@ impl Gateway {
         let mut config = serde_json::from_slice(&std::fs::read(folder.join("envoy.json"))?)?;
         envoy_yaml::set_listener_port(&mut config, self.address.port())?;
         std::fs::remove_file(folder.join("admin"))?;
-        let environment = self
-            .secrets
-            .by_name()
-            .map(|(name, value)| (envoy_yaml::variable(name), value));
         self.envoy = Running::start(Start {
             config: &config,
             folder,
             concurrency: self.concurrency,
             log_level: self.log_level,
-            environment: environment.into(),
+            environment: self.secrets.environment(),
         })
         .await?;
         self.admin = self.envoy.admin;
@@ -540,53 +573,33 @@ impl SecretsBy {
 impl Secrets {
     /// What the simulators accept: these, and others after them.
     fn accepted(&self, others: &[Secrets]) -> simulator::Credentials {
-        let all = || std::iter::once(self).chain(others);
-        simulator::Credentials {
-            bog: all()
-                .map(|secrets| OAuthClient {
-                    id: "10001".into(),
-                    secret: secrets.bog_client_secret.clone(),
-                })
-                .collect(),
-            moyasar: all()
-                .map(|secrets| secrets.moyasar_api_key.clone())
-                .collect(),
-            begateway: all()
-                .map(|secrets| Shop {
-                    id: "361".into(),
-                    secret: secrets.begateway_secret_key.clone(),
-                })
-                .collect(),
-            bbmsl: all()
-                .map(|secrets| MerchantKey {
-                    merchant: "3".into(),
-                    public_key: secrets.bbmsl.1.clone(),
-                })
-                .collect(),
+        let mut accepted = simulator::Credentials::none();
+        for secrets in std::iter::once(self).chain(others) {
+            for (provider, secret) in &secrets.0 {
+                let account = provider.declared().secret.account;
+                accepted.accept(*provider, Credential::new(account, &secret.checks));
+            }
         }
+        accepted
     }
 
     /// Writes the SDS files that envoy.yaml names.
     pub fn put(&self, folder: &Path) -> Result<()> {
-        let mut secrets = self.by_name().into_iter();
+        let mut secrets = self.by_name();
         secrets.try_for_each(|(name, value)| put_secret(folder, name, &value))
     }
 
     /// The secrets by the names of their SDS files in envoy.yaml.
-    fn by_name(&self) -> [(&'static str, String); 4] {
-        // One line, so that it fits into a header, too: the base64 of PKCS#8 DER.
-        let one_line: String = self
-            .bbmsl
-            .0
-            .lines()
-            .filter(|line| !line.starts_with("-----"))
-            .collect();
-        [
-            ("bog-client-secret", self.bog_client_secret.clone()),
-            ("moyasar-api-key", self.moyasar_api_key.clone()),
-            ("begateway-secret-key", self.begateway_secret_key.clone()),
-            ("bbmsl-key", one_line),
-        ]
+    fn by_name(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let providers = self.0.keys();
+        providers.map(|provider| (provider.declared().secret.name, self.line(*provider)))
+    }
+
+    /// The secrets by the names of the environment variables that they can be taken from.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let secrets = self.by_name();
+        let by_variable = secrets.map(|(name, value)| (envoy_yaml::variable(name), value));
+        by_variable.collect()
     }
 }
 
@@ -640,13 +653,7 @@ impl Answer {
 
 /// The name of a provider's cluster in envoy.yaml.
 pub fn cluster(provider: Provider) -> &'static str {
-    match provider {
-        Provider::Bog => "bog",
-        Provider::BogToken => "bog-token",
-        Provider::Moyasar => "moyasar",
-        Provider::Begateway => "begateway",
-        Provider::Bbmsl => "bbmsl",
-    }
+    provider.server().cluster
 }
 
 /// The checkout.

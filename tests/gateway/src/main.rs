@@ -66,10 +66,10 @@ async fn serve(port: u16) -> Result<()> {
     })
     .await?;
     println!(
-        "The gateway listens on http://{}. Four refunds to try:\n",
+        "The gateway listens on http://{}. A refund at each provider to try:\n",
         gateway.address
     );
-    for case in demo::CASES {
+    for case in demo::cases() {
         println!("{}\n", case.curl(gateway.address));
     }
     println!(

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{Gateway, Options, route_mut};
-use caller::{Caller, History, Open, PROVIDERS, Refund};
+use caller::{Caller, History, Open, Refund};
 
 /// Concurrent callers.
 const CALLERS: usize = 24;
@@ -37,8 +37,8 @@ const BETWEEN_RESTARTS: Duration = Duration::from_secs(SETTLE_SECONDS * 5 / 2);
 const SETTLE_SECONDS: u64 = 8;
 /// How long a provider is closed.
 const CLOSED: Duration = Duration::from_millis(200);
-/// A refund at BOG completes after so many look-ups that did not show it.
-const BOG_LOOK_UPS: u64 = 1;
+/// A refund that was only taken completes after so many look-ups that did not show it.
+const UNSHOWN: u64 = 1;
 /// What Envoy's memory may grow by between the early samples and the late ones, in kB.
 const GROWTH: u64 = 16_000;
 /// Nothing measures time; this only ends a wait that would not end.
@@ -112,7 +112,7 @@ pub async fn run(plan: Plan) -> Result<()> {
     );
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let looks_first = rng.r#gen();
-    println!("BBMSL's orders are looked at first: {looks_first}");
+    println!("Where there are no keys, payments are looked at first: {looks_first}");
     let mut gateway = start(looks_first, &mut rng).await?;
     let load = Arc::new(Load {
         simulators: gateway.simulators.clone(),
@@ -121,7 +121,7 @@ pub async fn run(plan: Plan) -> Result<()> {
         done: AtomicU64::new(0),
         histories: Mutex::default(),
     });
-    load.simulators.complete_bog_after(Some(BOG_LOOK_UPS));
+    load.simulators.complete_after(Some(UNSHOWN));
     let begin = Instant::now();
     let mut callers = JoinSet::new();
     for nth in 0..CALLERS {
@@ -182,7 +182,7 @@ pub async fn run(plan: Plan) -> Result<()> {
     if let Some(failure) = reckoning.failure() {
         bail!("{failure}\nSEED={}", plan.seed);
     }
-    for provider in PROVIDERS {
+    for provider in Provider::REFUNDING {
         let mut refunds = histories.iter().map(|history| &history.refund);
         ensure!(
             refunds.any(|refund| refund.provider == provider),
@@ -203,7 +203,7 @@ async fn no_trap(gateway: &Gateway) -> Result<()> {
 
 /// The project's envoy.yaml with short routes; whether a provider speaks HTTP/2 is chance.
 async fn start(looks_first: bool, rng: &mut StdRng) -> Result<Gateway> {
-    let old: Vec<_> = PROVIDERS
+    let old: Vec<_> = Provider::REFUNDING
         .map(crate::cluster)
         .into_iter()
         .filter(|_| rng.r#gen())
@@ -216,15 +216,18 @@ async fn start(looks_first: bool, rng: &mut StdRng) -> Result<Gateway> {
             ..simulator::Options::default()
         },
         ..Options::changed(move |config| {
-            for provider in PROVIDERS.map(crate::cluster) {
+            for provider in Provider::REFUNDING.map(crate::cluster) {
                 let route = route_mut(config, provider).expect("every provider has a route");
                 route["route"]["timeout"] = json!(format!("{}s", ROUTE_TIMEOUT.as_secs_f64()));
             }
             crate::change_plugin(config, |plugin| {
-                for provider in PROVIDERS.map(crate::cluster) {
-                    plugin["providers"][provider]["settle_seconds"] = json!(SETTLE_SECONDS);
+                for provider in Provider::REFUNDING {
+                    let configured = &mut plugin["providers"][crate::cluster(provider)];
+                    configured["settle_seconds"] = json!(SETTLE_SECONDS);
+                    if !provider.has_keys() {
+                        configured["query_first"] = json!(looks_first);
+                    }
                 }
-                plugin["providers"]["bbmsl"]["query_first"] = json!(looks_first);
             })
             .expect("the plugin configuration");
             let clusters = config.pointer_mut("/static_resources/clusters");
@@ -309,8 +312,9 @@ async fn disturb(gateway: &Gateway, nth: u64, plugin: &Value, rng: &mut StdRng) 
             simulators.open(provider).await?;
         }
         1 => {
-            let fault = faults::of(Provider::BogToken, rng);
-            simulators.next_fault(Provider::BogToken, fault);
+            for server in Provider::ALL.into_iter().filter(|server| !server.refunds()) {
+                simulators.next_fault(server, faults::of(server, rng));
+            }
             simulators.revoke_tokens();
         }
         _ => {

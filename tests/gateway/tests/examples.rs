@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::common::{FOUR, plugin};
+use crate::common::{FOUR, currency, plugin};
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::StreamExt as _;
 use gateway_testbed::{Gateway, Options, cluster, project, route_mut};
@@ -392,7 +392,7 @@ impl Client {
             });
         }))
         .await?;
-        gateway.simulators.complete_bog_after(Some(1));
+        gateway.simulators.complete_after(Some(1));
         Ok(Client {
             program: program.into(),
             arguments,
@@ -551,15 +551,6 @@ impl Client {
         self.two_at_once().await?;
         ensure!(failed.is_empty(), "{}", failed.join("\n"));
         self.gateway.stop().await
-    }
-}
-
-fn currency(provider: Provider) -> &'static str {
-    match provider {
-        Bog | Provider::BogToken => "GEL",
-        Moyasar => "SAR",
-        Begateway => "USD",
-        Bbmsl => "HKD",
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::common::{FOUR, Problem, assert_problem, by_key, plugin};
+use crate::common::{FOUR, Problem, assert_problem, by_key, currency, plugin};
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use gateway_testbed::openbao::OpenBao;
@@ -1315,16 +1315,10 @@ impl Call {
     fn new(provider: Provider) -> Call {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let payment = orders::fresh(provider, NEXT.fetch_add(1, Ordering::Relaxed));
-        let currency = match provider {
-            Bog | BogToken => "GEL",
-            Moyasar => "SAR",
-            Begateway => "USD",
-            Bbmsl => "HKD",
-        };
         let mut body = json!({
             "provider": cluster(provider),
             "payment": {"id": payment},
-            "amount": {"value": "10.00", "currency": currency},
+            "amount": {"value": "10.00", "currency": currency(provider)},
         });
         if provider == Bbmsl {
             body["payment"]["reference"] = json!(format!("order-{payment}"));
@@ -2120,7 +2114,7 @@ async fn an_openbao_without_the_key_or_sealed_or_gone_means_that_nothing_was_sen
     if !has_filter_state() {
         return Ok(());
     }
-    let openbao = OpenBao::start(&secrets().bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets().of(Bbmsl)).await?;
     let options = by_transit(openbao.address, openbao.ca(), openbao.token.clone());
     let gateway = Gateway::start(options).await?;
     let call = Call::new(Bbmsl);

@@ -45,7 +45,7 @@ async fn log_of(mut gateway: Gateway) -> Result<Vec<Value>> {
     timeout(PATIENCE, gateway.ended()).await?;
     let log = gateway.access_log();
     // All secrets but the private key begin with the first.
-    let key = gateway.secrets.bbmsl.0.lines().skip(1).take(3);
+    let key = gateway.secrets.of(Bbmsl).lines().skip(1).take(3);
     for secret in ["canary-"].into_iter().chain(key) {
         let is_there = log.contains(secret) || stats.contains(secret);
         assert!(!is_there, "{secret} in {log}");
@@ -330,26 +330,14 @@ async fn taken(gateway: &Gateway, file: &str) -> Result<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_by_file_shows_in_the_log_which_key_was_used() -> Result<()> {
-    let mut next = Secrets::new()?;
-    for secret in [
-        &mut next.moyasar_api_key,
-        &mut next.begateway_secret_key,
-        &mut next.bog_client_secret,
-    ] {
-        secret.push_str("-next");
-    }
-    let pem = next.bbmsl.0.lines();
-    let one_line = pem.filter(|line| !line.starts_with("-----")).collect();
-    let files = [
-        (Moyasar, "moyasar-api-key", next.moyasar_api_key.clone()),
+    let next = Secrets::ending_in("-next")?;
+    let files = FOUR.map(|provider| {
         (
-            Begateway,
-            "begateway-secret-key",
-            next.begateway_secret_key.clone(),
-        ),
-        (Bog, "bog-client-secret", next.bog_client_secret.clone()),
-        (Bbmsl, "bbmsl-key", one_line),
-    ];
+            provider,
+            provider.declared().secret.name,
+            next.line(provider),
+        )
+    });
     let gateway = Gateway::start(Options {
         also_accepted: vec![next],
         ..Options::default()

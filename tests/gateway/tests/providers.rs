@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::common::{FOUR, Problem, assert_problem, of, plugin, unknown};
 use gateway_testbed::{Answer, Gateway, Options, route_mut};
-use provider_simulator::orders::{Behaviour, KNOWN, Order, find, fresh};
+use provider_simulator::orders::{Behaviour, Order, find, fresh, known};
 use provider_simulator::{Exchange, Fault, Provider, Refunded, Reply};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -291,7 +291,7 @@ async fn every_known_order_ends_as_its_provider_says() {
         });
     });
     let gateway = Gateway::start(options).await.expect("a gateway");
-    for order in KNOWN {
+    for order in known() {
         let (provider, case) = (
             order.provider,
             format!("{:?} {}", order.provider, order.name),

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::common::currency;
 use anyhow::{Context, Result, ensure};
 
 use gateway_testbed::openbao::{self, OpenBao};
@@ -36,22 +37,17 @@ const CALLS: u64 = 8;
 struct Kind {
     name: &'static str,
     provider: Provider,
-    currency: &'static str,
 }
 
-const BBMSL: Kind = kind("bbmsl", Provider::Bbmsl, "HKD");
-const MOYASAR: Kind = kind("moyasar", Provider::Moyasar, "SAR");
-const BEGATEWAY: Kind = kind("begateway", Provider::Begateway, "USD");
-const BOG: Kind = kind("bog", Provider::Bog, "GEL");
+const BBMSL: Kind = kind("bbmsl", Provider::Bbmsl);
+const MOYASAR: Kind = kind("moyasar", Provider::Moyasar);
+const BEGATEWAY: Kind = kind("begateway", Provider::Begateway);
+const BOG: Kind = kind("bog", Provider::Bog);
 /// The provider that a push adds.
-const ADDED: Kind = kind("moyasar-2", Provider::Moyasar, "SAR");
+const ADDED: Kind = kind("moyasar-2", Provider::Moyasar);
 
-const fn kind(name: &'static str, provider: Provider, currency: &'static str) -> Kind {
-    Kind {
-        name,
-        provider,
-        currency,
-    }
+const fn kind(name: &'static str, provider: Provider) -> Kind {
+    Kind { name, provider }
 }
 
 impl Kind {
@@ -60,7 +56,7 @@ impl Kind {
         json!({
             "provider": self.name,
             "payment": {"id": orders::fresh(self.provider, nth)},
-            "amount": {"value": "100.00", "currency": self.currency},
+            "amount": {"value": "100.00", "currency": currency(self.provider)},
         })
     }
 }
@@ -281,12 +277,7 @@ fn one_line(pem: &str) -> String {
 
 /// The next secrets: all of them others.
 fn next_secrets(nth: usize) -> Result<Secrets> {
-    Ok(Secrets {
-        bog_client_secret: format!("canary-bog-client-secret-{nth}"),
-        moyasar_api_key: format!("canary-moyasar-api-key-{nth}"),
-        begateway_secret_key: format!("canary-begateway-secret-key-{nth}"),
-        ..Secrets::new()?
-    })
+    Secrets::ending_in(&format!("-{nth}"))
 }
 
 /// Every refund that the callers made is booked once, and none besides.
@@ -407,7 +398,7 @@ async fn a_signing_key_replaced_by_sds_under_load_fails_no_refund() -> Result<()
     let before = uses();
     assert_eq!(before[1], 0, "the new key is not in use yet");
 
-    gateway.rotate("bbmsl-key", &one_line(&next.bbmsl.0))?;
+    gateway.rotate("bbmsl-key", &one_line(next.of(Provider::Bbmsl)))?;
     until("the new key to sign", async || Ok(uses()[1] > 0)).await?;
     load.until_unused(0, uses).await?;
     let switched = uses();
@@ -453,7 +444,7 @@ async fn a_staged_key_and_a_provider_pushed_by_ecds_fail_no_refund() -> Result<(
     let from = unix_seconds() + 4;
     push(
         &[&gateway],
-        &staged(&gateway.plugin()?, &next.bbmsl.0, from),
+        &staged(&gateway.plugin()?, next.of(Provider::Bbmsl), from),
     )
     .await?;
     let (pushed, pushed_at) = (uses(), unix_seconds() + 1);
@@ -536,7 +527,11 @@ async fn a_broken_configuration_pushed_by_ecds_is_refused_and_the_old_one_goes_o
     // And the next good one is taken.
     push(
         &[&gateway],
-        &staged(&good, &gateway.secrets.bbmsl.0, unix_seconds() + 3_600),
+        &staged(
+            &good,
+            gateway.secrets.of(Provider::Bbmsl),
+            unix_seconds() + 3_600,
+        ),
     )
     .await?;
     for _ in 0..12 {
@@ -586,16 +581,14 @@ async fn a_transit_key_rotated_in_openbao_under_load_fails_no_refund() -> Result
     const NEXT_KEY: &str = "bbmsl-next";
     let secrets = Secrets::new()?;
     let second = next_secrets(2)?;
-    let openbao = OpenBao::start(&secrets.bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets.of(Provider::Bbmsl)).await?;
     // A key that was never outside of OpenBao.
     let path = format!("transit/keys/{NEXT_KEY}");
     openbao.run(&["write", &path, "type=rsa-2048"]).await?;
     let made: Value = serde_json::from_str(&openbao.run(&["read", "-format=json", &path]).await?)?;
     let public_key = made["data"]["keys"]["1"]["public_key"].as_str();
-    let third = Secrets {
-        bbmsl: (String::new(), public_key.context("no key")?.to_owned()),
-        ..next_secrets(3)?
-    };
+    let public_key = public_key.context("no key")?;
+    let third = next_secrets(3)?.with_keys(Provider::Bbmsl, "", public_key);
     let (address, ca) = (openbao.address, openbao.ca());
     let mut gateway = Gateway::start(Options {
         secrets: Some(secrets),
@@ -619,7 +612,7 @@ async fn a_transit_key_rotated_in_openbao_under_load_fails_no_refund() -> Result
     // the first signature.
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("key");
-    std::fs::write(&file, one_line(&second.bbmsl.0))?;
+    std::fs::write(&file, one_line(second.of(Provider::Bbmsl)))?;
     let (path, file) = (
         format!("transit/keys/{}", openbao::KEY),
         format!("@{}", file.display()),
@@ -718,9 +711,9 @@ async fn credentials_replaced_by_sds_under_load_fail_no_refund() -> Result<()> {
         assert_eq!(counts[1], 0, "the new ones are not in use yet");
     }
 
-    gateway.rotate("moyasar-api-key", &next.moyasar_api_key)?;
-    gateway.rotate("begateway-secret-key", &next.begateway_secret_key)?;
-    gateway.rotate("bog-client-secret", &next.bog_client_secret)?;
+    gateway.rotate("moyasar-api-key", next.of(Provider::Moyasar))?;
+    gateway.rotate("begateway-secret-key", next.of(Provider::Begateway))?;
+    gateway.rotate("bog-client-secret", next.of(Provider::Bog))?;
     for provider in credentials {
         until(&format!("the new one of {provider:?}"), async || {
             Ok(simulators.uses(provider)[1] > 0)
@@ -804,11 +797,11 @@ async fn a_fleet_on_one_sds_and_ecds_folder_crosses_over_together() -> Result<()
     let from = unix_seconds() + 8;
     push(
         &gateways,
-        &staged(&fleet[0].plugin()?, &third.bbmsl.0, from),
+        &staged(&fleet[0].plugin()?, third.of(Provider::Bbmsl), from),
     )
     .await?;
     let pushed_at = unix_seconds() + 1;
-    fleet[0].rotate("bbmsl-key", &one_line(&second.bbmsl.0))?;
+    fleet[0].rotate("bbmsl-key", &one_line(second.of(Provider::Bbmsl)))?;
     until("the key of SDS to sign", async || Ok(uses()[1] > 0)).await?;
     load.until_unused(0, uses).await?;
     let switched = uses();
@@ -953,7 +946,7 @@ fn large(plugin: &Value, nth: usize) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_pushes_of_two_configurations_in_turn_leave_nothing_behind() -> Result<()> {
-    let key = Secrets::new()?.bbmsl.0;
+    let key = Secrets::new()?.of(Provider::Bbmsl).to_owned();
     let later = unix_seconds() + 3_600;
     push_two_hundred("two configurations in turn", |plugin, nth| {
         let one = large(plugin, 0);

@@ -6,14 +6,13 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::common::{Problem, assert_problem};
+use crate::common::{Problem, assert_problem, of, taken};
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
     Answer, Gateway, Options, Secrets, SecretsBy, change_plugin, inject_credentials, route_mut,
     sign_by_transit,
 };
-use provider_simulator::orders::fresh;
 use provider_simulator::{Fault, Provider, Received, Reply};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -120,17 +119,7 @@ fn by_sds() -> Vec<SecretsBy> {
 
 /// 1.00 of a provider's nth fresh order.
 fn refund(provider: Provider, nth: u64) -> Value {
-    let (name, currency) = match provider {
-        Bog | BogToken => ("bog", "GEL"),
-        Moyasar => ("moyasar", "SAR"),
-        Begateway => ("begateway", "USD"),
-        Bbmsl => ("bbmsl", "HKD"),
-    };
-    json!({
-        "provider": name,
-        "payment": {"id": fresh(provider, nth)},
-        "amount": {"value": "1.00", "currency": currency},
-    })
+    of(provider, nth, "1.00")
 }
 
 async fn call(gateway: &Gateway, provider: Provider, nth: u64) -> Result<Answer> {
@@ -140,7 +129,7 @@ async fn call(gateway: &Gateway, provider: Provider, nth: u64) -> Result<Answer>
 
 #[track_caller]
 fn assert_refunded(case: &str, provider: Provider, answer: &Answer) {
-    let expected = if provider == Bog { 202 } else { 200 };
+    let expected = taken(provider).0;
     assert_eq!(answer.status, expected, "{case}: {}", answer.text);
 }
 
@@ -235,10 +224,10 @@ async fn every_way_of_giving_a_secret_serves_every_provider() -> Result<()> {
 fn inline() -> Result<Options> {
     let secrets = secrets();
     let texts = [
-        secrets.bog_client_secret.clone(),
-        secrets.moyasar_api_key.clone(),
-        secrets.begateway_secret_key.clone(),
-        secrets.bbmsl.0.clone(),
+        secrets.of(Bog).to_owned(),
+        secrets.of(Moyasar).to_owned(),
+        secrets.of(Begateway).to_owned(),
+        secrets.of(Bbmsl).to_owned(),
     ];
     Ok(Options {
         secrets: Some(secrets),
@@ -343,7 +332,7 @@ async fn a_secret_missing_in_the_filter_state_is_named_and_nothing_is_sent() -> 
         assert_missing(case, &gateway, &places).await?;
         // The secret comes after all: the next call has it.
         if case != "no state is set" {
-            gateway.rotate("moyasar-api-key", &gateway.secrets.moyasar_api_key)?;
+            gateway.rotate("moyasar-api-key", gateway.secrets.of(Moyasar))?;
             until(case, async |nth| {
                 Ok(call(&gateway, Moyasar, 100 + nth).await?.status == 200)
             })
@@ -474,10 +463,7 @@ async fn an_injector_without_its_secret_lets_nothing_through() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_environment_variable_stops_the_start_with_a_pointer() -> Result<()> {
-    let secrets = Secrets {
-        moyasar_api_key: String::new(),
-        ..secrets()
-    };
+    let secrets = secrets().with(Moyasar, "");
     let refused = Gateway::start(Options {
         secrets_by: SecretsBy::Environment,
         secrets: Some(secrets),
@@ -512,14 +498,9 @@ async fn with_header(gateway: &Gateway, place: &Place, value: &str, nth: u64) ->
 
 /// What a caller may bring of its own for this provider: a sound secret of the wrong owner.
 fn forged(place: &Place, other: &Secrets) -> String {
-    match place.provider {
-        Bbmsl => other
-            .bbmsl
-            .0
-            .lines()
-            .filter(|line| !line.starts_with('-'))
-            .collect(),
-        Bog | BogToken | Moyasar | Begateway => "canary-of-the-callers".to_owned(),
+    match place.provider.declared().secret.signs {
+        true => other.line(place.provider),
+        false => "canary-of-the-callers".to_owned(),
     }
 }
 
@@ -562,12 +543,7 @@ async fn a_callers_own_secret_is_never_used() -> Result<()> {
     .await?;
     let secrets = gateway.secrets.clone();
     for place in &PLACES {
-        let right = match place.provider {
-            Bog | BogToken => secrets.bog_client_secret.clone(),
-            Moyasar => secrets.moyasar_api_key.clone(),
-            Begateway => secrets.begateway_secret_key.clone(),
-            Bbmsl => forged(place, &secrets),
-        };
+        let right = secrets.line(place.provider);
         let answer = with_header(&gateway, place, &right, 1).await?;
         let expected = if place.provider == Bbmsl {
             UNSIGNED
@@ -700,14 +676,14 @@ async fn a_changed_api_key_is_used_at_the_next_call() -> Result<()> {
             (
                 Moyasar,
                 "moyasar-api-key",
-                &secrets.moyasar_api_key,
+                secrets.of(Moyasar),
                 "Bearer canary-former",
                 "Bearer canary-moyasar-api-key",
             ),
             (
                 Begateway,
                 "begateway-secret-key",
-                &secrets.begateway_secret_key,
+                secrets.of(Begateway),
                 // 361:canary-former
                 "Basic MzYxOmNhbmFyeS1mb3JtZXI=",
                 // 361:canary-begateway-secret-key
@@ -773,7 +749,7 @@ async fn a_changed_client_secret_is_used_at_the_next_fetch_and_not_before() -> R
 
         // A fetch that was refused leaves nothing behind: the next call fetches with what is there
         // then.
-        gateway.rotate(FILE, &gateway.secrets.bog_client_secret)?;
+        gateway.rotate(FILE, gateway.secrets.of(Bog))?;
         until("the right one is used", async |nth| {
             Ok(call(&gateway, Bog, 100 + nth).await?.status == 202)
         })
@@ -974,12 +950,12 @@ async fn a_missing_injected_credential_sends_nothing_and_a_new_one_is_used() -> 
 fn canaries(gateway: &Gateway, more: &[String]) -> BTreeSet<String> {
     let secrets = &gateway.secrets;
     let mut canaries = BTreeSet::from([
-        secrets.bog_client_secret.clone(),
-        secrets.moyasar_api_key.clone(),
-        secrets.begateway_secret_key.clone(),
+        secrets.of(Bog).to_owned(),
+        secrets.of(Moyasar).to_owned(),
+        secrets.of(Begateway).to_owned(),
     ]);
     canaries.extend(more.iter().cloned());
-    let lines = secrets.bbmsl.0.lines();
+    let lines = secrets.of(Bbmsl).lines();
     canaries.extend(
         lines
             .filter(|line| !line.starts_with('-'))
@@ -1023,10 +999,9 @@ async fn seen(gateway: &Gateway, echoes: bool) -> Result<Vec<(String, String)>> 
         let told = if echoes {
             let request = simulators.last_request(provider).expect("a request");
             let shown = values(&request, "authorization").join(" ");
-            match provider {
-                Moyasar => format!("{shown} {}", gateway.secrets.moyasar_api_key),
-                Begateway => format!("{shown} {}", gateway.secrets.begateway_secret_key),
-                Bog | BogToken | Bbmsl => shown,
+            match provider.is_shown_the_secret() {
+                true => format!("{shown} {}", gateway.secrets.of(provider)),
+                false => shown,
             }
         } else {
             String::new()
@@ -1095,7 +1070,7 @@ async fn no_secret_that_comes_by_sds_is_seen_anywhere() -> Result<()> {
     }
     let secrets = secrets();
     // Ends with the test.
-    let openbao = OpenBao::start(&secrets.bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets.of(Bbmsl)).await?;
     if has_filter_state() {
         let (address, ca) = (openbao.address, openbao.ca());
         let injects = injected(INJECTED.map(|(_, _, value)| value), |_| {});

@@ -9,10 +9,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::common::{Problem, assert_problem, plugin, unknown};
+use crate::common::{Problem, assert_problem, of, plugin, taken, unknown};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use gateway_testbed::{Answer, Gateway, Options, PATH, filter_mut};
+use gateway_testbed::{Answer, Gateway, Options, PATH, cluster, filter_mut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame};
@@ -77,38 +77,19 @@ impl Called {
 }
 
 fn name(provider: Provider) -> &'static str {
-    match provider {
-        Provider::Bog | Provider::BogToken => "bog",
-        Provider::Moyasar => "moyasar",
-        Provider::Begateway => "begateway",
-        Provider::Bbmsl => "bbmsl",
-    }
+    cluster(provider)
 }
 
 /// A call of 10.00 for the nth payment.
 fn refund(provider: Provider, nth: u64) -> Value {
-    let currency = match provider {
-        Provider::Bog | Provider::BogToken => "GEL",
-        Provider::Moyasar => "SAR",
-        Provider::Begateway => "USD",
-        Provider::Bbmsl => "HKD",
-    };
-    json!({
-        "provider": name(provider),
-        "payment": {"id": orders::fresh(provider, nth)},
-        "amount": {"value": "10.00", "currency": currency},
-        "reference": format!("reference-{nth}"),
-    })
+    let mut body = of(provider, nth, "10.00");
+    body["reference"] = json!(format!("reference-{nth}"));
+    body
 }
 
 #[track_caller]
 fn assert_refunded(case: &str, provider: Provider, nth: u64, answer: &Answer) {
-    let expected = match provider {
-        Provider::Bog => (202, "pending"),
-        Provider::BogToken | Provider::Moyasar | Provider::Begateway | Provider::Bbmsl => {
-            (200, "succeeded")
-        }
-    };
+    let expected = taken(provider);
     let text = &answer.text;
     assert_eq!(answer.status, expected.0, "{case}: {text}");
     assert_eq!(answer.body["status"], expected.1, "{case}: {text}");

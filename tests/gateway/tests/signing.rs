@@ -209,7 +209,7 @@ async fn host_module_and_openbao_give_the_same_bytes() -> Result<()> {
             "default" => options(),
             "transit" if !has_filter_state() => continue,
             "transit" => {
-                let bao = OpenBao::start(&secrets.bbmsl.0).await?;
+                let bao = OpenBao::start(secrets.of(Bbmsl)).await?;
                 let options = by_transit(bao.address, bao.ca(), &bao.token, |_| {});
                 openbao = Some(bao);
                 options
@@ -309,10 +309,7 @@ fn forms() -> Vec<(&'static str, String, &'static str, &'static str)> {
 async fn keys_of_every_size_and_form_sign_by_host_and_module() -> Result<()> {
     for (form, text, key, public) in forms() {
         let gateway = Gateway::start(Options {
-            secrets: Some(Secrets {
-                bbmsl: (key.to_owned(), public.to_owned()),
-                ..secrets()
-            }),
+            secrets: Some(secrets().with_keys(Bbmsl, key, public)),
             more_secrets: vec![("bbmsl-key", text)],
             // The same provider and key once more, signed for in the module.
             ..changed(|config| {
@@ -345,7 +342,7 @@ async fn openbao_signs_with_keys_of_every_size() -> Result<()> {
     if !has_filter_state() {
         return Ok(());
     }
-    let openbao = OpenBao::start(&secrets().bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets().of(Bbmsl)).await?;
     let folder = tempfile::tempdir()?;
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(
@@ -365,10 +362,7 @@ async fn openbao_signs_with_keys_of_every_size() -> Result<()> {
         openbao
             .run(&["transit", "import", &name, &file, &kind])
             .await?;
-        let secrets = Secrets {
-            bbmsl: (key.to_owned(), public.to_owned()),
-            ..secrets()
-        };
+        let secrets = secrets().with_keys(Bbmsl, key, public);
         let by_openbao = by_transit(
             openbao.address,
             openbao.ca(),
@@ -412,8 +406,8 @@ async fn a_key_that_cannot_sign_is_refused_as_it_arrives_and_never_printed() -> 
     let gateway = Gateway::start(options()).await?;
     let simulators = &gateway.simulators;
     assert_refunded("at first", &call(&gateway, 1).await?);
-    let right = without_armour(&gateway.secrets.bbmsl.0);
-    let public = gateway.secrets.bbmsl.1.clone();
+    let right = without_armour(gateway.secrets.of(Bbmsl));
+    let public = gateway.secrets.checked_by(Bbmsl).to_owned();
     let other = SigningKeys::generate()?;
     let one_line = |pem: &str| without_armour(pem);
     let encrypted_pkcs1 = include_str!("../../common/keys/encrypted.pkcs1.pem");
@@ -732,7 +726,7 @@ async fn an_openbao_that_refuses_is_sealed_or_gone_means_no_signature_and_nothin
         return Ok(());
     }
     let secrets = secrets();
-    let openbao = OpenBao::start(&secrets.bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets.of(Bbmsl)).await?;
     let (address, ca, token) = (openbao.address, openbao.ca(), openbao.token.clone());
     let options = by_transit(address, ca.clone(), "canary-wrong", |_| {});
     let gateway = Gateway::start(options).await?;
@@ -1029,7 +1023,7 @@ async fn whoever_leaves_while_openbao_is_asked_is_not_refunded_and_who_stays_is(
         return Ok(());
     }
     let secrets = secrets();
-    let openbao = OpenBao::start(&secrets.bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets.of(Bbmsl)).await?;
     let mut gate = Gate::before(openbao.address).await?;
     let options = by_transit(gate.address, openbao.ca(), &openbao.token, |_| {});
     // One worker, so that its connection to OpenBao is warm, and what goes there is the question.
@@ -1169,7 +1163,7 @@ async fn whatever_the_shape_of_a_call_openbao_signs_it_once() -> Result<()> {
         return Ok(());
     }
     let secrets = secrets();
-    let openbao = OpenBao::start(&secrets.bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets.of(Bbmsl)).await?;
     let options = by_transit(openbao.address, openbao.ca(), &openbao.token, |_| {});
     let gateway = Arc::new(Gateway::start(options).await?);
     let data = |bytes: &[u8]| Frame::data(Bytes::copy_from_slice(bytes));

@@ -197,9 +197,9 @@ async fn a_signature_of_another_key_never_leaves() -> Result<()> {
     }
     let another = SigningKeys::generate()?;
     let secrets = gateway_testbed::Secrets::new()?;
-    let openbao = OpenBao::start(&secrets.bbmsl.0).await?;
+    let openbao = OpenBao::start(secrets.of(Bbmsl)).await?;
     let (address, ca) = (openbao.address, openbao.ca());
-    let public_keys = [another.public_key, secrets.bbmsl.1.clone()];
+    let public_keys = [another.public_key, secrets.checked_by(Bbmsl).to_owned()];
     for (public_key, is_right) in public_keys.into_iter().zip([false, true]) {
         let ca = ca.clone();
         let gateway = Gateway::start(Options {

@@ -1,41 +1,34 @@
 //! What the providers accept, and how often each was used.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use rsa::pkcs8::{DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding};
-use rsa::{RsaPrivateKey, RsaPublicKey};
+use rsa::RsaPrivateKey;
+use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
 
 use crate::simulators::Error;
 use crate::{Provider, lock};
 
-/// An OAuth2 client of Bank of Georgia.
+/// What a provider accepts.
 #[derive(Clone)]
-pub struct OAuthClient {
-    /// `client_id`.
-    pub id: String,
-    /// `client_secret`.
+pub struct Credential {
+    /// BOG's `client_id`, beGateway's `shop_id`, BBMSL's `merchantId`; empty at Moyasar.
+    pub account: String,
+    /// The secret; where the gateway signs, the public key: SPKI PEM (`BEGIN PUBLIC KEY`), RSA.
     pub secret: String,
 }
 
-/// A shop of beGateway.
-#[derive(Clone)]
-pub struct Shop {
-    /// `shop_id`, the user name of HTTP Basic.
-    pub id: String,
-    /// `secret_key`, the password of HTTP Basic.
-    pub secret: String,
+impl Credential {
+    /// Of an account and a secret.
+    pub fn new(account: &str, secret: &str) -> Credential {
+        Credential {
+            account: account.to_owned(),
+            secret: secret.to_owned(),
+        }
+    }
 }
 
-/// A merchant's public key, registered with BBMSL.
-#[derive(Clone)]
-pub struct MerchantKey {
-    /// `merchantId`.
-    pub merchant: String,
-    /// SPKI PEM (`BEGIN PUBLIC KEY`), RSA.
-    pub public_key: String,
-}
-
-/// An RSA key pair of 2048 bits to sign for BBMSL with, made on the spot.
+/// An RSA key pair of 2048 bits to sign with, made on the spot.
 pub struct SigningKeys {
     /// PKCS#8 PEM.
     pub private_key: String,
@@ -61,35 +54,37 @@ impl SigningKeys {
     }
 }
 
-/// What is accepted. Each is a list, so that a rotation test can accept two and see which one is
-/// used: [`crate::Simulators::uses`] counts by place in the list.
+/// What is accepted. Each provider has a list, so that a rotation test can accept two and see which
+/// one is used: [`crate::Simulators::uses`] counts by place in the list.
 #[derive(Clone)]
-pub struct Credentials {
-    /// One: `refund-demo` with `bog-demo-secret`.
-    pub bog: Vec<OAuthClient>,
-    /// One API key: `moyasar-demo-key`.
-    pub moyasar: Vec<String>,
-    /// One: `361` with `begateway-demo-secret`.
-    pub begateway: Vec<Shop>,
-    /// None, so that BBMSL refuses every signature: a private key in the repository would be one
-    /// too many. See [`SigningKeys::generate`].
-    pub bbmsl: Vec<MerchantKey>,
+pub struct Credentials(BTreeMap<Provider, Vec<Credential>>);
+
+impl Credentials {
+    /// Nothing is accepted.
+    pub fn none() -> Credentials {
+        Credentials(BTreeMap::new())
+    }
+
+    /// Accepts one more.
+    pub fn accept(&mut self, provider: Provider, credential: Credential) {
+        self.0.entry(provider).or_default().push(credential);
+    }
+
+    pub(crate) fn of(&self, provider: Provider) -> Vec<Credential> {
+        self.0.get(&provider).cloned().unwrap_or_default()
+    }
 }
 
 impl Default for Credentials {
+    /// What each provider declares.
     fn default() -> Self {
-        Credentials {
-            bog: vec![OAuthClient {
-                id: "refund-demo".into(),
-                secret: "bog-demo-secret".into(),
-            }],
-            moyasar: vec!["moyasar-demo-key".into()],
-            begateway: vec![Shop {
-                id: "361".into(),
-                secret: "begateway-demo-secret".into(),
-            }],
-            bbmsl: Vec::new(),
+        let mut credentials = Credentials::none();
+        for provider in Provider::REFUNDING {
+            for (account, secret) in provider.declared().accepts {
+                credentials.accept(provider, Credential::new(account, secret));
+            }
         }
+        credentials
     }
 }
 
@@ -146,15 +141,4 @@ impl<T: Send> Uses for Accepted<T> {
             entry.revoked = true;
         }
     }
-}
-
-/// Reads the registered keys.
-pub(crate) fn merchants(keys: Vec<MerchantKey>) -> Result<Vec<(String, RsaPublicKey)>, Error> {
-    keys.into_iter()
-        .map(|key| {
-            let public = RsaPublicKey::from_public_key_pem(&key.public_key)
-                .map_err(|_| Error::Credential(Provider::Bbmsl))?;
-            Ok((key.merchant, public))
-        })
-        .collect()
 }

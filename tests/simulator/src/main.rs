@@ -6,17 +6,16 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-use provider_simulator::{Alpn, MerchantKey, Options, Provider, SigningKeys, Simulators};
+use provider_simulator::{Alpn, Credential, Options, Provider, SigningKeys, Simulators};
 use serde_json::{Map, Value, json};
 
-/// Strict stand-ins of the four payment providers and Bank of Georgia's token endpoint, over TLS.
+/// Strict stand-ins of the payment providers and the token endpoints beside them, over TLS.
 #[derive(Parser)]
 struct Arguments {
     /// The address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     address: IpAddr,
-    /// The first of five ports: BOG, its token endpoint, Moyasar, beGateway, BBMSL. Any free ones,
-    /// if not given.
+    /// The first of the ports, in the order of the registry. Any free ones, if not given.
     #[arg(long)]
     port: Option<u16>,
     /// The HTTP versions offered.
@@ -60,16 +59,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
         },
         ..Options::default()
     };
-    options.credentials.bbmsl.push(MerchantKey {
-        merchant: "3".into(),
-        public_key,
-    });
+    let merchant = Credential::new(Provider::Bbmsl.declared().secret.account, &public_key);
+    options.credentials.accept(Provider::Bbmsl, merchant);
     if let Some(first) = arguments.port {
         options.ports = Provider::ALL.into_iter().zip(first..).collect();
     }
     let simulators = Simulators::start(options).await?;
     // Nobody settles refunds here: the second look-up finds them done.
-    simulators.complete_bog_after(Some(1));
+    simulators.complete_after(Some(1));
 
     let ca = arguments.folder.join("ca.pem");
     std::fs::write(&ca, simulators.ca_pem())?;

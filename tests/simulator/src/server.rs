@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::credentials::Uses;
 use crate::exchange::pairs;
 use crate::json::Json;
-use crate::{Alpn, Exchange, Fault, Received, Refunded, Reply, lock};
+use crate::{Alpn, Exchange, Fault, Received, Refunded, Reply, TokenLifetime, lock};
 
 /// A refund call is a few hundred bytes.
 const LARGEST_BODY: usize = 1 << 20;
@@ -57,6 +57,12 @@ pub(crate) trait Application: Send + Sync {
     fn refund_by_hand(&self, _payment: &str, _minor_units: u64, _tracking: &str) -> Option<String> {
         None
     }
+    /// See [`crate::Simulators::complete_after`].
+    fn complete_after(&self, _look_ups: Option<u64>) {}
+    /// See [`crate::Simulators::revoke_tokens`].
+    fn revoke_tokens(&self) {}
+    /// See [`crate::Simulators::set_token_lifetime`].
+    fn set_token_lifetime(&self, _lifetime: TokenLifetime) {}
 }
 
 /// One provider, listening or not.

@@ -10,12 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-use crate::bbmsl::Bbmsl;
-use crate::begateway::Begateway;
-use crate::bog::{Bog, BogToken, Tokens};
-use crate::credentials::merchants;
-use crate::moyasar::Moyasar;
-use crate::server::{Application, Endpoint, Log};
+use crate::server::{Endpoint, Log};
 use crate::tls::Authorities;
 use crate::{Alpn, Certificate, Credentials, Exchange, Fault, Provider, Received, Refunded, lock};
 
@@ -112,11 +107,9 @@ impl Default for Options {
     }
 }
 
-/// The five endpoints, running. Dropping it stops all of it.
+/// All servers, running. Dropping it stops all of it.
 pub struct Simulators {
     authorities: Authorities,
-    tokens: Arc<Tokens>,
-    bog: Arc<Bog>,
     sites: BTreeMap<Provider, Site>,
 }
 
@@ -146,31 +139,15 @@ impl Drop for Site {
 }
 
 impl Simulators {
-    /// Starts all five. Needs a tokio runtime with I/O and time.
+    /// Starts all. Needs a tokio runtime with I/O and time.
     pub async fn start(options: Options) -> Result<Simulators, Error> {
         let authorities = Authorities::new()?;
-        let Credentials {
-            bog,
-            moyasar,
-            begateway,
-            bbmsl,
-        } = options.credentials;
-        let tokens = Arc::new(Tokens::new(bog, options.token_lifetime));
-        let bank = Arc::new(Bog::new(tokens.clone()));
-        let applications: [(Provider, Arc<dyn Application>); 5] = [
-            (Provider::Bog, bank.clone()),
-            (
-                Provider::BogToken,
-                Arc::new(BogToken {
-                    tokens: tokens.clone(),
-                }),
-            ),
-            (Provider::Moyasar, Arc::new(Moyasar::new(moyasar))),
-            (Provider::Begateway, Arc::new(Begateway::new(begateway))),
-            (Provider::Bbmsl, Arc::new(Bbmsl::new(merchants(bbmsl)?))),
-        ];
         let mut sites = BTreeMap::new();
-        for (provider, application) in applications {
+        let mut applications = Vec::new();
+        for provider in Provider::REFUNDING {
+            applications.extend((provider.declared().start)(&options)?);
+        }
+        for (provider, application) in Provider::ALL.into_iter().zip(applications) {
             let host = match options.hosts.get(&provider) {
                 Some(host) => host.clone(),
                 None => provider.host().to_owned(),
@@ -199,16 +176,11 @@ impl Simulators {
             site.serve(listener);
             sites.insert(provider, site);
         }
-        Ok(Simulators {
-            authorities,
-            tokens,
-            bog: bank,
-            sites,
-        })
+        Ok(Simulators { authorities, sites })
     }
 
     fn site(&self, provider: Provider) -> &Site {
-        &self.sites[&provider] // all five are there
+        &self.sites[&provider] // all are there
     }
 
     /// Where a provider listens. The same after [`Simulators::close`] and [`Simulators::open`].
@@ -269,11 +241,13 @@ impl Simulators {
             .settle(refund, succeeded)
     }
 
-    /// Lets BOG complete each refund by itself, after so many look-ups of its order that did not
-    /// show it; with `None`, as at the start, only [`Simulators::settle`] does. For the refunds
-    /// to come.
-    pub fn complete_bog_after(&self, look_ups: Option<u64>) {
-        self.bog.complete_after(look_ups);
+    /// Lets the providers that only take a refund at first complete each by itself, after so many
+    /// look-ups of its order that did not show it; with `None`, as at the start, only
+    /// [`Simulators::settle`] does. For the refunds to come.
+    pub fn complete_after(&self, look_ups: Option<u64>) {
+        for site in self.sites.values() {
+            site.endpoint.application.complete_after(look_ups);
+        }
     }
 
     /// Refunds so much of a payment, by its [`Refunded::payment`], in a way that no call of the API
@@ -291,19 +265,24 @@ impl Simulators {
         application.refund_by_hand(payment, minor_units, tracking)
     }
 
-    /// How many requests the token endpoint has received, whatever it answered.
+    /// How many requests the token endpoints have received, whatever they answered.
     pub fn token_fetches(&self) -> u64 {
-        self.received(Provider::BogToken)
+        let beside = Provider::ALL.into_iter().filter(|server| !server.refunds());
+        beside.map(|server| self.received(server)).sum()
     }
 
     /// Makes every token issued so far invalid.
     pub fn revoke_tokens(&self) {
-        self.tokens.revoke_all();
+        for site in self.sites.values() {
+            site.endpoint.application.revoke_tokens();
+        }
     }
 
     /// Sets what the next tokens are good for.
     pub fn set_token_lifetime(&self, lifetime: TokenLifetime) {
-        self.tokens.set_lifetime(lifetime);
+        for site in self.sites.values() {
+            site.endpoint.application.set_token_lifetime(lifetime);
+        }
     }
 
     /// How often each credential was accepted, by its place in [`Credentials`]. At

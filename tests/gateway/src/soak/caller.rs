@@ -26,20 +26,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LOOK_UPS: u32 = 12;
 /// One in so many refunds is looked up though its caller knows its end.
 const CURIOUS_ONE_IN: u32 = 8;
-/// BOG rejects one in so many refunds that it has accepted.
+/// One in so many refunds that were taken is rejected after all.
 const REJECTED_ONE_IN: u32 = 8;
 /// One in so many pairs of refunds is of one order and of one amount.
 const TWINS_ONE_IN: u32 = 5;
 /// One in so many calls meets a fault.
 const FAULT_ONE_IN: u32 = 5;
-
-/// Where refunds are made.
-pub(super) const PROVIDERS: [Provider; 4] = [
-    Provider::Bog,
-    Provider::Moyasar,
-    Provider::Begateway,
-    Provider::Bbmsl,
-];
 
 /// What is peculiar to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +78,7 @@ impl Refund {
             true => (&mut of_both, nth / 2 * 2),
             false => (&mut *rng, nth),
         };
-        let provider = PROVIDERS[shared.gen_range(0..PROVIDERS.len())];
+        let provider = Provider::REFUNDING[shared.gen_range(0..Provider::REFUNDING.len())];
         // Mostly a part, so that the order has money left for a second refund by mistake.
         let minor_units = match shared.gen_ratio(1, 8) && !is_twin {
             true => 10_000,
@@ -142,12 +134,7 @@ impl Refund {
 
     /// The currency of all fresh orders of this provider.
     pub fn currency(&self) -> &'static str {
-        match self.provider {
-            Provider::Bog | Provider::BogToken => "GEL",
-            Provider::Moyasar => "SAR",
-            Provider::Begateway => "USD",
-            Provider::Bbmsl => "HKD",
-        }
+        self.provider.declared().currency.0
     }
 
     fn body(&self, minor_units: u64) -> Value {
@@ -343,7 +330,7 @@ impl History {
     /// Whether the provider knows no name for the refund that its caller has, and the same call is
     /// refused for good: what became of a call that its caller left stays open.
     pub fn cannot_be_asked(refund: &Refund, calls: &[Call]) -> bool {
-        refund.provider == Provider::Bog
+        refund.provider.declared().by_id_alone
             && Self::id_in(calls).is_none()
             && calls
                 .iter()
@@ -527,7 +514,7 @@ impl Desk<'_> {
         let id = History::id_in(self.calls).map(str::to_owned);
         // Where the answer with the id was lost, the same call returns it (and no other name finds
         // a refund there).
-        if self.refund.provider == Provider::Bog && id.is_none() {
+        if self.refund.provider.declared().by_id_alone && id.is_none() {
             self.call(Why::Retry).await;
             return self.calls.last().map(Call::retry_after).unwrap_or_default();
         }

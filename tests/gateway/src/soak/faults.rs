@@ -38,11 +38,9 @@ fn one_of<T: Copy>(list: &[T], rng: &mut StdRng) -> T {
 
 /// A fault for the next request at a provider.
 pub(super) fn of(provider: Provider, rng: &mut StdRng) -> Fault {
-    match provider {
-        Provider::BogToken => of_token(rng),
-        Provider::Bog | Provider::Moyasar | Provider::Begateway | Provider::Bbmsl => {
-            of_refund(provider, rng)
-        }
+    match provider.refunds() {
+        true => of_refund(provider, rng),
+        false => of_token(provider, rng),
     }
 }
 
@@ -112,57 +110,15 @@ fn refusal(status: u16) -> Reply {
 
 /// The refund is made, and the reply says something else than that.
 fn altered(provider: Provider, rng: &mut StdRng) -> Fault {
-    let places: &[(&str, Option<&str>)] = match provider {
-        Provider::Bog => &[
-            ("/key", Some("\"request_queued\"")),
-            ("/key", Some("\"already_refunded\"")),
-            ("/key", None),
-            ("/action_id", None),
-        ],
-        Provider::Moyasar => &[
-            ("/id", Some("\"00000000-0000-4000-8000-ffffffffffff\"")),
-            ("/currency", Some("\"USD\"")),
-            ("/transactions/1/amount", Some("999999")),
-            ("/transactions/1/status", Some("\"queued\"")),
-            ("/transactions/1/status", Some("\"timeout\"")),
-            ("/transactions/1/id", None),
-            ("/transactions", None),
-        ],
-        Provider::Begateway => &[
-            ("/transaction/parent_uid", Some("\"another\"")),
-            ("/transaction/currency", Some("\"EUR\"")),
-            ("/transaction/amount", Some("999999")),
-            ("/transaction/amount", Some("\"1\"")),
-            ("/transaction/status", Some("\"error\"")),
-            ("/transaction/status", None),
-            ("/transaction/uid", None),
-        ],
-        Provider::Bbmsl => &[
-            ("/order/id", Some("1")),
-            ("/transaction/amount", Some("999999")),
-            ("/transaction/currency", Some("\"USD\"")),
-            ("/transaction/status", Some("\"PROCESSING\"")),
-            ("/transaction", None),
-            ("/responseCode", Some("\"9999\"")),
-            ("/responseCode", None),
-        ],
-        Provider::BogToken => &[
-            ("/access_token", None),
-            ("/access_token", Some("\"\"")),
-            ("/token_type", Some("\"mac\"")),
-            ("/expires_in", Some("1")),
-            ("/expires_in", None),
-        ],
-    };
-    let (pointer, value) = one_of(places, rng);
+    let (pointer, value) = one_of(provider.server().altered, rng);
     Fault::Altered {
         pointer: pointer.to_owned(),
         value: value.map(str::to_owned),
     }
 }
 
-/// None that lasts: every BOG call waits for it.
-fn of_token(rng: &mut StdRng) -> Fault {
+/// None that lasts: every call of its provider waits for it.
+fn of_token(provider: Provider, rng: &mut StdRng) -> Fault {
     let booked = rng.r#gen();
     match rng.gen_range(0..10) {
         0 => Fault::Close { booked },
@@ -183,7 +139,7 @@ fn of_token(rng: &mut StdRng) -> Fault {
             reply: refusal(one_of(&REFUSALS, rng)),
             booked: false,
         },
-        _ => altered(Provider::BogToken, rng),
+        _ => altered(provider, rng),
     }
 }
 

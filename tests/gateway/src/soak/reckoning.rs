@@ -29,7 +29,7 @@ struct Case<'a> {
     history: &'a History,
     /// From when until when the gateway was gone.
     restarts: &'a [RangeInclusive<SystemTime>],
-    /// Whether the gateway looks at BBMSL's order before it refunds it.
+    /// Whether the gateway looks at a payment first, where the provider has no keys.
     looks_first: bool,
     sends: Vec<&'a Exchange>,
     booked: Vec<&'a Refunded>,
@@ -134,7 +134,7 @@ pub(super) fn reckon(
             reckoning.findings.push((what, format!("{entry:?}\n")));
         }
         // A token is fetched for nobody's refund alone.
-        if provider != Provider::BogToken {
+        if provider.refunds() {
             for send in sends.into_values().flatten() {
                 let what = vec![("it was sent, and no call was made for it", String::new())];
                 reckoning.findings.push((what, format!("{send:?}\n")));
@@ -290,12 +290,9 @@ impl Case<'_> {
                 say("another amount is booked");
             }
             let version = uuid::Uuid::try_parse(&refund.key).map(|key| key.get_version_num());
-            let goes_out = match refund.provider {
-                Provider::Moyasar => matches!(version, Ok(4 | 7)),
-                Provider::Bog | Provider::BogToken | Provider::Begateway | Provider::Bbmsl => {
-                    version == Ok(4)
-                }
-            };
+            let declared = refund.provider.declared().key.as_ref();
+            let taken = declared.map(|key| key.versions).unwrap_or_default();
+            let goes_out = version.is_ok_and(|version| taken.contains(&version));
             if goes_out && entry.key.as_ref().is_some_and(|key| *key != refund.key) {
                 say("the caller's UUID is not the provider's key");
             }
@@ -321,35 +318,29 @@ impl Case<'_> {
         self.booked.iter().filter(|entry| !entry.rejected)
     }
 
-    /// Whether the provider itself has no word for what became of the refund: that Moyasar shows
-    /// none proves nothing, BOG has no name for what it refused, and BBMSL none for whose a
-    /// refund is that it refused to make twice, or that the gateway no longer remembers.
+    /// Whether the provider itself has no word for what became of the refund: it says so of a
+    /// look-up, or it has no name for what it refused.
     fn cannot_be_told(&self) -> bool {
         let History { refund, calls } = self.history;
         let mut look_ups = calls.iter().filter(|call| call.why == Why::LookUp);
-        match refund.provider {
-            Provider::Bbmsl => look_ups.any(|call| call.word() == "refund-ambiguous"),
-            Provider::Moyasar => {
-                self.booked.is_empty() && look_ups.any(|call| call.word() == "refund-not-found")
-            }
-            Provider::Bog | Provider::BogToken | Provider::Begateway => {
-                // A gateway that was started anew passes on a refusal of a later send as what it
-                // is.
-                let (first, last) = (calls.first(), calls.last());
-                let is_one_life = first
-                    .zip(last)
-                    .is_some_and(|(first, last)| self.is_one_life(first.began, last.ended));
-                (self.booked.is_empty() || !is_one_life) && History::cannot_be_asked(refund, calls)
-            }
+        if let Some((code, booked_too)) = refund.provider.declared().leaves_open {
+            return (booked_too || self.booked.is_empty())
+                && look_ups.any(|call| call.word() == code);
         }
+        // A gateway that was started anew passes on a refusal of a later send as what it is.
+        let (first, last) = (calls.first(), calls.last());
+        let is_one_life = first
+            .zip(last)
+            .is_some_and(|(first, last)| self.is_one_life(first.began, last.ended));
+        (self.booked.is_empty() || !is_one_life) && History::cannot_be_asked(refund, calls)
     }
 
-    /// Whether a gateway that was started anew, and does not look first, cannot know that BBMSL
-    /// refunded the order under another key before: the README names it. It is counted, and
-    /// nothing else is excused by it.
+    /// Whether a gateway that was started anew, and does not look first, cannot know that a
+    /// provider without keys refunded the order under another key before: the README names it. It
+    /// is counted, and nothing else is excused by it.
     fn is_forgotten(&self) -> bool {
         let refund = &self.history.refund;
-        refund.provider == Provider::Bbmsl
+        !refund.provider.has_keys()
             && !self.looks_first
             && self.booked.is_empty()
             && self.beside.iter().any(|entry| {
@@ -363,7 +354,7 @@ impl Case<'_> {
     /// Whether the gateway knows of a send under the key, from before this call.
     fn is_remembered(&self, call: &Call) -> bool {
         self.sends.iter().any(|send| {
-            is_refund(send)
+            self.is_refund(send)
                 && request_id(send) != call.id
                 && send.request.at < call.ended
                 && self.is_one_life(send.request.at, call.ended)
@@ -378,7 +369,11 @@ impl Case<'_> {
 
     fn wrong_sends(&self) -> Vec<Wrong> {
         let mut wrong = Vec::new();
-        let mut keys: Vec<_> = self.sends.iter().filter_map(|send| key(send)).collect();
+        let mut keys: Vec<_> = self
+            .sends
+            .iter()
+            .filter_map(|send| self.key(send))
+            .collect();
         keys.sort_unstable();
         keys.dedup();
         if keys.len() > 1 {
@@ -388,7 +383,7 @@ impl Case<'_> {
             let sends = self.sends_of(call);
             let looks = call.why != Why::LookUp && self.looks_first;
             match (
-                sends.filter(|send| !looks || is_refund(send)).count(),
+                sends.filter(|send| !looks || self.is_refund(send)).count(),
                 call.why,
             ) {
                 (0, _) => {}
@@ -400,8 +395,12 @@ impl Case<'_> {
                 _ => wrong.push(("one call was sent more than once", call.id.clone())),
             }
         }
-        if self.history.refund.provider == Provider::Bbmsl {
-            let refunds: Vec<_> = self.sends.iter().filter(|send| is_refund(send)).collect();
+        if !self.history.refund.provider.has_keys() {
+            let refunds: Vec<_> = self
+                .sends
+                .iter()
+                .filter(|send| self.is_refund(send))
+                .collect();
             let again = |pair: &&[&&Exchange]| {
                 self.may_be_unknown(pair[0])
                     && !self.was_cleared(pair[0], pair[1])
@@ -415,6 +414,18 @@ impl Case<'_> {
             }));
         }
         wrong
+    }
+
+    /// Whether a send asks for a refund, and not how one stands.
+    fn is_refund(&self, send: &Exchange) -> bool {
+        let declared = self.history.refund.provider.declared();
+        declared.is_refund(&send.request)
+    }
+
+    /// The idempotency key of a send.
+    fn key(&self, send: &Exchange) -> Option<String> {
+        let declared = self.history.refund.provider.declared();
+        declared.key.as_ref()?.of(&send.request)
     }
 
     fn sends_of(&self, call: &Call) -> impl Iterator<Item = &&Exchange> {
@@ -490,28 +501,27 @@ impl Case<'_> {
             && call.why != Why::LookUp
             && failures.contains(&call.said("code"))
             && (call.said("outcome"), call.said("retry")) == ("not_refunded", "same_key")
-            && !self.sends_of(call).any(|send| is_refund(send))
+            && !self.sends_of(call).any(|send| self.is_refund(send))
     }
 
     /// Whether an answer of success is about the one entry, in its amount and under its id, and
     /// came after it.
     fn is_receipt(&self, call: &Call) -> bool {
         let refund = &self.history.refund;
-        let words = match (call.why, self.history.refund.provider) {
-            (Why::LookUp, Provider::Bog) => {
+        let declared = refund.provider.declared();
+        let words = match (call.why, declared.answers) {
+            (Why::LookUp, "pending") => {
                 &[(200, "pending"), (200, "succeeded"), (200, "failed")][..]
             }
             // What a look-up has found out is told again.
-            (_, Provider::Bog) => &[(202, "pending"), (200, "succeeded")][..],
-            (_, Provider::BogToken | Provider::Moyasar | Provider::Begateway | Provider::Bbmsl) => {
-                &[(200, "succeeded")][..]
-            }
+            (_, "pending") => &[(202, "pending"), (200, "succeeded")][..],
+            _ => &[(200, "succeeded")][..],
         };
         let Some(answer) = call.answer() else {
             return false;
         };
         let body = &answer.body;
-        // Pending at BOG: the order shows no action yet, so there is an amount only where the
+        // Pending: the payment does not show the refund yet, so there is an amount only where the
         // gateway remembers it.
         let none = call.why == Why::LookUp
             && call.word_by_call() == LastWord::Pending
@@ -525,12 +535,8 @@ impl Case<'_> {
             || cannot_compare
             || body["amount"]["value"] == *decimal(refund.minor_units)
                 && body["amount"]["currency"] == *refund.currency();
-        // BBMSL's order does not show its transactions, and BOG may accept without an id.
-        let nameless = call.said("id").is_empty()
-            && match call.word_by_call() {
-                LastWord::Pending => refund.provider == Provider::Bog,
-                _ => refund.provider == Provider::Bbmsl,
-            };
+        let nameless =
+            call.said("id").is_empty() && declared.nameless.contains(&call.said("status"));
         words.contains(&(answer.status, call.said("status")))
             && amount
             && call.said("provider") == cluster(refund.provider)
@@ -582,7 +588,7 @@ impl Case<'_> {
         };
         let Some(first) = earlier().find(|other| self.settled(other)) else {
             if call.why == Why::Repeat
-                && self.history.refund.provider == Provider::Bbmsl
+                && !self.history.refund.provider.has_keys()
                 && call.word_by_call() != LastWord::Unknown
                 && !earlier().any(|other| other.why == Why::LookUp)
             {
@@ -635,9 +641,9 @@ impl Case<'_> {
 
 /// The contract's table of errors, as far as callers without a fault of their own can meet it.
 fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
-    let by_key = match provider {
-        Provider::Bbmsl => "look_up",
-        Provider::Bog | Provider::BogToken | Provider::Moyasar | Provider::Begateway => "same_key",
+    let by_key = match provider.has_keys() {
+        true => "same_key",
+        false => "look_up",
     };
     let retry = call.said("retry");
     if call.why == Why::LookUp {
@@ -665,7 +671,7 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
         }
         // While the other key's refund is open, this one may yet be made.
         ("payment-has-refund", "not_refunded") => {
-            provider == Provider::Bbmsl && (retry == "no" || retry == "same_key")
+            !provider.has_keys() && (retry == "no" || retry == "same_key")
         }
         // The same call would be refused again.
         (
@@ -690,23 +696,6 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
         }
         _ => false,
     }
-}
-
-/// Whether a request asks for a refund, and not how one stands.
-fn is_refund(send: &Exchange) -> bool {
-    send.request.path.contains("refund")
-}
-
-/// The idempotency key of a send, where the provider has one and the request arrived whole.
-fn key(send: &Exchange) -> Option<String> {
-    let header = ["idempotency-key", "requestid"]
-        .into_iter()
-        .find_map(|name| send.request.headers_named(name).next());
-    if let Some(key) = header {
-        return Some(String::from_utf8_lossy(key).into_owned());
-    }
-    let body: serde_json::Value = serde_json::from_slice(&send.request.body).ok()?;
-    Some(body.get("transaction_id")?.as_str()?.to_owned())
 }
 
 impl std::fmt::Display for Case<'_> {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use gateway_testbed::{Answer, Front, Gateway, Options, cluster};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, BogToken, Moyasar};
-use provider_simulator::orders;
+use provider_simulator::{Provider, orders};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -16,8 +15,8 @@ use tokio::time::timeout;
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The providers, without BOG's token endpoint.
-pub const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
+/// The providers, without the token endpoints beside them.
+pub const FOUR: [Provider; Provider::REFUNDING.len()] = Provider::REFUNDING;
 
 /// Changes the filter's own configuration inside Envoy's.
 pub fn plugin(config: &mut Value, change: impl FnOnce(&mut Value)) {
@@ -74,9 +73,17 @@ impl Problem {
 /// What may be done about a refund of which it is not known whether it was made: that goes by
 /// whether the provider knows keys.
 pub fn by_key(provider: Provider) -> &'static str {
-    match provider {
-        Bbmsl => "look_up",
-        Bog | BogToken | Moyasar | Begateway => "same_key",
+    match provider.has_keys() {
+        true => "same_key",
+        false => "look_up",
+    }
+}
+
+/// The status and the word of a refund that a provider takes.
+pub fn taken(provider: Provider) -> (u16, &'static str) {
+    match provider.declared().answers {
+        "pending" => (202, "pending"),
+        word => (200, word),
     }
 }
 
@@ -108,12 +115,7 @@ pub const fn asked_wrongly(code: &'static str, status: u16) -> Problem {
 
 /// The currency of a provider's fresh orders.
 pub fn currency(provider: Provider) -> &'static str {
-    match provider {
-        Bog | BogToken => "GEL",
-        Moyasar => "SAR",
-        Begateway => "USD",
-        Bbmsl => "HKD",
-    }
+    provider.declared().currency.0
 }
 
 /// So much of a provider's nth fresh order.

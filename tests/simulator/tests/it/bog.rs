@@ -3,7 +3,7 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http::Method;
 use provider_simulator::{
-    Credentials, ExpiresIn, Fault, OAuthClient, Options, Provider, Refunded, Simulators,
+    Credential, Credentials, ExpiresIn, Fault, Options, Provider, Refunded, Simulators,
     TokenLifetime, orders,
 };
 use serde_json::{Value, json};
@@ -365,10 +365,8 @@ async fn two_clients_are_counted_and_revoked_apart() {
         credentials: Credentials::default(),
         ..Options::default()
     };
-    options.credentials.bog.push(OAuthClient {
-        id: "refund-demo".into(),
-        secret: "next".into(),
-    });
+    let client = Credential::new("refund-demo", "next");
+    options.credentials.accept(Provider::Bog, client);
     let simulators = start_with(options).await;
     let old = refund(&simulators, PATH, r#"{"amount":1}"#).await;
     assert_eq!(
@@ -520,7 +518,7 @@ async fn a_rejected_refund_gives_its_money_back() {
 async fn a_refund_can_complete_by_itself_after_some_look_ups() {
     let simulators = start().await;
     for (look_ups, absent) in [(Some(2), 2), (Some(0), 0)] {
-        simulators.complete_bog_after(look_ups);
+        simulators.complete_after(look_ups);
         let action = accepted(&simulators, "1").await;
         let shows = |details: Value| details["actions"].to_string().contains(&action);
         for _ in 0..absent {
@@ -528,7 +526,7 @@ async fn a_refund_can_complete_by_itself_after_some_look_ups() {
         }
         assert!(shows(receipt(&simulators).await));
     }
-    simulators.complete_bog_after(None);
+    simulators.complete_after(None);
     accepted(&simulators, "1").await;
     assert_eq!(simulators.settle(Provider::Bog, None, true), 1);
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use provider_simulator::{MerchantKey, Options, Provider, SigningKeys, Simulators};
+use provider_simulator::{Credential, Options, Provider, SigningKeys, Simulators};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -25,10 +25,8 @@ pub async fn start() -> Simulators {
 }
 
 pub async fn start_with(mut options: Options) -> Simulators {
-    options.credentials.bbmsl.push(MerchantKey {
-        merchant: "3".into(),
-        public_key: KEYS.public_key.clone(),
-    });
+    let merchant = Credential::new("3", &KEYS.public_key);
+    options.credentials.accept(Provider::Bbmsl, merchant);
     Simulators::start(options).await.expect("started")
 }
 

@@ -6,11 +6,13 @@
 //! and so is the choice of HTTP status: 400 for what is not a request at all, 401 for a signature,
 //! 200 for the rest.
 
-use std::sync::Mutex;
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rsa::RsaPublicKey;
 use rsa::pkcs1v15::{Signature, VerifyingKey};
+use rsa::pkcs8::DecodePublicKey as _;
 use rsa::sha2::Sha256;
 use rsa::signature::Verifier as _;
 use time::OffsetDateTime;
@@ -19,9 +21,11 @@ use crate::amount::{decimal, minor_units};
 use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
-use crate::orders::{self, Behaviour, Order};
+use crate::orders::{self, Behaviour, FRESH_NUMBER, HKD, JPY, KWD, Order, USD, answers};
 use crate::server::Application;
-use crate::{Provider, Received, Refunded, Reply, lock};
+use crate::{
+    Declaration, Error, Fresh, Options, Provider, Received, Refunded, Reply, Secret, Server, lock,
+};
 
 const REFUND: &str = "/hosted-checkout/refund";
 const QUERY: &str = "/hosted-checkout/query";
@@ -34,7 +38,7 @@ const REFUNDED_BEFORE: &str = "9005";
 const TOO_MUCH: &str = "9006";
 const NO_BALANCE: &str = "9007";
 
-pub(crate) struct Bbmsl {
+struct Bbmsl {
     /// `merchantId` and the public key registered for it.
     merchants: Accepted<(String, RsaPublicKey)>,
     state: Mutex<State>,
@@ -60,7 +64,7 @@ struct Named {
 }
 
 impl Bbmsl {
-    pub fn new(merchants: Vec<(String, RsaPublicKey)>) -> Bbmsl {
+    fn new(merchants: Vec<(String, RsaPublicKey)>) -> Bbmsl {
         Bbmsl {
             merchants: Accepted::new(merchants),
             state: Mutex::default(),
@@ -143,7 +147,7 @@ fn named(inner: &Json) -> Result<Named, Reply> {
     let by_reference = match inner.member("merchantReference") {
         None => None,
         Some(Json::Text(reference)) if (1..=64).contains(&reference.chars().count()) => {
-            Some(orders::by_reference(reference))
+            Some(by_reference(reference))
         }
         Some(_) => return Err(wrong("merchantReference is not a String(64)")),
     };
@@ -379,3 +383,99 @@ fn two_decimals(minor: u64, exponent: u8) -> String {
         _ => decimal(minor, 2),
     }
 }
+
+/// The fresh orders' references.
+const FRESH: &str = "order-";
+
+fn by_reference(reference: &str) -> Option<Order> {
+    orders::by_reference(Provider::Bbmsl, reference, |fresh| {
+        fresh.strip_prefix(FRESH)
+    })
+}
+
+/// Nothing starts with a key that cannot be read.
+fn start(options: &Options) -> Result<Vec<Arc<dyn Application>>, Error> {
+    let merchants = options.credentials.of(Provider::Bbmsl).into_iter();
+    let merchants = merchants.map(|merchant| {
+        let key = RsaPublicKey::from_public_key_pem(&merchant.secret);
+        let key = key.map_err(|_| Error::Credential(Provider::Bbmsl))?;
+        Ok((merchant.account, key))
+    });
+    let merchants = merchants.collect::<Result<_, Error>>()?;
+    Ok(vec![Arc::new(Bbmsl::new(merchants))])
+}
+
+const fn bbmsl(
+    name: &'static str,
+    id: &'static str,
+    reference: &'static str,
+    amount: u64,
+    (currency, exponent): (&'static str, u8),
+    behaviour: Behaviour,
+) -> Order {
+    Order {
+        provider: Provider::Bbmsl,
+        name,
+        id: Cow::Borrowed(id),
+        reference: Cow::Borrowed(reference),
+        amount,
+        currency,
+        exponent,
+        behaviour,
+    }
+}
+
+#[rustfmt::skip]
+const ORDERS: &[Order] = &[
+    bbmsl("page", "4922", "1655817171", 1_500, USD, Behaviour::Succeeds),
+    bbmsl("hkd", "4923", "ref-hkd", 10_000, HKD, Behaviour::Succeeds),
+    // Number(9,2) has no third decimal: only tens of fils can be refunded.
+    bbmsl("kwd", "4924", "ref-kwd", 12_340, KWD, Behaviour::Succeeds),
+    bbmsl("jpy", "4925", "ref-jpy", 1_500, JPY, Behaviour::Succeeds),
+    bbmsl("declined", "4926", "ref-declined", 10_000, HKD, answers("DECLINED", false)),
+    bbmsl("strange", "4927", "ref-strange", 10_000, HKD, answers("PROCESSING", true)),
+    bbmsl("refused", "4928", "ref-no-balance", 10_000, HKD, Behaviour::Refuses),
+    bbmsl("already-refunded", "4929", "ref-already-refunded", 10_000, HKD, Behaviour::AlreadyRefunded),
+];
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    title: "BBMSL",
+    servers: &[Server {
+        cluster: "bbmsl",
+        host: "payapi.prod.bbmsl.com",
+        altered: &[
+            ("/order/id", Some("1")),
+            ("/transaction/amount", Some("999999")),
+            ("/transaction/currency", Some("\"USD\"")),
+            ("/transaction/status", Some("\"PROCESSING\"")),
+            ("/transaction", None),
+            ("/responseCode", Some("\"9999\"")),
+            ("/responseCode", None),
+        ],
+    }],
+    secret: Secret {
+        account: "3",
+        name: "bbmsl-key",
+        signs: true,
+    },
+    // None, so that every signature is refused: a private key in the repository would be one too
+    // many.
+    accepts: &[],
+    key: None,
+    path: (REFUND, ""),
+    names: "orderId in the signed text",
+    answers: "succeeded",
+    // Its order does not show its transactions.
+    nameless: &["succeeded"],
+    by_id_alone: false,
+    leaves_open: Some(("refund-ambiguous", true)),
+    currency: HKD,
+    fresh: Fresh {
+        id: |nth| (FRESH_NUMBER + nth).to_string(),
+        is: |_| false,
+        reference: |id| format!("{FRESH}{id}"),
+    },
+    orders: ORDERS,
+    demo: "4923",
+    start,
+};

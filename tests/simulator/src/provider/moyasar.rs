@@ -14,15 +14,18 @@ use uuid::Uuid;
 use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
-use crate::orders::{self, Behaviour, Order};
+use crate::orders::{self, Behaviour, JPY, KWD, Order, SAR, answers, order};
 use crate::server::Application;
-use crate::{Provider, Received, Refunded, Reply, lock, segment};
+use crate::{
+    Credential, Declaration, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
+    Reply, Secret, Server, lock, segment,
+};
 
 const ORDERS: &str = "/v1/orders/";
 const LARGEST: u64 = 100_000_000;
 
-pub(crate) struct Moyasar {
-    keys: Accepted<String>,
+struct Moyasar {
+    keys: Accepted<Credential>,
     state: Mutex<State>,
     /// The `transaction_id` of each request whose reply is not ready.
     in_flight: Arc<Mutex<HashSet<String>>>,
@@ -55,7 +58,7 @@ impl Drop for InFlight {
 }
 
 impl Moyasar {
-    pub fn new(keys: Vec<String>) -> Moyasar {
+    fn new(keys: Vec<Credential>) -> Moyasar {
         Moyasar {
             keys: Accepted::new(keys),
             state: Mutex::default(),
@@ -69,7 +72,7 @@ impl Moyasar {
         };
         // The page does not say what a wrong key meets; 403 is for one that is known and may not.
         self.keys
-            .find(|known| known == key)
+            .find(|known| known.secret == key)
             .ok_or_else(|| self.refusal(401, "Invalid authentication information"))
     }
 
@@ -413,3 +416,68 @@ fn order_object(order: &Order, refunded: u64, refunds: &[Json]) -> Json {
         ("transactions", Json::Array(transactions)),
     ])
 }
+
+fn start(options: &Options) -> Result<Vec<Arc<dyn Application>>, Error> {
+    let keys = options.credentials.of(Provider::Moyasar);
+    Ok(vec![Arc::new(Moyasar::new(keys))])
+}
+
+const FRESH: &str = "00000000-0000-4000-8000-";
+
+#[rustfmt::skip]
+const KNOWN: &[Order] = &[
+    order(Provider::Moyasar, "page", "0191f5a7-44d3-7430-8739-2d80821416bf", 262_346, SAR, Behaviour::Succeeds),
+    order(Provider::Moyasar, "kwd", "0191f5a7-0000-7000-8000-000000000001", 12_345, KWD, Behaviour::Succeeds),
+    order(Provider::Moyasar, "jpy", "0191f5a7-0000-7000-8000-000000000002", 1_500, JPY, Behaviour::Succeeds),
+    order(Provider::Moyasar, "declined", "0191f5a7-0000-7000-8000-000000000003", 10_000, SAR, answers("failed", false)),
+    order(Provider::Moyasar, "pending", "0191f5a7-0000-7000-8000-000000000004", 10_000, SAR, answers("initiated", true)),
+    order(Provider::Moyasar, "timeout", "0191f5a7-0000-7000-8000-000000000005", 10_000, SAR, answers("timeout", true)),
+    order(Provider::Moyasar, "system-error", "0191f5a7-0000-7000-8000-000000000006", 10_000, SAR, answers("system_error", false)),
+    order(Provider::Moyasar, "strange", "0191f5a7-0000-7000-8000-000000000007", 10_000, SAR, answers("queued", true)),
+    order(Provider::Moyasar, "refused", "0191f5a7-0000-7000-8000-000000000008", 10_000, SAR, Behaviour::Refuses),
+    order(Provider::Moyasar, "forbidden", "0191f5a7-0000-7000-8000-000000000009", 10_000, SAR, Behaviour::Forbidden),
+    order(Provider::Moyasar, "already-refunded", "0191f5a7-0000-7000-8000-00000000000a", 10_000, SAR, Behaviour::AlreadyRefunded),
+];
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    title: "Moyasar",
+    servers: &[Server {
+        cluster: "moyasar",
+        host: "pg.moyasar.com",
+        altered: &[
+            ("/id", Some("\"00000000-0000-4000-8000-ffffffffffff\"")),
+            ("/currency", Some("\"USD\"")),
+            ("/transactions/1/amount", Some("999999")),
+            ("/transactions/1/status", Some("\"queued\"")),
+            ("/transactions/1/status", Some("\"timeout\"")),
+            ("/transactions/1/id", None),
+            ("/transactions", None),
+        ],
+    }],
+    secret: Secret {
+        account: "",
+        name: "moyasar-api-key",
+        signs: false,
+    },
+    accepts: &[("", "moyasar-demo-key")],
+    key: Some(Key {
+        place: Place::Member("transaction_id"),
+        versions: &[4, 7],
+    }),
+    path: (ORDERS, "/refund"),
+    names: "id in the path",
+    answers: "succeeded",
+    nameless: &[],
+    by_id_alone: false,
+    // That it shows none proves nothing.
+    leaves_open: Some(("refund-not-found", false)),
+    currency: SAR,
+    fresh: Fresh {
+        id: |nth| format!("{FRESH}{nth:012x}"),
+        is: |id| id.starts_with(FRESH),
+        reference: |_| String::new(),
+    },
+    orders: KNOWN,
+    demo: "0191f5a7-44d3-7430-8739-2d80821416bf",
+    start,
+};

@@ -14,14 +14,16 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use time::OffsetDateTime;
 use uuid::{Uuid, Variant};
 
+use crate::Error;
 use crate::amount::{decimal, minor_units};
 use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
-use crate::orders::{self, Behaviour, Order};
+use crate::orders::{self, Behaviour, EUR, GEL, JPY, KWD, Order, order};
 use crate::server::Application;
 use crate::{
-    ExpiresIn, OAuthClient, Provider, Received, Refunded, Reply, TokenLifetime, lock, segment,
+    Credential, Declaration, ExpiresIn, Fresh, Key, Options, Place, Provider, Received, Refunded,
+    Reply, Secret, Server, TokenLifetime, lock, segment,
 };
 
 const REFUND: &str = "/payments/v1/payment/refund/";
@@ -29,8 +31,8 @@ const RECEIPT: &str = "/payments/v1/receipt/";
 const TOKEN: &str = "/auth/realms/bog/protocol/openid-connect/token";
 
 /// The tokens in force, shared by the two endpoints.
-pub(crate) struct Tokens {
-    clients: Accepted<OAuthClient>,
+struct Tokens {
+    clients: Accepted<Credential>,
     lifetime: Mutex<TokenLifetime>,
     /// By token: until when, and for which client.
     issued: Mutex<HashMap<String, (Instant, usize)>>,
@@ -39,21 +41,13 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    pub fn new(clients: Vec<OAuthClient>, lifetime: TokenLifetime) -> Tokens {
+    fn new(clients: Vec<Credential>, lifetime: TokenLifetime) -> Tokens {
         Tokens {
             spent: Accepted::new(clients.iter().map(|_| ())),
             clients: Accepted::new(clients),
             lifetime: Mutex::new(lifetime),
             issued: Mutex::default(),
         }
-    }
-
-    pub fn set_lifetime(&self, lifetime: TokenLifetime) {
-        *lock(&self.lifetime) = lifetime;
-    }
-
-    pub fn revoke_all(&self) {
-        lock(&self.issued).clear();
     }
 
     /// A new token, and what the answer says of its end.
@@ -89,8 +83,8 @@ impl Tokens {
 }
 
 /// The token endpoint.
-pub(crate) struct BogToken {
-    pub tokens: Arc<Tokens>,
+struct BogToken {
+    tokens: Arc<Tokens>,
 }
 
 /// Keycloak's shape, inferred from the path.
@@ -120,7 +114,7 @@ impl Application for BogToken {
         }
         let client = request.basic().and_then(|(id, secret)| {
             let clients = &self.tokens.clients;
-            clients.find(|client| client.id == id && client.secret == secret)
+            clients.find(|client| client.account == id && client.secret == secret)
         });
         let Some(client) = client else {
             return oauth_error(
@@ -157,8 +151,8 @@ impl Application for BogToken {
 }
 
 /// The endpoints of the refund and of its end.
-pub(crate) struct Bog {
-    pub tokens: Arc<Tokens>,
+struct Bog {
+    tokens: Arc<Tokens>,
     state: Mutex<State>,
 }
 
@@ -234,15 +228,11 @@ fn georgian(at: OffsetDateTime) -> String {
 }
 
 impl Bog {
-    pub fn new(tokens: Arc<Tokens>) -> Bog {
+    fn new(tokens: Arc<Tokens>) -> Bog {
         Bog {
             tokens,
             state: Mutex::default(),
         }
-    }
-
-    pub fn complete_after(&self, look_ups: Option<u64>) {
-        lock(&self.state).patience = look_ups;
     }
 
     fn details(&self, state: &mut State, id: &str) -> Reply {
@@ -493,6 +483,18 @@ impl Application for Bog {
         }
         Some(id)
     }
+
+    fn complete_after(&self, look_ups: Option<u64>) {
+        lock(&self.state).patience = look_ups;
+    }
+
+    fn revoke_tokens(&self) {
+        lock(&self.tokens.issued).clear();
+    }
+
+    fn set_token_lifetime(&self, lifetime: TokenLifetime) {
+        *lock(&self.tokens.lifetime) = lifetime;
+    }
 }
 
 fn is_uuid_v4(text: &str) -> bool {
@@ -500,3 +502,77 @@ fn is_uuid_v4(text: &str) -> bool {
         && Uuid::try_parse(text)
             .is_ok_and(|uuid| uuid.get_version_num() == 4 && uuid.get_variant() == Variant::RFC4122)
 }
+
+fn start(options: &Options) -> Result<Vec<Arc<dyn Application>>, Error> {
+    let clients = options.credentials.of(Provider::Bog);
+    let tokens = Arc::new(Tokens::new(clients, options.token_lifetime));
+    Ok(vec![
+        Arc::new(Bog::new(tokens.clone())),
+        Arc::new(BogToken { tokens }),
+    ])
+}
+
+#[rustfmt::skip]
+const ORDERS: &[Order] = &[
+    order(Provider::Bog, "page", "bog-card-gel", 10_000, GEL, Behaviour::Succeeds),
+    order(Provider::Bog, "kwd", "bog-card-kwd", 12_345, KWD, Behaviour::Succeeds),
+    order(Provider::Bog, "jpy", "bog-card-jpy", 1_500, JPY, Behaviour::Succeeds),
+    order(Provider::Bog, "eur", "bog-card-eur", 2_050, EUR, Behaviour::Succeeds),
+    // Percent-encoded in the path: `ord%2F1%20x`.
+    order(Provider::Bog, "encoded", "ord/1 x", 10_000, GEL, Behaviour::Succeeds),
+    order(Provider::Bog, "whole-only", "bog-authorization", 10_000, GEL, Behaviour::WholeOnly),
+    order(Provider::Bog, "refused", "bog-refused", 10_000, GEL, Behaviour::Refuses),
+    order(Provider::Bog, "already-refunded", "bog-already-refunded", 10_000, GEL, Behaviour::AlreadyRefunded),
+];
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    title: "Bank of Georgia",
+    servers: &[
+        Server {
+            cluster: "bog",
+            host: "api.bog.ge",
+            altered: &[
+                ("/key", Some("\"request_queued\"")),
+                ("/key", Some("\"already_refunded\"")),
+                ("/key", None),
+                ("/action_id", None),
+            ],
+        },
+        Server {
+            cluster: "bog-token",
+            host: "oauth2.bog.ge",
+            altered: &[
+                ("/access_token", None),
+                ("/access_token", Some("\"\"")),
+                ("/token_type", Some("\"mac\"")),
+                ("/expires_in", Some("1")),
+                ("/expires_in", None),
+            ],
+        },
+    ],
+    secret: Secret {
+        account: "10001",
+        name: "bog-client-secret",
+        signs: false,
+    },
+    accepts: &[("refund-demo", "bog-demo-secret")],
+    key: Some(Key {
+        place: Place::Header("idempotency-key"),
+        versions: &[4],
+    }),
+    path: (REFUND, ""),
+    names: "id in the path",
+    answers: "pending",
+    nameless: &["pending"],
+    by_id_alone: true,
+    leaves_open: None,
+    currency: GEL,
+    fresh: Fresh {
+        id: |nth| format!("order-{nth}"),
+        is: |id| id.starts_with("order-"),
+        reference: |_| String::new(),
+    },
+    orders: ORDERS,
+    demo: "bog-card-gel",
+    start,
+};

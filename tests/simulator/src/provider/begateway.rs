@@ -6,7 +6,7 @@
 //! on its page of idempotency; the shapes of errors are those seen in public clients.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
@@ -15,9 +15,12 @@ use uuid::Uuid;
 use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
-use crate::orders::{self, Behaviour, ErrorShape, Order};
+use crate::orders::{self, Behaviour, ErrorShape, JPY, KWD, Order, USD, answers, order};
 use crate::server::Application;
-use crate::{Provider, Received, Refunded, Reply, Shop, lock, segment};
+use crate::{
+    Credential, Declaration, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
+    Reply, Secret, Server, lock, segment,
+};
 
 const REFUNDS: &str = "/beyag/transactions/refunds";
 const BY_UID: &str = "/beyag/transactions/";
@@ -27,8 +30,8 @@ const MOST_FOUND: usize = 100;
 const LONGEST_REASON: usize = 255;
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-pub(crate) struct Begateway {
-    shops: Accepted<Shop>,
+struct Begateway {
+    shops: Accepted<Credential>,
     state: Mutex<State>,
 }
 
@@ -42,7 +45,7 @@ struct State {
 }
 
 impl Begateway {
-    pub fn new(shops: Vec<Shop>) -> Begateway {
+    fn new(shops: Vec<Credential>) -> Begateway {
         Begateway {
             shops: Accepted::new(shops),
             state: Mutex::default(),
@@ -191,7 +194,7 @@ impl Application for Begateway {
     fn answer(&self, request: &Received) -> Reply {
         let shop = request.basic().and_then(|(id, secret)| {
             self.shops
-                .find(|shop| shop.id == id && shop.secret == secret)
+                .find(|shop| shop.account == id && shop.secret == secret)
         });
         let Some(shop) = shop else {
             return self
@@ -378,3 +381,71 @@ fn transaction(
     transaction.add("refund", Json::object(refund));
     transaction
 }
+
+fn start(options: &Options) -> Result<Vec<Arc<dyn Application>>, Error> {
+    let shops = options.credentials.of(Provider::Begateway);
+    Ok(vec![Arc::new(Begateway::new(shops))])
+}
+
+#[rustfmt::skip]
+const ORDERS: &[Order] = &[
+    order(Provider::Begateway, "page", "1-310b0da80b", 10_000, USD, Behaviour::Succeeds),
+    order(Provider::Begateway, "kwd", "1-kwd", 12_345, KWD, Behaviour::Succeeds),
+    order(Provider::Begateway, "jpy", "1-jpy", 1_500, JPY, Behaviour::Succeeds),
+    order(Provider::Begateway, "older", "1-older", 10_000, USD, Behaviour::Older),
+    order(Provider::Begateway, "declined", "1-failed", 10_000, USD, answers("failed", false)),
+    order(Provider::Begateway, "expired", "1-expired", 10_000, USD, answers("expired", false)),
+    order(Provider::Begateway, "deleted", "1-deleted", 10_000, USD, answers("deleted", false)),
+    order(Provider::Begateway, "pending", "1-pending", 10_000, USD, answers("pending", true)),
+    order(Provider::Begateway, "incomplete", "1-incomplete", 10_000, USD, answers("incomplete", true)),
+    order(Provider::Begateway, "error", "1-error", 10_000, USD, answers("error", false)),
+    order(Provider::Begateway, "strange", "1-strange", 10_000, USD, answers("queued", true)),
+    order(Provider::Begateway, "already-refunded", "1-already-refunded", 10_000, USD, Behaviour::AlreadyRefunded),
+    order(Provider::Begateway, "errors", "1-shape-errors", 10_000, USD, Behaviour::Errors(ErrorShape::Errors)),
+    order(Provider::Begateway, "errors-response", "1-shape-response", 10_000, USD, Behaviour::Errors(ErrorShape::Response)),
+    order(Provider::Begateway, "errors-error", "1-shape-error", 10_000, USD, Behaviour::Errors(ErrorShape::Error)),
+    order(Provider::Begateway, "errors-code", "1-shape-code", 10_000, USD, Behaviour::Errors(ErrorShape::Code)),
+    order(Provider::Begateway, "errors-objects", "1-shape-objects", 10_000, USD, Behaviour::Errors(ErrorShape::Objects)),
+];
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    title: "beGateway",
+    servers: &[Server {
+        cluster: "begateway",
+        host: "api.begateway.com",
+        altered: &[
+            ("/transaction/parent_uid", Some("\"another\"")),
+            ("/transaction/currency", Some("\"EUR\"")),
+            ("/transaction/amount", Some("999999")),
+            ("/transaction/amount", Some("\"1\"")),
+            ("/transaction/status", Some("\"error\"")),
+            ("/transaction/status", None),
+            ("/transaction/uid", None),
+        ],
+    }],
+    secret: Secret {
+        account: "361",
+        name: "begateway-secret-key",
+        signs: false,
+    },
+    accepts: &[("361", "begateway-demo-secret")],
+    key: Some(Key {
+        place: Place::Header("requestid"),
+        versions: &[4],
+    }),
+    path: (REFUNDS, ""),
+    names: "parent_uid in the body",
+    answers: "succeeded",
+    nameless: &[],
+    by_id_alone: false,
+    leaves_open: None,
+    currency: USD,
+    fresh: Fresh {
+        id: |nth| format!("order-{nth}"),
+        is: |id| id.starts_with("order-"),
+        reference: |_| String::new(),
+    },
+    orders: ORDERS,
+    demo: "1-310b0da80b",
+    start,
+};

@@ -1,0 +1,196 @@
+//! What a simulated provider says of itself. All else that is known of one stands in its file.
+
+use std::sync::Arc;
+
+use crate::orders::Order;
+use crate::server::Application;
+use crate::{Error, Options, Received};
+
+macro_rules! declare {
+    ($($module:ident: $main:ident $($beside:ident)*,)+) => {
+        $(mod $module;)+
+
+        /// A server of a provider that is played here.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Provider {
+            $(
+                #[doc = concat!("The one that refunds, see `", stringify!($module), ".rs`.")]
+                $main,
+                $(
+                    #[doc = concat!("One beside it, see `", stringify!($module), ".rs`.")]
+                    $beside,
+                )*
+            )+
+        }
+
+        impl Provider {
+            /// All servers, in the order of the vendor pages.
+            pub const ALL: [Provider; [$(stringify!($main), $(stringify!($beside),)*)+].len()] =
+                [$(Provider::$main, $(Provider::$beside,)*)+];
+
+            /// The servers that refund: one of each provider.
+            pub const REFUNDING: [Provider; [$(stringify!($main)),+].len()] =
+                [$(Provider::$main),+];
+
+            /// What its provider says of itself.
+            pub fn declared(self) -> &'static Declaration {
+                match self {
+                    $(Provider::$main $(| Provider::$beside)* => &$module::DECLARATION,)+
+                }
+            }
+
+            /// The servers of its provider, the one that refunds first.
+            pub fn servers(self) -> &'static [Provider] {
+                match self {
+                    $(Provider::$main $(| Provider::$beside)* => {
+                        &[Provider::$main, $(Provider::$beside),*]
+                    })+
+                }
+            }
+        }
+    };
+}
+crate::registry::for_every_provider!(declare);
+
+impl Provider {
+    /// What is said of this server.
+    pub fn server(self) -> &'static Server {
+        let nth = self as usize - self.servers()[0] as usize;
+        &self.declared().servers[nth]
+    }
+
+    /// The vendor's real host name: in the certificate, and the only authority that is served.
+    pub fn host(self) -> &'static str {
+        self.server().host
+    }
+
+    /// The server of its provider that refunds.
+    pub fn main(self) -> Provider {
+        self.servers()[0]
+    }
+
+    /// Whether it refunds, and does not stand beside one that does.
+    pub fn refunds(self) -> bool {
+        self == self.main()
+    }
+
+    /// Whether the secret itself is shown to it: the gateway does not sign, and no token endpoint
+    /// is shown it in its place.
+    pub fn is_shown_the_secret(self) -> bool {
+        self.servers().last() == Some(&self) && !self.declared().secret.signs
+    }
+
+    /// Whether its refunds have idempotency keys.
+    pub fn has_keys(self) -> bool {
+        self.declared().key.is_some()
+    }
+}
+
+/// One provider, with all its servers.
+pub struct Declaration {
+    /// As people write it.
+    pub title: &'static str,
+    /// In the order of the registry.
+    pub servers: &'static [Server],
+    /// How the gateway proves itself.
+    pub secret: Secret,
+    /// Accepted without more being said: the account, and the secret.
+    pub accepts: &'static [(&'static str, &'static str)],
+    /// The idempotency key of a refund; none where it has none.
+    pub key: Option<Key>,
+    /// What stands before the payment's id in the path of a refund, and behind it. Where the body
+    /// names the payment, the first is the whole path.
+    pub path: (&'static str, &'static str),
+    /// Where a call names the payment, in a few words.
+    pub names: &'static str,
+    /// The first word of a refund that is taken: `pending` or `succeeded`.
+    pub answers: &'static str,
+    /// The words after which there need not be an id of the refund.
+    pub nameless: &'static [&'static str],
+    /// Whether its refunds are told apart by their ids alone.
+    pub by_id_alone: bool,
+    /// The code of a look-up that leaves for good open how a refund has ended, and whether it does
+    /// so of one that is booked, too.
+    pub leaves_open: Option<(&'static str, bool)>,
+    /// The currency of its fresh orders, with its decimals.
+    pub currency: (&'static str, u8),
+    /// Its fresh orders.
+    pub fresh: Fresh,
+    /// The orders that have a name.
+    pub orders: &'static [Order],
+    /// The id of an order in the currency of the fresh ones: the demo refunds it.
+    pub demo: &'static str,
+    /// Its servers in the order of [`Declaration::servers`].
+    pub(crate) start: fn(&Options) -> Result<Vec<Arc<dyn Application>>, Error>,
+}
+
+/// One server.
+pub struct Server {
+    /// Its cluster in envoy.yaml. The one of the server that refunds is the provider's word in
+    /// calls and in the configuration, too.
+    pub cluster: &'static str,
+    /// See [`Provider::host`].
+    pub host: &'static str,
+    /// Members of its replies, and what could stand there: each makes a success doubtful.
+    pub altered: &'static [(&'static str, Option<&'static str>)],
+}
+
+/// How the gateway proves itself, in envoy.yaml.
+pub struct Secret {
+    /// The account; empty where the secret alone tells.
+    pub account: &'static str,
+    /// The secret's name: of its SDS file, and in its filter state.
+    pub name: &'static str,
+    /// Whether it is an RSA key that signs, and the provider has its public part.
+    pub signs: bool,
+}
+
+/// An idempotency key.
+pub struct Key {
+    /// Where it stands in a request.
+    pub place: Place,
+    /// The versions of UUIDs that are taken as they are.
+    pub versions: &'static [usize],
+}
+
+/// Where something stands in a request.
+pub enum Place {
+    /// In the header of that name.
+    Header(&'static str),
+    /// In the member of the body.
+    Member(&'static str),
+}
+
+impl Key {
+    /// The key of a request, where it arrived whole.
+    pub fn of(&self, request: &Received) -> Option<String> {
+        match self.place {
+            Place::Header(name) => {
+                let key = request.headers_named(name).next()?;
+                Some(String::from_utf8_lossy(key).into_owned())
+            }
+            Place::Member(name) => {
+                let body: serde_json::Value = serde_json::from_slice(&request.body).ok()?;
+                Some(body.get(name)?.as_str()?.to_owned())
+            }
+        }
+    }
+}
+
+/// Fresh orders, see [`crate::orders::fresh`].
+pub struct Fresh {
+    /// The id of the nth.
+    pub id: fn(u64) -> String,
+    /// Whether an id is of that form.
+    pub is: fn(&str) -> bool,
+    /// The merchant's reference of an id; empty where there is none.
+    pub reference: fn(&str) -> String,
+}
+
+impl Declaration {
+    /// Whether this request asks for a refund, and not how one stands.
+    pub fn is_refund(&self, request: &Received) -> bool {
+        let (before, after) = self.path;
+        request.path.starts_with(before) && request.path.ends_with(after)
+    }
+}
