@@ -62,6 +62,8 @@ pub struct Fixture {
     pub echoes: &'static [(&'static str, &'static str)],
     /// Where the provider's texts stand in a reply of a refusal.
     pub refusal: &'static str,
+    /// The headers of a request that no other provider need have.
+    pub headers: &'static [&'static str],
     /// The idempotency key in a request.
     pub sent_key: fn(&Dispatch) -> Option<String>,
     /// Whether a 409 can mean that the refund is there already.
@@ -80,6 +82,8 @@ pub struct Fixture {
     pub credential: &'static str,
     /// Places of its own configuration, known and unknown ones.
     pub configuration: &'static [&'static str],
+    /// Which of them are no secrets, and may be shown.
+    pub open: &'static [&'static str],
     /// What makes the configuration another merchant's: where, and the JSON that stands there
     /// then.
     pub another_merchant: (&'static str, &'static str),

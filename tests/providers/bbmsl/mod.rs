@@ -33,6 +33,7 @@ pub const FIXTURE: Fixture = Fixture {
         ("/transaction/amount", "0.01"),
     ],
     refusal: r#"{"responseCode": "@CODE@", "message": "@MESSAGE@"}"#,
+    headers: &[],
     sent_key: |_| None,
     conflict_is_a_refusal: false,
     takes_full: false,
@@ -52,6 +53,7 @@ pub const FIXTURE: Fixture = Fixture {
         "/signing/keys/0/unknown",
         "/signing/unknown",
     ],
+    open: &[],
     another_merchant: ("/merchant_id", "4"),
     disputed: &[],
     sends: |_, value| {

@@ -32,6 +32,7 @@ pub const FIXTURE: Fixture = Fixture {
         ("/transaction/amount", "1"),
     ],
     refusal: r#"{"response": {"code": "@CODE@", "message": "@MESSAGE@"}}"#,
+    headers: &["requestid"],
     sent_key: |dispatch| header(dispatch, "requestid"),
     conflict_is_a_refusal: false,
     takes_full: true,
@@ -42,6 +43,7 @@ pub const FIXTURE: Fixture = Fixture {
     authorization: Some("Basic MzYxOkNBTkFSWS1iZWdhdGV3YXktc2VjcmV0LWtleQ=="),
     credential: "/secret_key",
     configuration: &["/secret_key", "/secret_key/inline", "/shop_id"],
+    open: &["/shop_id"],
     another_merchant: ("/shop_id", r#""362""#),
     disputed: &[
         ("IRR", 2),

@@ -37,6 +37,7 @@ pub const FIXTURE: Fixture = Fixture {
         ("/transactions/1/amount", "1"),
     ],
     refusal: r#"{"message": "@CODE@ @MESSAGE@"}"#,
+    headers: &[],
     sent_key: |dispatch| {
         let body: Value = serde_json::from_str(&dispatch.body).unwrap();
         body["transaction_id"].as_str().map(str::to_owned)
@@ -49,6 +50,7 @@ pub const FIXTURE: Fixture = Fixture {
     authorization: Some("Bearer CANARY-moyasar-api-key"),
     credential: "/api_key",
     configuration: &["/api_key", "/api_key/inline", "/api_key/x"],
+    open: &[],
     another_merchant: ("/base_url", r#""https://pg.mysr.dev""#),
     disputed: &[],
     sends: |minor, _| minor <= 100_000_000,
