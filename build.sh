@@ -396,36 +396,40 @@ new_provider() {
   local name="$1" registry=src/registry.rs type="${1^}"
   [[ "$name" =~ ^[a-z][a-z0-9_]*$ ]] || fail "a provider's name is lower case letters, digits and _, and begins with a letter."
   local file="src/provider/$name.rs" folder="tests/providers/$name"
+  local simulator="tests/simulator/src/provider/$name.rs" simulators=tests/simulator/src/registry.rs
   case "$name" in
     as | async | await | box | break | const | crate | do | dyn | else | enum | extern | false | final | fn | for | gen | if | impl | \
       in | let | loop | macro | match | mod | move | mut | priv | pub | ref | return | self | static | struct | super | trait | \
       true | try | type | unsafe | use | virtual | where | while | yield | abstract | become | override | typeof | unsized)
       fail "'$name' is a word of Rust." ;;
   esac
-  [ ! -e "$file" ] && [ ! -e "$folder" ] && ! grep -qx " *$name" $registry || fail "there is '$name' already."
+  [ ! -e "$file" ] && [ ! -e "$folder" ] && [ ! -e "$simulator" ] && ! grep -qx " *$name" $registry || fail "there is '$name' already."
   mkdir -p "$folder/golden"
   lay_out() { sed "s/NAME/$name/g; s/TYPE/$type/g" "templates/$1" >"$2"; }
   lay_out provider.rs "$file"
   lay_out fixture.rs "$folder/mod.rs"
   lay_out golden.json "$folder/golden/first.json"
-  rustfmt --edition 2024 "$file" "$folder/mod.rs"
+  lay_out simulator.rs "$simulator"
+  rustfmt --edition 2024 "$file" "$folder/mod.rs" "$simulator"
   # After the last name of the list.
-  local last
-  last="$(grep -nE '^ {12}[a-z0-9_]+$' $registry | tail -n 1 | cut -d : -f 1)"
-  sed -i "${last}a\\            $name" $registry
+  append() { sed -i "$(grep -nE "^ {12}[a-z0-9_]+$2\$" "$1" | tail -n 1 | cut -d : -f 1)a\\            $3" "$1"; }
+  append $registry "" "$name"
+  append $simulators ": .*," "$name: $type,"
   cat <<TEXT
 Laid out:
   $file            the dialect, which refuses its configuration until it is written
   $folder/mod.rs   what the suites know of it
   $folder/golden/  the examples of the vendor's page
   $registry              one line: $name
+  $simulator  its simulator, which refunds nothing until it is written
+  $simulators          one line: $name: $type
 
 Next:
   cargo test unwritten::     what is still to be written; this fails until all of it is
   cargo test golden::        the examples, both ways
   cargo test                 the rules of all providers
-Then by hand, as CONTRIBUTING.md says: the fuzz oracles, a simulator in tests/simulator, README.md's tables, and the provider in
-the plugin's configuration. envoy/envoy.yaml needs a route and a cluster:
+Then by hand, as CONTRIBUTING.md says: the fuzz oracles, README.md's tables, and the provider in the plugin's configuration.
+envoy/envoy.yaml needs a route and a cluster:
 
 $(sed "s/NAME/$name/g" templates/envoy.yaml)
 TEXT

@@ -66,7 +66,7 @@ impl Secrets {
         let mut secrets = Secrets(BTreeMap::new());
         for provider in Provider::REFUNDING {
             let declared = &provider.declared().secret;
-            secrets = if declared.signs {
+            secrets = if declared.signs() {
                 let keys = SigningKeys::generate()?;
                 secrets.with_keys(provider, &keys.private_key, &keys.public_key)
             } else {

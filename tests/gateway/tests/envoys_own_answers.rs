@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::{FOUR, Problem, asked, assert_problem, booked, of, raw, unknown};
+use crate::common::{FOUR, Problem, asked, assert_problem, booked, keyed, of, raw, unknown};
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{Answer, Gateway, Options, PATH, cluster, filter_mut, project, route_mut};
 use provider_simulator::{self as simulator, Alpn, Certificate, Fault, Provider, Reply};
@@ -45,14 +45,14 @@ fn refund(provider: Provider, nth: u64) -> Value {
     of(provider, nth, "10.00")
 }
 
-/// The problem in all its members, `retry_until` among them: beGateway keeps keys for 24 hours from
-/// the first send, less the `settle_seconds` that a send may take on its way.
+/// The problem in all its members, `retry_until` among them: who says for how long keeps keys for
+/// 24 hours from the first send, less the `settle_seconds` that a send may take on its way.
 #[track_caller]
 fn assert_answer(case: &str, provider: Provider, answer: &Answer, problem: Problem) {
     assert_problem(case, answer, problem);
     let until = answer.body.get("retry_until").and_then(Value::as_str);
     let same_key = (problem.outcome, problem.retry) == ("unknown", "same_key");
-    if same_key && provider == Provider::Begateway {
+    if same_key && provider.declared().keeps_keys {
         let until = until.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
         let from_now = until.map(|until| until - OffsetDateTime::now_utc());
         let day = time::Duration::HOUR * 24 - time::Duration::MINUTE * 5;
@@ -524,7 +524,7 @@ async fn a_provider_without_keys_is_sent_a_refund_once_whatever_the_route_says()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_by_the_route_keeps_the_key_and_refunds_once() -> Result<()> {
     let gateway = gateway_over(Alpn::Both, retrying).await?;
-    for provider in [Provider::Bog, Provider::Moyasar, Provider::Begateway] {
+    for provider in keyed() {
         for (nth, fault) in (1..).zip([
             says(500, true),
             Fault::Close { booked: true },
@@ -553,7 +553,7 @@ async fn a_retry_by_the_route_keeps_the_key_and_refunds_once() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_after_an_attempt_that_may_have_refunded_stays_unknown() -> Result<()> {
     let gateway = gateway_over(Alpn::Both, retrying).await?;
-    for provider in [Provider::Bog, Provider::Moyasar, Provider::Begateway] {
+    for provider in keyed() {
         for (nth, last, problem) in [
             (
                 1,
@@ -610,7 +610,7 @@ async fn a_refusal_after_an_attempt_that_may_have_refunded_stays_unknown() -> Re
 async fn a_refused_connection_after_an_attempt_that_may_have_refunded_stays_unknown() -> Result<()>
 {
     let gateway = gateway_over(Alpn::Both, retrying).await?;
-    for provider in [Provider::Bog, Provider::Moyasar, Provider::Begateway] {
+    for provider in keyed() {
         let case = format!("{provider:?}");
         let mut reply = Reply::json(503, "{}");
         // The route waits for so long before it tries again: time to close the door.
@@ -659,12 +659,10 @@ async fn only_a_connection_that_was_refused_once_has_surely_sent_nothing() -> Re
         let answer = gateway
             .refund(cluster(provider), &refund(provider, 1))
             .await?;
-        let problem = match provider {
+        let problem = match provider.has_keys() {
+            true => unknown(provider, "provider-error", 502),
             // Never retried.
-            Provider::Bbmsl => UNREACHABLE,
-            Provider::Bog | Provider::BogToken | Provider::Moyasar | Provider::Begateway => {
-                unknown(provider, "provider-error", 502)
-            }
+            false => UNREACHABLE,
         };
         assert_answer(&format!("{provider:?}"), provider, &answer, problem);
         assert_eq!(gateway.simulators.received(provider), 0, "{provider:?}");
@@ -1029,7 +1027,7 @@ async fn trap(gateway: &Gateway, path: &str, moment: &str, provider: Provider) -
         .header("x-trap", moment)
         .header("x-trap-provider", cluster(provider))
         .header("x-trap-retry", unknown(provider, "", 0).retry);
-    if provider == Provider::Begateway {
+    if provider.declared().keeps_keys {
         call = call.header("x-trap-retry-until", rfc_3339(now + 24 * 3600 - 300));
     }
     let response = timeout(PATIENCE, call.body("{}").send()).await??;

@@ -1,6 +1,7 @@
 //! What can go wrong on a refund's way, as a table: each fault at each provider, what the caller is told, and what the
 //! provider's ledger says. The expectations are the contract's. `docs/failures.md` is made from the same table.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::common::{FOUR, Problem, assert_problem, by_key, currency, plugin};
+use crate::common::{FOUR, Problem, assert_problem, by_key, currency, plugin, taken};
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use gateway_testbed::openbao::OpenBao;
@@ -23,7 +24,8 @@ use http::Request;
 use hyper::body::{Body, Frame};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use provider_simulator::{
-    self as simulator, Alpn, Certificate, Fault, Provider, Refunded, Reply, Simulators, orders,
+    self as simulator, Alpn, Certificate, Fault, Provider, Refunded, Replies, Reply, Simulators,
+    orders,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,7 +35,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use Provider::{Bbmsl, Begateway, Bog, BogToken, Moyasar};
+use Provider::{Bbmsl, Bog, BogToken, Moyasar};
 
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A row: what goes wrong, by which ways, and how it ends at each provider.
 struct Case {
-    fault: &'static str,
+    fault: Cow<'static, str>,
     /// `None`: this provider has nothing of the kind.
     ends: fn(Provider) -> Option<End>,
     /// Whether the provider refunded. Where it can be both, every way is gone twice, and the caller must be told the same.
@@ -114,9 +116,9 @@ enum Stage {
 
 /// A good answer: BOG never says more than that it took the refund.
 fn good(provider: Provider) -> Option<End> {
-    Some(match provider {
-        Bog => End::Pending,
-        BogToken | Moyasar | Begateway | Bbmsl => End::Succeeded,
+    Some(match taken(provider).1 {
+        "pending" => End::Pending,
+        _ => End::Succeeded,
     })
 }
 
@@ -162,18 +164,29 @@ fn unreadable(provider: Provider) -> Option<End> {
 }
 
 fn maybe_there(provider: Provider) -> Option<End> {
-    match provider {
-        Moyasar => None,
-        Bog | BogToken | Begateway | Bbmsl => look_up("provider-rejected", 422),
-    }
+    replies(provider).there.as_ref()?;
+    look_up("provider-rejected", 422)
 }
 
 fn mismatch(provider: Provider) -> Option<End> {
-    match provider {
-        // It echoes nothing.
-        Bog => None,
-        BogToken | Moyasar | Begateway | Bbmsl => look_up("provider-reply-mismatch", 502),
-    }
+    let echoes = !replies(provider).amounts.is_empty();
+    look_up("provider-reply-mismatch", 502).filter(|_| echoes)
+}
+
+fn replies(provider: Provider) -> &'static Replies {
+    &provider.declared().replies
+}
+
+/// The names of the providers that have such words, with them.
+fn naming(words: fn(&Replies) -> &'static [&'static str]) -> Vec<String> {
+    let named = FOUR.into_iter().filter_map(|provider| {
+        let words: Vec<_> = words(replies(provider))
+            .iter()
+            .map(|word| format!("`{word}`"))
+            .collect();
+        (!words.is_empty()).then(|| format!("{} {}", title(provider), words.join(", ")))
+    });
+    named.collect()
 }
 
 fn of(wanted: Provider, provider: Provider, end: Option<End>) -> Option<End> {
@@ -182,7 +195,7 @@ fn of(wanted: Provider, provider: Provider, end: Option<End>) -> Option<End> {
 
 /// At a provider that has keys.
 fn keyed(provider: Provider, end: Option<End>) -> Option<End> {
-    end.filter(|_| provider != Bbmsl)
+    end.filter(|_| provider.has_keys())
 }
 
 fn meets(fault: Fault) -> Vec<Way> {
@@ -201,7 +214,7 @@ fn refusals(provider: Provider, statuses: &[u16]) -> Vec<Way> {
             let bodies: &[&str] = match status {
                 // HTTP allows them no body.
                 204 | 205 | 304 => &[""],
-                _ => error_shapes(provider),
+                _ => provider.server().errors,
             };
             bodies.iter().map(|body| says(*status, *body))
         })
@@ -220,63 +233,9 @@ fn statuses(provider: Provider, statuses: &[u16]) -> Vec<Way> {
 
 const PAGE: &str = "<!doctype html><html><body><h1>Bad Gateway</h1></body></html>";
 
-/// Every shape of error that a vendor's page or a public client shows. Bare ones too: a proxy in front of a provider has its
-/// own.
-fn error_shapes(provider: Provider) -> &'static [&'static str] {
-    match provider {
-        Bog => &[
-            r#"{"message":"The refund was declined"}"#,
-            r#"{"error":"invalid_request","error_description":"The refund was declined"}"#,
-            r#"{"error":"invalid_request"}"#,
-            "The refund was declined",
-            "",
-            PAGE,
-        ],
-        BogToken => &[
-            r#"{"error":"unauthorized_client","error_description":"Invalid client"}"#,
-            r#"{"error":"invalid_request"}"#,
-            "",
-            PAGE,
-        ],
-        Moyasar => &[
-            r#"{"message":"Missing authentication information"}"#,
-            r#"{"message":"Data validation failed","errors":{"amount":["The value must be greater than or equal to 1."]}}"#,
-            "The order has not been captured",
-            "",
-            PAGE,
-        ],
-        Begateway => &[
-            r#"{"message":"is missing","errors":{"request":{"amount":["is missing"]}}}"#,
-            r#"{"response":{"message":"amount is invalid","errors":{"amount":["is invalid"]}}}"#,
-            r#"{"error":{"message":"amount is invalid","errors":{"amount":"is invalid"}}}"#,
-            r#"{"code":"F.0114","friendly_message":"No funds","message":"Insufficient funds","errors":{}}"#,
-            r#"{"code":"F.0117","message":{"amount":["is invalid"]},"errors":{"amount":"is invalid"}}"#,
-            r#"{"message":"Not found."}"#,
-            "",
-            PAGE,
-        ],
-        // Its page documents no refusal but a `responseCode`, which has rows of its own.
-        Bbmsl => &["{}", r#"{"message":"Refused"}"#, "Refused", "", PAGE],
-    }
-}
-
 /// The reply of the vendor's page for a call of this file.
 fn page(provider: Provider) -> &'static str {
-    match provider {
-        Bog => {
-            r#"{"key":"request_received","message":"Refund request received","action_id":"5b666901-eb05-4f83-abeb-8311e175f337"}"#
-        }
-        BogToken => r#"{"access_token":"a-token","token_type":"Bearer","expires_in":300}"#,
-        Moyasar => {
-            r#"{"id":"%id%","currency":"SAR","amount":10000,"refunded_amount":1000,"transactions":[{"id":"0191f5a7-44ab-7fbb-ab3c-1e1a98a5166e","status":"approved","type":"capture","amount":10000},{"id":"%key%","status":"approved","type":"refund","message":"APPROVED","response_code":"00","amount":1000}]}"#
-        }
-        Begateway => {
-            r#"{"transaction":{"uid":"2-310b0da80b","parent_uid":"%id%","type":"refund","status":"successful","message":"The operation was successfully processed","amount":1000,"currency":"USD"}}"#
-        }
-        Bbmsl => {
-            r#"{"responseCode":"0000","message":"Success","order":{"id":%id%,"merchantReference":"order-%id%","currency":"HKD","amount":100.00,"status":"REFUNDED"},"transaction":{"id":3758,"merchantId":3,"type":"REFUND","amount":10,"currency":"HKD","status":"SUCCESS"}}"#
-        }
-    }
+    provider.server().success
 }
 
 /// The page's reply with another text at one place.
@@ -286,18 +245,22 @@ fn altered(provider: Provider, from: &str, to: &str) -> Way {
     says(200, page.replacen(from, to, 1))
 }
 
+/// The page's reply with one change at a time.
+fn all_altered(provider: Provider, changes: &[(&str, &str)]) -> Vec<Way> {
+    let changes = changes.iter();
+    changes
+        .map(|(from, to)| altered(provider, from, to))
+        .collect()
+}
+
 /// The word by which a reply tells the outcome, as the page has it.
 fn with_word(provider: Provider, word: &str) -> Way {
-    let (from, to) = match provider {
-        Bog | BogToken => (r#""key":"request_received""#, format!(r#""key":"{word}""#)),
-        Moyasar => (
-            r#""status":"approved","type":"refund""#,
-            format!(r#""status":"{word}","type":"refund""#),
-        ),
-        Begateway => (r#""status":"successful""#, format!(r#""status":"{word}""#)),
-        Bbmsl => (r#""status":"SUCCESS""#, format!(r#""status":"{word}""#)),
-    };
-    altered(provider, from, &to)
+    let (member, known, after) = replies(provider).word;
+    altered(
+        provider,
+        &format!(r#""{member}":"{known}"{after}"#),
+        &format!(r#""{member}":"{word}"{after}"#),
+    )
 }
 
 fn with_words(provider: Provider, words: &[&str]) -> Vec<Way> {
@@ -307,7 +270,7 @@ fn with_words(provider: Provider, words: &[&str]) -> Vec<Way> {
 /// Before anything is sent.
 fn connecting() -> Vec<Case> {
     let case = |fault, ends, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends,
         refunded: NOT,
         over: BOTH,
@@ -378,7 +341,7 @@ fn connecting() -> Vec<Case> {
 /// The connection breaks once the request has gone.
 fn breaking() -> Vec<Case> {
     let case = |fault, refunded, over, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends: failed,
         refunded,
         over,
@@ -448,7 +411,7 @@ fn breaking() -> Vec<Case> {
         ),
         Case {
             // RFC 9113, 8.7: it was not processed. HTTP/1 has no such word.
-            fault: "HTTP/2: the stream is refused with REFUSED_STREAM",
+            fault: "HTTP/2: the stream is refused with REFUSED_STREAM".into(),
             ends: unreachable,
             refunded: NOT,
             over: HTTP_2,
@@ -460,7 +423,7 @@ fn breaking() -> Vec<Case> {
 /// No reply in time. The route's time is shortened for these.
 fn waiting() -> Vec<Case> {
     let case = |fault, refunded, over, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends: timed_out,
         refunded,
         over,
@@ -494,7 +457,7 @@ const FAILING: &[u16] = &[
 /// The reply's status is no 2xx.
 fn answering() -> Vec<Case> {
     let case = |fault, ends, refunded, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends,
         refunded,
         over: BOTH,
@@ -544,46 +507,34 @@ fn answering() -> Vec<Case> {
         ),
         case(
             "409",
-            |provider| match provider {
-                Bog => look_up("provider-rejected", 422),
-                BogToken | Moyasar | Begateway | Bbmsl => failed(provider),
+            |provider| match replies(provider).conflict_is_there {
+                true => look_up("provider-rejected", 422),
+                false => failed(provider),
             },
             EITHER,
             |provider, _| refusals(provider, &[409]),
         ),
-        case(
-            "a refusal that can mean that a refund is there already: BOG `already_refunded`, beGateway `F.0108`, a BBMSL \
-             `responseCode` that is not configured as declined",
-            maybe_there,
-            EITHER,
-            |provider, _| {
-                match provider {
-                Bog => [400, 409, 422]
-                    .into_iter()
-                    .flat_map(|status| {
-                        [
-                            r#"{"key":"already_refunded","message":"Order is already refunded"}"#,
-                            r#"{"error":"already_refunded","error_description":"Order is already refunded"}"#,
-                        ]
-                        .map(|body| says(status, body))
-                    })
-                    .collect(),
-                Begateway => vec![
-                    says(422, r#"{"code":"F.0108","friendly_message":"Duplicate","message":"is refunded already","errors":{}}"#),
-                    says(400, r#"{"response":{"code":"F.0108","message":"is refunded already"}}"#),
-                    says(422, r#"{"error":{"code":"F.0108","message":"is refunded already"}}"#),
-                ],
-                BogToken | Moyasar | Bbmsl => [200, 400, 422]
-                    .into_iter()
-                    .flat_map(|status| {
-                        ["9001", "9005", "9999"].map(|code| {
-                            says(status, format!(r#"{{"responseCode":"{code}","message":"Refused"}}"#))
-                        })
-                    })
-                    .collect(),
-            }
+        Case {
+            fault: format!(
+                "a refusal that can mean that a refund is there already: {}",
+                FOUR.into_iter()
+                    .filter_map(|provider| Some(replies(provider).there?.0))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
+            .into(),
+            ends: maybe_there,
+            refunded: EITHER,
+            over: BOTH,
+            ways: |provider, _| {
+                let there = replies(provider).there;
+                let bodies = there.map(|(_, bodies)| bodies).unwrap_or_default();
+                bodies
+                    .iter()
+                    .map(|(status, body)| says(*status, *body))
+                    .collect()
             },
-        ),
+        },
         case(
             "Moyasar's 400 `Initial request is still processing.`",
             |provider| {
@@ -636,8 +587,8 @@ fn answering() -> Vec<Case> {
 
 /// 2xx with a word that the provider documents.
 fn documented() -> Vec<Case> {
-    let case = |fault, ends, refunded, ways| Case {
-        fault,
+    let case = |fault: String, ends, refunded, ways| Case {
+        fault: fault.into(),
         ends,
         refunded,
         over: BOTH,
@@ -645,50 +596,51 @@ fn documented() -> Vec<Case> {
     };
     vec![
         case(
-            "it declines: Moyasar `failed`; beGateway `failed`, `expired`, `deleted`; BBMSL `DECLINED`, or a `responseCode` \
-             that is configured as declined",
-            |provider| match provider {
-                Bog => None,
-                BogToken | Moyasar | Begateway | Bbmsl => certain("refund-declined", 422, "no"),
+            {
+                let mut declining = naming(|replies| replies.declined);
+                for provider in FOUR {
+                    if let Some((otherwise, ..)) = replies(provider).declined_else {
+                        declining.push(format!("{} {otherwise}", title(provider)));
+                    }
+                }
+                format!("it declines: {}", declining.join("; "))
+            },
+            |provider| match replies(provider).declined {
+                [] => None,
+                _ => certain("refund-declined", 422, "no"),
             },
             NOT,
-            |provider, _| match provider {
-                Moyasar => with_words(provider, &["failed"]),
-                Begateway => with_words(provider, &["failed", "expired", "deleted"]),
-                Bog | BogToken | Bbmsl => vec![
-                    with_word(provider, "DECLINED"),
-                    says(
-                        200,
-                        r#"{"responseCode":"9007","message":"Insufficient unsettled balance"}"#,
-                    ),
-                ],
+            |provider, _| {
+                let replies = replies(provider);
+                let mut ways = with_words(provider, replies.declined);
+                let otherwise = replies.declined_else;
+                ways.extend(otherwise.map(|(_, status, body)| says(status, body)));
+                ways
             },
         ),
         case(
-            "it has not finished: Moyasar `initiated`; beGateway `pending`, `incomplete`",
-            |provider| match provider {
-                Moyasar | Begateway => Some(End::Pending),
-                Bog | BogToken | Bbmsl => None,
+            format!(
+                "it has not finished: {}",
+                naming(|replies| replies.pending).join("; ")
+            ),
+            |provider| match replies(provider).pending {
+                [] => None,
+                _ => Some(End::Pending),
             },
             ONCE,
-            |provider, _| match provider {
-                Moyasar => with_words(provider, &["initiated"]),
-                Bog | BogToken | Begateway | Bbmsl => {
-                    with_words(provider, &["pending", "incomplete"])
-                }
-            },
+            |provider, _| with_words(provider, replies(provider).pending),
         ),
         case(
-            "it does not know itself: Moyasar `timeout`, `system_error`; beGateway `error`",
-            |provider| match provider {
-                Moyasar | Begateway => failed(provider),
-                Bog | BogToken | Bbmsl => None,
+            format!(
+                "it does not know itself: {}",
+                naming(|replies| replies.unsure).join("; ")
+            ),
+            |provider| match replies(provider).unsure {
+                [] => None,
+                _ => failed(provider),
             },
             EITHER,
-            |provider, _| match provider {
-                Moyasar => with_words(provider, &["timeout", "system_error"]),
-                Bog | BogToken | Begateway | Bbmsl => with_words(provider, &["error"]),
-            },
+            |provider, _| with_words(provider, replies(provider).unsure),
         ),
     ]
 }
@@ -696,14 +648,14 @@ fn documented() -> Vec<Case> {
 /// 2xx, and not what the provider documents.
 fn undocumented() -> Vec<Case> {
     let case = |fault, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends: unreadable,
         refunded: EITHER,
         over: BOTH,
         ways,
     };
     let other = |fault, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends: mismatch,
         refunded: EITHER,
         over: BOTH,
@@ -754,36 +706,17 @@ fn undocumented() -> Vec<Case> {
             ]
         }),
         case("a word that the provider does not list", |provider, _| {
-            let words: &[&str] = match provider {
-                Bog => &["received", "REQUEST_RECEIVED", ""],
-                Moyasar => &["queued", "APPROVED", ""],
-                Begateway => &["queued", "Successful", ""],
-                BogToken | Bbmsl => &["PROCESSING", "Success", ""],
-            };
-            with_words(provider, words)
+            with_words(provider, replies(provider).unlisted)
         }),
         case(
             "the deciding member twice, with two words",
             |provider, _| {
-                let (from, to) = match provider {
-                    Bog => (
-                        r#""key":"request_received""#,
-                        r#""key":"request_received","key":"other""#,
-                    ),
-                    Moyasar => (
-                        r#""status":"approved","type":"refund""#,
-                        r#""status":"approved","status":"failed","type":"refund""#,
-                    ),
-                    Begateway => (
-                        r#""status":"successful""#,
-                        r#""status":"successful","status":"failed""#,
-                    ),
-                    BogToken | Bbmsl => (
-                        r#""status":"SUCCESS""#,
-                        r#""status":"SUCCESS","status":"DECLINED""#,
-                    ),
-                };
-                vec![altered(provider, from, to)]
+                let Replies { word, declined, .. } = replies(provider);
+                let (member, known, after) = word;
+                let other = declined.first().unwrap_or(&"other");
+                let from = format!(r#""{member}":"{known}"{after}"#);
+                let to = format!(r#""{member}":"{known}","{member}":"{other}"{after}"#);
+                vec![altered(provider, &from, &to)]
             },
         ),
         case(
@@ -810,57 +743,21 @@ fn undocumented() -> Vec<Case> {
             )]
         }),
         other("a word of success with another amount", |provider, _| {
-            let amounts = match provider {
-                Moyasar => [
-                    (r#""00","amount":1000"#, r#""00","amount":1001"#),
-                    (r#""00","amount":1000"#, r#""00","amount":100000"#),
-                ],
-                Begateway => [
-                    (r#""amount":1000"#, r#""amount":999"#),
-                    (r#""amount":1000"#, r#""amount":10"#),
-                ],
-                Bog | BogToken | Bbmsl => [
-                    (r#""REFUND","amount":10"#, r#""REFUND","amount":10.01"#),
-                    (r#""REFUND","amount":10"#, r#""REFUND","amount":1000"#),
-                ],
-            };
-            amounts
-                .map(|(from, to)| altered(provider, from, to))
-                .to_vec()
+            all_altered(provider, replies(provider).amounts)
         }),
         other("a word of success with another currency", |provider, _| {
-            vec![match provider {
-                Moyasar => altered(provider, r#""currency":"SAR""#, r#""currency":"USD""#),
-                Begateway => altered(provider, r#""currency":"USD""#, r#""currency":"EUR""#),
-                Bog | BogToken | Bbmsl => altered(
-                    provider,
-                    r#""amount":10,"currency":"HKD""#,
-                    r#""amount":10,"currency":"USD""#,
-                ),
-            }]
+            all_altered(provider, replies(provider).currencies)
         }),
-        other(
-            "a word of success about another payment",
-            |provider, _| match provider {
-                Moyasar => vec![altered(
-                    provider,
-                    r#""id":"%id%""#,
-                    r#""id":"0191f5a7-44d3-7430-8739-2d80821416bf""#,
-                )],
-                Begateway => vec![altered(provider, "%id%", "1-310b0da80b")],
-                Bog | BogToken | Bbmsl => vec![
-                    altered(provider, r#""id":%id%"#, r#""id":4922"#),
-                    altered(provider, "order-%id%", "1655817171"),
-                ],
-            },
-        ),
+        other("a word of success about another payment", |provider, _| {
+            all_altered(provider, replies(provider).payments)
+        }),
     ]
 }
 
 /// Unusual, and well.
 fn unusual() -> Vec<Case> {
     let case = |fault, over, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends: good,
         refunded: ONCE,
         over,
@@ -918,7 +815,7 @@ fn unusual() -> Vec<Case> {
 /// BOG's token endpoint: nothing has been sent to BOG.
 fn fetching() -> Vec<Case> {
     let case = |fault, ends, over, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends,
         refunded: NOT,
         over,
@@ -926,7 +823,7 @@ fn fetching() -> Vec<Case> {
     };
     let unreachable = |provider| of(Bog, provider, unreachable(provider));
     let good = |fault, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends: |provider| of(Bog, provider, good(provider)),
         refunded: ONCE,
         over: BOTH,
@@ -1107,7 +1004,7 @@ fn unsigned(provider: Provider) -> Option<End> {
 /// OpenBao, which signs for BBMSL where it is configured so: nothing has been sent to BBMSL.
 fn signing() -> Vec<Case> {
     let case = |fault, over, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends: unsigned,
         refunded: NOT,
         over,
@@ -1220,7 +1117,7 @@ fn signing() -> Vec<Case> {
             },
         ),
         Case {
-            fault: "a slow reply",
+            fault: "a slow reply".into(),
             ends: |provider| of(Bbmsl, provider, good(provider)),
             refunded: ONCE,
             over: HTTP_1,
@@ -1238,7 +1135,7 @@ fn left(provider: Provider) -> Option<End> {
 /// The caller leaves.
 fn leaving() -> Vec<Case> {
     let case = |fault, ends, refunded, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends,
         refunded,
         over: HTTP_1,
@@ -1272,7 +1169,7 @@ fn leaving() -> Vec<Case> {
 /// The gateway gets another configuration.
 fn pushing() -> Vec<Case> {
     let case = |fault, ends, ways| Case {
-        fault,
+        fault: Cow::Borrowed(fault),
         ends,
         refunded: ONCE,
         over: HTTP_1,
@@ -1320,8 +1217,9 @@ impl Call {
             "payment": {"id": payment},
             "amount": {"value": "10.00", "currency": currency(provider)},
         });
-        if provider == Bbmsl {
-            body["payment"]["reference"] = json!(format!("order-{payment}"));
+        let reference = (provider.declared().fresh.reference)(&payment);
+        if !reference.is_empty() {
+            body["payment"]["reference"] = json!(reference);
         }
         Call {
             provider,
@@ -1391,7 +1289,7 @@ impl Call {
         );
         for entry in &ledger {
             ensure!(entry.minor_units == 1_000, "{entry:?}");
-            let key = (self.provider != Bbmsl).then_some(&self.key);
+            let key = self.provider.has_keys().then_some(&self.key);
             ensure!(entry.key.as_ref() == key, "{entry:?}");
         }
         // Whatever the table says.
@@ -1417,8 +1315,8 @@ impl Call {
                 );
                 assert_problem("a detail", answer, problem);
                 let until = answer.body.get("retry_until").is_some_and(Value::is_string);
-                let is_kept =
-                    self.provider == Begateway && outcome == "unknown" && retry == "same_key";
+                let keeps_keys = self.provider.declared().keeps_keys;
+                let is_kept = keeps_keys && outcome == "unknown" && retry == "same_key";
                 ensure!(until || !is_kept, "no retry_until: {text}");
                 return Ok(());
             }
@@ -1483,7 +1381,7 @@ impl Findings {
         if let Err(error) = found {
             let way = format!("{way:?}");
             let way: String = way.chars().take(200).collect();
-            let fault = case.fault;
+            let fault = &case.fault;
             self.wrong
                 .push(format!("{provider:?}, {fault}, {way}: {error:#}"));
         }
@@ -2283,19 +2181,17 @@ async fn leave(
         signer.will_sign(&call).await?;
     }
     let was_sent = matches!(stage, Stage::Sent | Stage::Reply);
-    let answer = match (was_sent, provider, refunded) {
+    let answer = match (was_sent && !provider.has_keys(), refunded) {
         // It has no key: who does not know must not repeat.
-        (true, Bbmsl, false) => return Ok(()),
-        (true, Bbmsl, true) => {
+        (true, false) => return Ok(()),
+        (true, true) => {
             let answer = call.make(gateway).await?;
             let text = &answer.text;
             ensure!(answer.body["outcome"] == "unknown", "{text}");
             ensure!(call.ledger(gateway).len() == 1, "{text}");
             return Ok(());
         }
-        (false, Bbmsl, _) | (_, Bog | BogToken | Moyasar | Begateway, _) => {
-            call.make(gateway).await?
-        }
+        (false, _) => call.make(gateway).await?,
     };
     call.check(gateway, &answer, good(provider).context("none")?, true)
         .context("the same call again")?;
@@ -2620,12 +2516,7 @@ fn parts() -> Vec<Part> {
 }
 
 fn title(provider: Provider) -> &'static str {
-    match provider {
-        Bog | BogToken => "BOG",
-        Moyasar => "Moyasar",
-        Begateway => "beGateway",
-        Bbmsl => "BBMSL",
-    }
+    provider.declared().short
 }
 
 fn cell(end: Option<End>) -> String {
@@ -2692,7 +2583,7 @@ fn doubtful(case: &Case) -> Option<String> {
         return None;
     }
     let at = match at.len() {
-        4 => "all four".to_owned(),
+        all if all == FOUR.len() => "all".to_owned(),
         _ => at.join(", "),
     };
     Some(format!("- {} ({at})\n", case.fault))
@@ -2759,9 +2650,9 @@ fn every_line_of_the_table_has_a_way_and_none_is_there_twice() {
     for (name, _, cases) in parts() {
         for (nth, case) in cases.iter().enumerate() {
             let before = &cases[..nth];
-            let fault = case.fault;
+            let fault = &case.fault;
             assert!(
-                before.iter().all(|other| other.fault != fault),
+                before.iter().all(|other| other.fault != *fault),
                 "{name}: {fault}"
             );
             let mut at = 0;

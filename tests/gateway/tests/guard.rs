@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::common::{FOUR, Problem, assert_problem, booked, fleet, of, plugin, shut, unknown};
+use crate::common::{
+    FOUR, Problem, assert_problem, booked, final_at_once, fleet, keyed, of, plugin, shut, unknown,
+};
 use anyhow::{Context as _, Result};
 use gateway_testbed::{Answer, Gateway, Options, cluster, filter_mut, route_mut};
 use provider_simulator::{Fault, Provider, Reply, orders};
@@ -12,8 +14,6 @@ use tokio::time::{sleep, timeout};
 
 use Provider::{Bbmsl, Begateway, Bog, Moyasar};
 
-/// Those that know a second send by its key.
-const KEYED: [Provider; 3] = [Bog, Moyasar, Begateway];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const REUSED: Problem = Problem {
@@ -104,7 +104,7 @@ async fn until_received(gateway: &Gateway, provider: Provider, count: u64) -> Re
 #[tokio::test(flavor = "multi_thread")]
 async fn a_final_answer_is_told_again_and_nothing_is_sent() -> Result<()> {
     let gateway = start(json!({})).await?;
-    for provider in [Moyasar, Begateway, Bbmsl] {
+    for provider in final_at_once() {
         let key = format!("{provider:?}");
         let first = call(&gateway, &key, &one(provider, 1)).await?;
         assert_eq!(
@@ -129,10 +129,10 @@ async fn a_final_answer_is_told_again_and_nothing_is_sent() -> Result<()> {
         assert_eq!(gateway.simulators.received(provider), 1, "{provider:?}");
         // A refusal is as final: the payment is there now, and the answer stays.
         let key = format!("{provider:?}-2");
-        let (refusal, code) = match provider {
-            // None of its refusals is certain but this word beside the order's own name.
-            Bbmsl => (declined(2), "refund-declined"),
-            Bog | Provider::BogToken | Moyasar | Begateway => (says(422), "provider-rejected"),
+        let (refusal, code) = match provider.declared().replies.lists_refusals {
+            true => (says(422), "provider-rejected"),
+            // None is certain but the declining word beside the order's own name.
+            false => (declined(2), "refund-declined"),
         };
         gateway.simulators.next_fault(provider, refusal);
         let refused = call(&gateway, &key, &one(provider, 2)).await?;
@@ -143,7 +143,10 @@ async fn a_final_answer_is_told_again_and_nothing_is_sent() -> Result<()> {
         assert_eq!(again.header("content-type"), "application/problem+json");
         assert_eq!(booked(&gateway, provider, 2), 0);
     }
-    assert_eq!(told(&gateway, "replayed").await?, 3 * 16);
+    assert_eq!(
+        told(&gateway, "replayed").await?,
+        final_at_once().count() as u64 * 16
+    );
     // BOG's is not final: it goes out again, and BOG says the same.
     let first = call(&gateway, "bog", &one(Bog, 1)).await?;
     let again = call(&gateway, "bog", &one(Bog, 1)).await?;
@@ -243,7 +246,7 @@ async fn a_key_with_another_refund_is_reused_whatever_became_of_the_first() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_is_cleared_by_the_providers_own_word_alone() -> Result<()> {
     let gateway = start(json!({})).await?;
-    for provider in KEYED {
+    for provider in keyed() {
         let key = format!("{provider:?}");
         let lost = Fault::Close { booked: true };
         gateway.simulators.next_fault(provider, lost);
@@ -432,7 +435,7 @@ async fn a_caller_that_leaves_finds_its_key_as_the_provider_left_it() -> Result<
         })
         .await??;
         let received = gateway.simulators.received(provider) - before;
-        if provider == Bbmsl {
+        if !provider.has_keys() {
             assert_problem(&key, &answer, unknown(provider, "gateway-error", 500));
             assert_eq!(received, 1);
         } else if answer.body["code"] == "provider-error" || answer.status == 409 {
@@ -499,7 +502,7 @@ async fn a_lease_that_runs_out_leaves_the_end_unknown_until_it_is_heard_of() -> 
             unknown(provider, "refund-in-progress", 409),
         );
         assert_eq!(first.status, 200, "{first:?}");
-        if provider == Bbmsl {
+        if !provider.has_keys() {
             assert_problem("late", &late, unknown(provider, "gateway-error", 500));
             assert_eq!(gateway.simulators.received(provider), 1);
         } else {
@@ -531,7 +534,7 @@ async fn a_full_guard_lets_only_providers_with_keys_go_on() -> Result<()> {
     };
     assert_problem("no room", &answer, full);
     assert_eq!(gateway.simulators.received(Bbmsl), 2);
-    for provider in KEYED {
+    for provider in keyed() {
         for _ in 0..2 {
             let answer = call(&gateway, "more", &one(provider, 1)).await?;
             assert!(answer.status < 300 && !is_replayed(&answer), "{answer:?}");
@@ -746,7 +749,7 @@ async fn istios_default_retries_refund_no_key_twice() -> Result<()> {
                 let body = one(provider, nth);
                 let first = call(&gateway, &key, &body).await?;
                 let sends = gateway.simulators.received(provider) - before;
-                if provider == Bbmsl {
+                if !provider.has_keys() {
                     assert_eq!(sends, 1, "{case}");
                 } else if is_503 {
                     assert_eq!((sends, first.status < 300), (2, true), "{case}: {first:?}");
@@ -870,7 +873,7 @@ async fn an_entry_in_flight_outlives_the_trap_of_its_vm_and_then_is_unknown() ->
         })
         .await??;
         assert!(held > 0);
-        if provider == Bbmsl {
+        if !provider.has_keys() {
             assert_problem("late", &late, unknown(provider, "gateway-error", 500));
             assert_eq!(gateway.simulators.received(provider), 1);
         } else {
@@ -889,7 +892,7 @@ async fn an_entry_in_flight_outlives_the_trap_of_its_vm_and_then_is_unknown() ->
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_another_provider_gave_back_is_sent_once_to_one_without_keys() -> Result<()> {
     let gateway = start(json!({})).await?;
-    for (nth, other) in (1..).zip(KEYED) {
+    for (nth, other) in (1..).zip(keyed()) {
         let key = format!("key-{nth}");
         gateway.simulators.next_fault(other, says(401));
         let answer = call(&gateway, &key, &one(other, nth)).await?;

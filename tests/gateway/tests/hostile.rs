@@ -8,7 +8,7 @@ use crate::common::{FOUR, Problem, assert_problem, currency, unknown};
 use anyhow::{Context as _, Result, bail, ensure};
 use gateway_testbed::{Answer, Gateway, Options, PATH, cluster};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use provider_simulator::{Fault, Provider, Received, Reply, orders};
+use provider_simulator::{Fault, Provider, Received, Reply, Text, orders};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -79,7 +79,7 @@ impl Target {
     }
 
     /// What has come to each provider: requests, refunds.
-    fn reached(&self) -> [(u64, usize); 5] {
+    fn reached(&self) -> [(u64, usize); Provider::ALL.len()] {
         let simulators = &self.gateway.simulators;
         Provider::ALL.map(|provider| {
             let refunds = simulators.ledger(provider).len();
@@ -486,10 +486,7 @@ async fn a_payments_id_is_one_segment_of_the_path_whatever_is_in_it() -> Result<
         }
         assert_eq!(target.booked(), booked + usize::from(known), "{case}");
         let request = target.last(provider)?;
-        let (before_id, after_id) = match provider {
-            Moyasar => ("/v1/orders/", "/refund"),
-            Bog | Provider::BogToken | Begateway | Bbmsl => ("/payments/v1/payment/refund/", ""),
-        };
+        let (before_id, after_id) = provider.declared().path;
         let segment = request
             .path
             .strip_prefix(before_id)
@@ -506,7 +503,10 @@ async fn a_payments_id_is_one_segment_of_the_path_whatever_is_in_it() -> Result<
         // One request to this provider, none to another.
         let others = before.iter().zip(target.reached());
         let came: u64 = others.map(|(before, after)| after.0 - before.0).sum();
-        let token = target.gateway.simulators.token_fetches() - before[1].0;
+        let servers = Provider::ALL.into_iter().zip(before);
+        let fetches =
+            servers.filter_map(|(server, before)| (!server.refunds()).then_some(before.0));
+        let token = target.gateway.simulators.token_fetches() - fetches.sum::<u64>();
         assert_eq!(came - token, 1, "{case}");
     }
     target.survives().await
@@ -527,6 +527,20 @@ fn decoded(segment: &str) -> Result<Vec<u8>> {
     Ok(decoded)
 }
 
+/// What the provider reads: of a signed request, the text that was signed.
+fn read(request: &Received) -> Result<Value> {
+    let body: Value = serde_json::from_slice(&request.body)?;
+    Ok(match body["request"].as_str() {
+        Some(signed) => serde_json::from_str(signed)?,
+        None => body,
+    })
+}
+
+fn amount(body: &Value) -> &Value {
+    let amount = body.pointer("/amount").or(body.pointer("/request/amount"));
+    amount.unwrap_or(&Value::Null)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_of_the_call_reaches_its_own_place_and_no_other() -> Result<()> {
     let target = Target::start().await?;
@@ -535,23 +549,22 @@ async fn a_text_of_the_call_reaches_its_own_place_and_no_other() -> Result<()> {
         for call in answers {
             assert_refunded("sound", &target.refund(call).await?);
         }
-        let names = |provider| -> Result<Vec<String>> {
+        let names = |provider| -> Result<(Vec<String>, Value)> {
             let request = target.last(provider)?;
-            Ok(request.headers.into_iter().map(|(name, _)| name).collect())
+            let amount = amount(&read(&request)?).clone();
+            let names = request.headers.into_iter().map(|(name, _)| name);
+            Ok((names.collect(), amount))
         };
-        [
-            names(Bog)?,
-            names(Moyasar)?,
-            names(Begateway)?,
-            names(Bbmsl)?,
-        ]
+        FOUR.into_iter().map(names).collect::<Result<Vec<_>>>()?
     };
     for text in BREAKING {
         let text = &format!("a{text}z");
-        for (provider, names) in FOUR.into_iter().zip(&sound) {
+        for (provider, (names, sound)) in FOUR.into_iter().zip(&sound) {
             for pointer in ["/reason", "/reference", "/payment/reference"] {
-                // BBMSL takes it as the order's name, and no order has such a one.
-                let named = provider == Bbmsl && pointer == "/payment/reference";
+                let mut texts = provider.declared().texts.iter();
+                let carried = texts.find(|carried| carried.of == pointer);
+                // No order has such a name.
+                let named = carried.is_some_and(|carried| carried.names);
                 let case = format!("{provider:?} {pointer}: {text:?}");
                 let mut call = target.call(provider);
                 let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
@@ -577,25 +590,16 @@ async fn a_text_of_the_call_reaches_its_own_place_and_no_other() -> Result<()> {
                     let plain = value.iter().all(|byte| (0x20..0x7f).contains(byte));
                     assert!(plain, "{case}: {name}");
                 }
-                let body: Value = serde_json::from_slice(&request.body)?;
-                match (provider, pointer) {
-                    (Begateway, "/reason") => {
-                        assert_eq!(body["request"]["reason"], *text, "{case}")
-                    }
-                    (Begateway, "/reference") => {
-                        let tracking = body["request"]["tracking_id"].as_str().unwrap_or_default();
-                        assert!(
-                            tracking.starts_with(&format!("{text};")),
-                            "{case}: {tracking}"
-                        );
-                    }
-                    (Bbmsl, "/payment/reference") => {
-                        let signed = body["request"].as_str().unwrap_or_default();
-                        let signed: Value = serde_json::from_str(signed)?;
-                        assert_eq!(signed["merchantReference"], *text, "{case}");
-                        assert_eq!(signed["amount"], json!(1), "{case}");
-                    }
-                    (Bog | Provider::BogToken | Moyasar | Begateway | Bbmsl, _) => {}
+                let body = read(&request)?;
+                assert_eq!(amount(&body), sound, "{case}: {body}");
+                if let Some(Text { at, divider, .. }) = carried {
+                    let put = body.pointer(at).and_then(Value::as_str);
+                    let put = put.with_context(|| format!("{case}: {body}"))?;
+                    let is_put = match *divider {
+                        "" => put == text,
+                        divider => put.starts_with(&format!("{text}{divider}")),
+                    };
+                    assert!(is_put, "{case}: {put}");
                 }
             }
         }
@@ -1211,14 +1215,13 @@ async fn no_caller_makes_envoy_retry_hedge_or_hurry() -> Result<()> {
                     status: 404,
                     booked,
                 },
-                Some(match provider {
-                    // Which refusals there are was never published.
-                    Provider::Bbmsl => Problem {
+                Some(match provider.declared().replies.lists_refusals {
+                    true => NOT_FOUND,
+                    false => Problem {
                         outcome: "unknown",
                         retry: "look_up",
                         ..Problem::certain("provider-rejected", 422)
                     },
-                    Bog | Provider::BogToken | Moyasar | Begateway => NOT_FOUND,
                 }),
             ),
             (
@@ -1312,11 +1315,11 @@ async fn nothing_inside_is_steered_by_a_header_of_its_name() -> Result<()> {
         target
             .refunded_raw(&case, &post(PATH, &lines, &call.to_string()))
             .await?;
-        let at = |found: [(u64, usize); 5]| {
+        let at = |found: [(u64, usize); Provider::ALL.len()]| {
             Provider::ALL
                 .iter()
                 .zip(found)
-                .filter(|(other, _)| **other != provider && **other != Provider::BogToken)
+                .filter(|(other, _)| **other != provider && other.refunds())
                 .map(|(_, reached)| reached)
                 .collect::<Vec<_>>()
         };
@@ -1609,107 +1612,6 @@ const CARDS: [&str; 6] = [
     "4222222222222",
 ];
 
-/// Where a provider, or its token endpoint, puts words: a reply with `said` in each of these
-/// places, and whether they are of those that a caller is shown.
-fn replies(provider: Provider, said: &str) -> Vec<(u16, Value, bool)> {
-    match provider {
-        Bog | Provider::BogToken => vec![
-            (400, json!({"key": "bad", "message": said}), true),
-            (400, json!({"key": said, "message": "bad"}), true),
-            (422, json!({"error": said}), true),
-            (
-                404,
-                json!({"error": "bad", "error_description": said}),
-                true,
-            ),
-            (500, json!({"message": said}), true),
-            (403, json!({"message": said}), true),
-            (429, json!({"message": said}), true),
-            (
-                409,
-                json!({"key": "already_refunded", "message": said}),
-                true,
-            ),
-            (200, json!({"key": said, "message": said}), true),
-            (
-                200,
-                json!({"key": "request_received", "message": said, "action_id": "a-1"}),
-                true,
-            ),
-            (400, json!({"errors": [{"text": said}]}), false),
-            (400, json!(said), false),
-        ],
-        Moyasar => vec![
-            (
-                400,
-                json!({"type": "invalid_request_error", "message": said}),
-                true,
-            ),
-            (
-                400,
-                json!({"message": "bad", "errors": {"amount": [said]}}),
-                false,
-            ),
-            (401, json!({"message": said}), true),
-            (404, json!({"message": said}), true),
-            (500, json!({"message": said}), true),
-            (
-                200,
-                json!({"transactions": [{"type": "refund", "message": said}]}),
-                false,
-            ),
-            (400, json!({"message": {"text": said}}), false),
-        ],
-        Begateway => vec![
-            (
-                422,
-                json!({"message": said, "errors": {"amount": [said]}}),
-                true,
-            ),
-            (422, json!({"code": said, "message": "bad"}), true),
-            (
-                422,
-                json!({"code": "F.0108", "friendly_message": said}),
-                true,
-            ),
-            (
-                400,
-                json!({"response": {"message": said, "code": said, "errors": {"x": said}}}),
-                true,
-            ),
-            (
-                400,
-                json!({"error": {"message": said, "friendly_message": said}}),
-                true,
-            ),
-            (500, json!({"error": {"message": said}}), true),
-            (
-                200,
-                json!({"transaction": {"type": "refund", "status": "failed", "message": said, "code": said}}),
-                true,
-            ),
-            (
-                200,
-                json!({"transaction": {"type": "refund", "status": "error", "friendly_message": said}}),
-                true,
-            ),
-            (422, json!({"message": {"card": said}}), false),
-        ],
-        Bbmsl => vec![
-            (200, json!({"responseCode": "9999", "message": said}), true),
-            (200, json!({"responseCode": said, "message": "bad"}), true),
-            (400, json!({"message": said}), true),
-            (500, json!({"message": said}), true),
-            (200, json!({"message": said}), true),
-            (
-                200,
-                json!({"responseCode": "9999", "error": said, "order": {"status": said}}),
-                false,
-            ),
-        ],
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn card_numbers_of_a_provider_are_in_no_answer_and_in_no_log() -> Result<()> {
     let mut target = Target::start().await?;
@@ -1719,7 +1621,7 @@ async fn card_numbers_of_a_provider_are_in_no_answer_and_in_no_log() -> Result<(
     for provider in FOUR {
         for (nth, card) in CARDS.iter().enumerate() {
             let said = format!("card {card} was declined");
-            for (status, body, told) in replies(provider, &said) {
+            for (status, body, told) in (provider.declared().replies.with)(&said) {
                 let case = format!("{provider:?} {status}: {body}");
                 let reply = Reply::json(status, body.to_string());
                 simulators.next_fault(provider, Fault::Reply { reply, booked });
@@ -1741,13 +1643,7 @@ async fn card_numbers_of_a_provider_are_in_no_answer_and_in_no_log() -> Result<(
                 simulators.next_fault(provider, Fault::Reply { reply, booked });
                 shown.push((case, target.refund(target.call(provider)).await?));
             }
-            let places: &[&str] = match provider {
-                Moyasar => &["/transactions/1/message", "/transactions/1/response_code"],
-                Begateway => &["/transaction/message", "/transaction/code"],
-                Bbmsl => &["/message"],
-                Bog | Provider::BogToken => &["/message"],
-            };
-            for place in places {
+            for place in provider.declared().replies.words {
                 let case = format!("{provider:?}: {place} of a success");
                 let fault = Fault::Altered {
                     pointer: (*place).into(),

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::{FOUR, Problem, assert_problem, of, plugin, unknown};
+use crate::common::{FOUR, Problem, assert_problem, currency, keyed, of, plugin, unknown};
 use gateway_testbed::{Answer, Gateway, Options, route_mut};
 use provider_simulator::orders::{Behaviour, Order, find, fresh, known};
-use provider_simulator::{Exchange, Fault, Provider, Refunded, Reply};
+use provider_simulator::{Exchange, Fault, Provider, Refunded, Replies, Reply};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -125,8 +125,7 @@ fn assert_refused(
         said.remove("errors");
     }
     assert_eq!(said, word, "{case}");
-    // beGateway alone says for how long it keeps a key.
-    let until = provider == Begateway && expected.retry == "same_key";
+    let until = provider.declared().keeps_keys && expected.retry == "same_key";
     assert_eq!(
         answer.body.get("retry_until").is_some(),
         until,
@@ -178,7 +177,7 @@ async fn a_refund_is_booked_once_and_answered_in_the_providers_own_words() {
             (*minor_units, *currency),
             (1050, body["amount"]["currency"].as_str().expect("a code"))
         );
-        assert_eq!(arrived.as_deref(), (provider != Bbmsl).then_some(&*key));
+        assert_eq!(arrived.as_deref(), provider.has_keys().then_some(&*key));
 
         let mut expected = body.clone();
         expected["amount"]["value"] = json!("10.50");
@@ -193,12 +192,8 @@ async fn a_refund_is_booked_once_and_answered_in_the_providers_own_words() {
             expected["provider_code"] = json!(code);
         }
         let reply = reply(&gateway, provider);
-        let time = match provider {
-            Moyasar => reply.pointer("/transactions/1/created_at"),
-            Begateway => reply.pointer("/transaction/created_at"),
-            Bog | Provider::BogToken | Bbmsl => None,
-        };
-        if let Some(time) = time {
+        if let Some(time) = provider.declared().replies.time {
+            let time = reply.pointer(time).expect("a time");
             expected["created_at"] = time.clone();
         }
         assert_eq!(
@@ -372,8 +367,8 @@ async fn a_full_refund_is_of_all_that_is_left() {
         (Begateway, "1-older", None, 10_000, full()),
     ] {
         if let Some(value) = first {
-            let currency = if provider == Bog { "GEL" } else { "USD" };
-            let part = refund(&gateway, &call(provider, id, money(value, currency))).await;
+            let part = money(value, currency(provider));
+            let part = refund(&gateway, &call(provider, id, part)).await;
             assert!(part.status < 300, "{part:?}");
         }
         let answer = refund(&gateway, &call(provider, id, full())).await;
@@ -382,11 +377,10 @@ async fn a_full_refund_is_of_all_that_is_left() {
         let booked = ledger(&gateway, provider).pop().expect("a refund");
         assert_eq!((booked.payment.as_str(), booked.minor_units), (id, left));
         let sent: Value = serde_json::from_str(&sent(&gateway, provider)).expect("JSON");
-        match provider {
-            Bog => assert_eq!(sent, json!({})),
-            Provider::BogToken | Moyasar | Begateway | Bbmsl => {
-                assert_eq!(sent["request"].get("amount"), None, "{sent}")
-            }
+        if provider == Bog {
+            assert_eq!(sent, json!({}));
+        } else {
+            assert_eq!(sent["request"].get("amount"), None, "{sent}");
         }
     }
 }
@@ -537,7 +531,7 @@ async fn a_code_of_bbmsl_that_is_configured_as_declined_is_a_plain_refusal() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_call_again_refunds_nothing_more_and_says_the_same() {
     let gateway = start().await;
-    for provider in [Bog, Moyasar, Begateway] {
+    for provider in keyed() {
         let (key, other) = (format!("{provider:?}-1"), format!("{provider:?}-2"));
         let first = refund_as(&gateway, &key, &one(provider, 1)).await;
         let again = refund_as(&gateway, &key, &one(provider, 1)).await;
@@ -673,10 +667,12 @@ async fn what_a_provider_does_not_echo_is_the_callers_word() {
 
 /// What a status alone means.
 fn by_status(provider: Provider, status: u16) -> Problem {
+    let replies = &provider.declared().replies;
     match status {
-        // No refusal is certain at a provider without keys, but one of calling.
-        402 | 404 if provider == Bbmsl => MAY_BE_THERE,
-        400 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431 if provider == Bbmsl => {
+        // Then no refusal is certain, but one of calling.
+        400 | 402 | 404 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431
+            if !replies.lists_refusals =>
+        {
             MAY_BE_THERE
         }
         402 => DECLINED,
@@ -684,7 +680,7 @@ fn by_status(provider: Provider, status: u16) -> Problem {
         404 => NOT_FOUND,
         401 | 403 => AUTH_FAILED,
         429 => RATE_LIMITED,
-        409 if provider == Bog => MAY_BE_THERE,
+        409 if replies.conflict_is_there => MAY_BE_THERE,
         200..300 => unreadable(provider),
         _ => failed(provider),
     }
@@ -814,15 +810,10 @@ async fn a_reply_that_is_not_what_the_provider_documents_is_unreadable() {
         let good = last(&gateway, provider).reply.expect("a reply").body;
         let good = String::from_utf8(good).expect("text");
         // The member by which the outcome is decided.
-        let (decides, other) = match provider {
-            Bog | Provider::BogToken => (r#""key":"request_received""#, r#""key":"received""#),
-            Moyasar => (
-                r#""status":"approved","type":"refund""#,
-                r#""status":"","type":"refund""#,
-            ),
-            Begateway => (r#""status":"successful""#, r#""status":"ok""#),
-            Bbmsl => (r#""status":"SUCCESS""#, r#""status":"Success""#),
-        };
+        let Replies { word, unlisted, .. } = &provider.declared().replies;
+        let ((member, word, after), other) = (word, unlisted[1]);
+        let decides = &format!(r#""{member}":"{word}"{after}"#);
+        let other = &format!(r#""{member}":"{other}"{after}"#);
         assert!(good.contains(decides), "{good}");
         let twice = format!("{decides},{other}");
         let cases: [(&str, Vec<u8>); 16] = [

@@ -498,7 +498,7 @@ async fn with_header(gateway: &Gateway, place: &Place, value: &str, nth: u64) ->
 
 /// What a caller may bring of its own for this provider: a sound secret of the wrong owner.
 fn forged(place: &Place, other: &Secrets) -> String {
-    match place.provider.declared().secret.signs {
+    match place.provider.declared().secret.signs() {
         true => other.line(place.provider),
         false => "canary-of-the-callers".to_owned(),
     }

@@ -571,12 +571,9 @@ fn reply_shapes(provider: Provider) -> Vec<(&'static str, Fault, Expected)> {
         (
             "404 that is only headers",
             header_only(404),
-            match provider {
-                // Which refusals there are was never published.
-                Provider::Bbmsl => unknown("provider-rejected", 422),
-                Provider::Bog | Provider::BogToken | Provider::Moyasar | Provider::Begateway => {
-                    refused("payment-not-found", 404, "no")
-                }
+            match provider.declared().replies.lists_refusals {
+                true => refused("payment-not-found", 404, "no"),
+                false => unknown("provider-rejected", 422),
             },
         ),
         (

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use crate::common::{
-    FOUR, Problem, asked, asked_wrongly, assert_problem, booked, fleet, of, plugin, unknown,
+    FOUR, Problem, asked, asked_wrongly, assert_problem, booked, final_at_once, fleet, of, plugin,
+    unknown,
 };
 use anyhow::{Context as _, Result};
 use gateway_testbed::openbao::OpenBao;
@@ -246,7 +247,7 @@ async fn a_look_up_right_after_a_slow_send_says_nothing_for_certain() -> Result<
         });
     }))
     .await?;
-    for provider in [Moyasar, Begateway, Bbmsl] {
+    for provider in final_at_once() {
         let slow = Fault::Delay(Duration::from_secs(2));
         gateway.simulators.next_fault(provider, slow);
         let (case, order) = (format!("{provider:?}"), fresh(provider, 1));

@@ -41,7 +41,7 @@ pub use exchange::{Exchange, Received, Reply};
 pub use fault::Fault;
 pub use ledger::Refunded;
 pub use orders::Order;
-pub use provider::{Declaration, Fresh, Key, Place, Provider, Secret, Server};
+pub use provider::{Declaration, Fresh, Key, Place, Provider, Replies, Secret, Server, Text};
 pub use simulators::{Error, ExpiresIn, Options, Simulators, TokenLifetime};
 pub use tls::{Alpn, Certificate};
 

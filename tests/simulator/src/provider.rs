@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::orders::Order;
 use crate::server::Application;
 use crate::{Error, Options, Received};
@@ -77,7 +79,7 @@ impl Provider {
     /// Whether the secret itself is shown to it: the gateway does not sign, and no token endpoint
     /// is shown it in its place.
     pub fn is_shown_the_secret(self) -> bool {
-        self.servers().last() == Some(&self) && !self.declared().secret.signs
+        self.servers().last() == Some(&self) && !self.declared().secret.signs()
     }
 
     /// Whether its refunds have idempotency keys.
@@ -86,10 +88,15 @@ impl Provider {
     }
 }
 
+/// What a proxy in front of a provider may answer.
+pub(crate) const HTML: &str = "<!doctype html><html><body><h1>Bad Gateway</h1></body></html>";
+
 /// One provider, with all its servers.
 pub struct Declaration {
-    /// As people write it.
+    /// As people write it, in full.
     pub title: &'static str,
+    /// The same, as a heading of a table.
+    pub short: &'static str,
     /// In the order of the registry.
     pub servers: &'static [Server],
     /// How the gateway proves itself.
@@ -98,6 +105,8 @@ pub struct Declaration {
     pub accepts: &'static [(&'static str, &'static str)],
     /// The idempotency key of a refund; none where it has none.
     pub key: Option<Key>,
+    /// Whether its page says for how long it keeps keys.
+    pub keeps_keys: bool,
     /// What stands before the payment's id in the path of a refund, and behind it. Where the body
     /// names the payment, the first is the whole path.
     pub path: (&'static str, &'static str),
@@ -107,8 +116,16 @@ pub struct Declaration {
     pub answers: &'static str,
     /// The words after which there need not be an id of the refund.
     pub nameless: &'static [&'static str],
+    /// Where it puts texts of a call.
+    pub texts: &'static [Text],
+    /// What it says, and what that means.
+    pub replies: Replies,
     /// Whether its refunds are told apart by their ids alone.
     pub by_id_alone: bool,
+    /// Whether a look-up asks for a key, and finds its refund at whatever payment.
+    pub by_key_alone: bool,
+    /// Whether it can prove that there is no refund.
+    pub proves_absence: bool,
     /// The code of a look-up that leaves for good open how a refund has ended, and whether it does
     /// so of one that is booked, too.
     pub leaves_open: Option<(&'static str, bool)>,
@@ -131,6 +148,12 @@ pub struct Server {
     pub cluster: &'static str,
     /// See [`Provider::host`].
     pub host: &'static str,
+    /// Its page's reply of success. In a refund's, which is of 10.00, `%id%` and `%key%` stand for
+    /// the payment's id and the refund's key.
+    pub success: &'static str,
+    /// Every shape of error that its page or a public client shows. Bare ones too: a proxy in front
+    /// of a provider has its own.
+    pub errors: &'static [&'static str],
     /// Members of its replies, and what could stand there: each makes a success doubtful.
     pub altered: &'static [(&'static str, Option<&'static str>)],
 }
@@ -141,8 +164,63 @@ pub struct Secret {
     pub account: &'static str,
     /// The secret's name: of its SDS file, and in its filter state.
     pub name: &'static str,
-    /// Whether it is an RSA key that signs, and the provider has its public part.
-    pub signs: bool,
+    /// The scheme of `authorization`; none where the secret is an RSA key that signs, and the
+    /// provider has its public part.
+    pub scheme: Option<&'static str>,
+}
+
+impl Secret {
+    /// Whether the secret signs, and is shown to nobody.
+    pub fn signs(&self) -> bool {
+        self.scheme.is_none()
+    }
+}
+
+/// A text of a call, in the request of a provider.
+pub struct Text {
+    /// Where it stands in the call: a JSON Pointer.
+    pub of: &'static str,
+    /// Where it stands in the request, in the signed text where there is one: a JSON Pointer.
+    pub at: &'static str,
+    /// What divides it from what the gateway adds; empty where it adds nothing.
+    pub divider: &'static str,
+    /// Whether it names the payment, so that there must be one of that name.
+    pub names: bool,
+}
+
+/// What a provider says of a refund, and what that means.
+pub struct Replies {
+    /// The member that decides, in [`Server::success`]: its name, its word, and what follows there.
+    pub word: (&'static str, &'static str, &'static str),
+    /// Words of it that decline.
+    pub declined: &'static [&'static str],
+    /// What else declines, in a few words, and the status and body that do.
+    pub declined_else: Option<(&'static str, u16, &'static str)>,
+    /// Words of it that leave the end open.
+    pub pending: &'static [&'static str],
+    /// Words of it that say that the provider itself does not know.
+    pub unsure: &'static [&'static str],
+    /// Words of it that its page does not know.
+    pub unlisted: &'static [&'static str],
+    /// What can mean that the refund is there already, in a few words, and the statuses and bodies
+    /// that can.
+    pub there: Option<(&'static str, &'static [(u16, &'static str)])>,
+    /// Whether a 409 alone can mean that, too.
+    pub conflict_is_there: bool,
+    /// Whether its page says which refusals there are, so that one is certain.
+    pub lists_refusals: bool,
+    /// Changes of [`Server::success`] to another amount.
+    pub amounts: &'static [(&'static str, &'static str)],
+    /// To another currency.
+    pub currencies: &'static [(&'static str, &'static str)],
+    /// To another payment.
+    pub payments: &'static [(&'static str, &'static str)],
+    /// Where in the reply it says when the refund was made: a JSON Pointer.
+    pub time: Option<&'static str>,
+    /// Where a success has words for people: JSON Pointers.
+    pub words: &'static [&'static str],
+    /// Replies with this text wherever words can be, and whether a caller is shown it there.
+    pub with: fn(&str) -> Vec<(u16, Value, bool)>,
 }
 
 /// An idempotency key.
@@ -170,7 +248,7 @@ impl Key {
                 Some(String::from_utf8_lossy(key).into_owned())
             }
             Place::Member(name) => {
-                let body: serde_json::Value = serde_json::from_slice(&request.body).ok()?;
+                let body: Value = serde_json::from_slice(&request.body).ok()?;
                 Some(body.get(name)?.as_str()?.to_owned())
             }
         }

@@ -18,6 +18,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The providers, without the token endpoints beside them.
 pub const FOUR: [Provider; Provider::REFUNDING.len()] = Provider::REFUNDING;
 
+/// Those that know a second send by its key.
+pub fn keyed() -> impl Iterator<Item = Provider> {
+    FOUR.into_iter().filter(|provider| provider.has_keys())
+}
+
+/// Those whose refunds have ended when they are taken.
+pub fn final_at_once() -> impl Iterator<Item = Provider> {
+    FOUR.into_iter()
+        .filter(|provider| taken(*provider).1 == "succeeded")
+}
+
 /// Changes the filter's own configuration inside Envoy's.
 pub fn plugin(config: &mut Value, change: impl FnOnce(&mut Value)) {
     gateway_testbed::change_plugin(config, change).expect("the plugin configuration");

@@ -15,6 +15,7 @@ use rsa::pkcs1v15::{Signature, VerifyingKey};
 use rsa::pkcs8::DecodePublicKey as _;
 use rsa::sha2::Sha256;
 use rsa::signature::Verifier as _;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::amount::{decimal, minor_units};
@@ -22,9 +23,11 @@ use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, FRESH_NUMBER, HKD, JPY, KWD, Order, USD, answers};
+use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
-    Declaration, Error, Fresh, Options, Provider, Received, Refunded, Reply, Secret, Server, lock,
+    Declaration, Error, Fresh, Options, Provider, Received, Refunded, Replies, Reply, Secret,
+    Server, Text, lock,
 };
 
 const REFUND: &str = "/hosted-checkout/refund";
@@ -438,11 +441,74 @@ const ORDERS: &[Order] = &[
     bbmsl("already-refunded", "4929", "ref-already-refunded", 10_000, HKD, Behaviour::AlreadyRefunded),
 ];
 
+const REPLIES: Replies = Replies {
+    word: ("status", "SUCCESS", ""),
+    declined: &["DECLINED"],
+    declined_else: Some((
+        "a `responseCode` that is configured as declined",
+        200,
+        r#"{"responseCode":"9007","message":"Insufficient unsettled balance"}"#,
+    )),
+    pending: &[],
+    unsure: &[],
+    unlisted: &["PROCESSING", "Success", ""],
+    there: Some((
+        "a BBMSL `responseCode` that is not configured as declined",
+        &[
+            (200, r#"{"responseCode":"9001","message":"Refused"}"#),
+            (200, r#"{"responseCode":"9005","message":"Refused"}"#),
+            (200, r#"{"responseCode":"9999","message":"Refused"}"#),
+            (400, r#"{"responseCode":"9001","message":"Refused"}"#),
+            (400, r#"{"responseCode":"9005","message":"Refused"}"#),
+            (400, r#"{"responseCode":"9999","message":"Refused"}"#),
+            (422, r#"{"responseCode":"9001","message":"Refused"}"#),
+            (422, r#"{"responseCode":"9005","message":"Refused"}"#),
+            (422, r#"{"responseCode":"9999","message":"Refused"}"#),
+        ],
+    )),
+    conflict_is_there: false,
+    lists_refusals: false,
+    amounts: &[
+        (r#""REFUND","amount":10"#, r#""REFUND","amount":10.01"#),
+        (r#""REFUND","amount":10"#, r#""REFUND","amount":1000"#),
+    ],
+    currencies: &[(
+        r#""amount":10,"currency":"HKD""#,
+        r#""amount":10,"currency":"USD""#,
+    )],
+    payments: &[
+        (r#""id":%id%"#, r#""id":4922"#),
+        ("order-%id%", "1655817171"),
+    ],
+    time: None,
+    words: &["/message"],
+    with,
+};
+
+/// Where it puts words.
+fn with(said: &str) -> Vec<(u16, Value, bool)> {
+    vec![
+        (200, json!({"responseCode": "9999", "message": said}), true),
+        (200, json!({"responseCode": said, "message": "bad"}), true),
+        (400, json!({"message": said}), true),
+        (500, json!({"message": said}), true),
+        (200, json!({"message": said}), true),
+        (
+            200,
+            json!({"responseCode": "9999", "error": said, "order": {"status": said}}),
+            false,
+        ),
+    ]
+}
+
 pub(super) const DECLARATION: Declaration = Declaration {
     title: "BBMSL",
+    short: "BBMSL",
     servers: &[Server {
         cluster: "bbmsl",
         host: "payapi.prod.bbmsl.com",
+        success: r#"{"responseCode":"0000","message":"Success","order":{"id":%id%,"merchantReference":"order-%id%","currency":"HKD","amount":100.00,"status":"REFUNDED"},"transaction":{"id":3758,"merchantId":3,"type":"REFUND","amount":10,"currency":"HKD","status":"SUCCESS"}}"#,
+        errors: &["{}", r#"{"message":"Refused"}"#, "Refused", "", HTML],
         altered: &[
             ("/order/id", Some("1")),
             ("/transaction/amount", Some("999999")),
@@ -456,18 +522,28 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "3",
         name: "bbmsl-key",
-        signs: true,
+        scheme: None,
     },
     // None, so that every signature is refused: a private key in the repository would be one too
     // many.
     accepts: &[],
     key: None,
+    keeps_keys: false,
     path: (REFUND, ""),
     names: "orderId in the signed text",
     answers: "succeeded",
     // Its order does not show its transactions.
     nameless: &["succeeded"],
+    texts: &[Text {
+        of: "/payment/reference",
+        at: "/merchantReference",
+        divider: "",
+        names: true,
+    }],
+    replies: REPLIES,
     by_id_alone: false,
+    by_key_alone: false,
+    proves_absence: true,
     leaves_open: Some(("refund-ambiguous", true)),
     currency: HKD,
     fresh: Fresh {

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -16,10 +17,11 @@ use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, ErrorShape, JPY, KWD, Order, USD, answers, order};
+use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
     Credential, Declaration, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
-    Reply, Secret, Server, lock, segment,
+    Replies, Reply, Secret, Server, Text, lock, segment,
 };
 
 const REFUNDS: &str = "/beyag/transactions/refunds";
@@ -408,11 +410,99 @@ const ORDERS: &[Order] = &[
     order(Provider::Begateway, "errors-objects", "1-shape-objects", 10_000, USD, Behaviour::Errors(ErrorShape::Objects)),
 ];
 
+const REPLIES: Replies = Replies {
+    word: ("status", "successful", ""),
+    declined: &["failed", "expired", "deleted"],
+    declined_else: None,
+    pending: &["pending", "incomplete"],
+    unsure: &["error"],
+    unlisted: &["queued", "Successful", ""],
+    there: Some((
+        "beGateway `F.0108`",
+        &[
+            (
+                422,
+                r#"{"code":"F.0108","friendly_message":"Duplicate","message":"is refunded already","errors":{}}"#,
+            ),
+            (
+                400,
+                r#"{"response":{"code":"F.0108","message":"is refunded already"}}"#,
+            ),
+            (
+                422,
+                r#"{"error":{"code":"F.0108","message":"is refunded already"}}"#,
+            ),
+        ],
+    )),
+    conflict_is_there: false,
+    lists_refusals: true,
+    amounts: &[
+        (r#""amount":1000"#, r#""amount":999"#),
+        (r#""amount":1000"#, r#""amount":10"#),
+    ],
+    currencies: &[(r#""currency":"USD""#, r#""currency":"EUR""#)],
+    payments: &[("%id%", "1-310b0da80b")],
+    time: Some("/transaction/created_at"),
+    words: &["/transaction/message", "/transaction/code"],
+    with,
+};
+
+/// Where it puts words.
+fn with(said: &str) -> Vec<(u16, Value, bool)> {
+    vec![
+        (
+            422,
+            json!({"message": said, "errors": {"amount": [said]}}),
+            true,
+        ),
+        (422, json!({"code": said, "message": "bad"}), true),
+        (
+            422,
+            json!({"code": "F.0108", "friendly_message": said}),
+            true,
+        ),
+        (
+            400,
+            json!({"response": {"message": said, "code": said, "errors": {"x": said}}}),
+            true,
+        ),
+        (
+            400,
+            json!({"error": {"message": said, "friendly_message": said}}),
+            true,
+        ),
+        (500, json!({"error": {"message": said}}), true),
+        (
+            200,
+            json!({"transaction": {"type": "refund", "status": "failed", "message": said, "code": said}}),
+            true,
+        ),
+        (
+            200,
+            json!({"transaction": {"type": "refund", "status": "error", "friendly_message": said}}),
+            true,
+        ),
+        (422, json!({"message": {"card": said}}), false),
+    ]
+}
+
 pub(super) const DECLARATION: Declaration = Declaration {
     title: "beGateway",
+    short: "beGateway",
     servers: &[Server {
         cluster: "begateway",
         host: "api.begateway.com",
+        success: r#"{"transaction":{"uid":"2-310b0da80b","parent_uid":"%id%","type":"refund","status":"successful","message":"The operation was successfully processed","amount":1000,"currency":"USD"}}"#,
+        errors: &[
+            r#"{"message":"is missing","errors":{"request":{"amount":["is missing"]}}}"#,
+            r#"{"response":{"message":"amount is invalid","errors":{"amount":["is invalid"]}}}"#,
+            r#"{"error":{"message":"amount is invalid","errors":{"amount":"is invalid"}}}"#,
+            r#"{"code":"F.0114","friendly_message":"No funds","message":"Insufficient funds","errors":{}}"#,
+            r#"{"code":"F.0117","message":{"amount":["is invalid"]},"errors":{"amount":"is invalid"}}"#,
+            r#"{"message":"Not found."}"#,
+            "",
+            HTML,
+        ],
         altered: &[
             ("/transaction/parent_uid", Some("\"another\"")),
             ("/transaction/currency", Some("\"EUR\"")),
@@ -426,18 +516,36 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "361",
         name: "begateway-secret-key",
-        signs: false,
+        scheme: Some("Basic"),
     },
     accepts: &[("361", "begateway-demo-secret")],
     key: Some(Key {
         place: Place::Header("requestid"),
         versions: &[4],
     }),
+    keeps_keys: true,
     path: (REFUNDS, ""),
     names: "parent_uid in the body",
     answers: "succeeded",
     nameless: &[],
+    texts: &[
+        Text {
+            of: "/reason",
+            at: "/request/reason",
+            divider: "",
+            names: false,
+        },
+        Text {
+            of: "/reference",
+            at: "/request/tracking_id",
+            divider: ";",
+            names: false,
+        },
+    ],
+    replies: REPLIES,
     by_id_alone: false,
+    by_key_alone: true,
+    proves_absence: true,
     leaves_open: None,
     currency: USD,
     fresh: Fresh {

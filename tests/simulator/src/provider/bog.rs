@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::{Uuid, Variant};
 
@@ -20,10 +21,11 @@ use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, EUR, GEL, JPY, KWD, Order, order};
+use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
     Credential, Declaration, ExpiresIn, Fresh, Key, Options, Place, Provider, Received, Refunded,
-    Reply, Secret, Server, TokenLifetime, lock, segment,
+    Replies, Reply, Secret, Server, TokenLifetime, lock, segment,
 };
 
 const REFUND: &str = "/payments/v1/payment/refund/";
@@ -525,12 +527,85 @@ const ORDERS: &[Order] = &[
     order(Provider::Bog, "already-refunded", "bog-already-refunded", 10_000, GEL, Behaviour::AlreadyRefunded),
 ];
 
+const ALREADY: &str = r#"{"key":"already_refunded","message":"Order is already refunded"}"#;
+const ALREADY_BY_OAUTH: &str =
+    r#"{"error":"already_refunded","error_description":"Order is already refunded"}"#;
+
+const REPLIES: Replies = Replies {
+    word: ("key", "request_received", ""),
+    declined: &[],
+    declined_else: None,
+    pending: &[],
+    unsure: &[],
+    unlisted: &["received", "REQUEST_RECEIVED", ""],
+    there: Some((
+        "BOG `already_refunded`",
+        &[
+            (400, ALREADY),
+            (409, ALREADY),
+            (422, ALREADY),
+            (400, ALREADY_BY_OAUTH),
+            (409, ALREADY_BY_OAUTH),
+            (422, ALREADY_BY_OAUTH),
+        ],
+    )),
+    conflict_is_there: true,
+    lists_refusals: true,
+    // It echoes nothing.
+    amounts: &[],
+    currencies: &[],
+    payments: &[],
+    time: None,
+    words: &["/message"],
+    with,
+};
+
+/// Where it puts words.
+fn with(said: &str) -> Vec<(u16, Value, bool)> {
+    vec![
+        (400, json!({"key": "bad", "message": said}), true),
+        (400, json!({"key": said, "message": "bad"}), true),
+        (422, json!({"error": said}), true),
+        (
+            404,
+            json!({"error": "bad", "error_description": said}),
+            true,
+        ),
+        (500, json!({"message": said}), true),
+        (403, json!({"message": said}), true),
+        (429, json!({"message": said}), true),
+        (
+            409,
+            json!({"key": "already_refunded", "message": said}),
+            true,
+        ),
+        (200, json!({"key": said, "message": said}), true),
+        (
+            200,
+            json!({"key": "request_received", "message": said, "action_id": "a-1"}),
+            true,
+        ),
+        (400, json!({"errors": [{"text": said}]}), false),
+        (400, json!(said), false),
+    ]
+}
+
 pub(super) const DECLARATION: Declaration = Declaration {
     title: "Bank of Georgia",
+    short: "BOG",
     servers: &[
         Server {
             cluster: "bog",
             host: "api.bog.ge",
+            success: r#"{"key":"request_received","message":"Refund request received","action_id":"5b666901-eb05-4f83-abeb-8311e175f337"}"#,
+            errors: &[
+                r#"{"message":"The refund was declined"}"#,
+                r#"{"error":"invalid_request","error_description":"The refund was declined"}"#,
+                r#"{"error":"invalid_request"}"#,
+                "The refund was declined",
+                "",
+                HTML,
+            ],
             altered: &[
                 ("/key", Some("\"request_queued\"")),
                 ("/key", Some("\"already_refunded\"")),
@@ -541,6 +616,13 @@ pub(super) const DECLARATION: Declaration = Declaration {
         Server {
             cluster: "bog-token",
             host: "oauth2.bog.ge",
+            success: r#"{"access_token":"a-token","token_type":"Bearer","expires_in":300}"#,
+            errors: &[
+                r#"{"error":"unauthorized_client","error_description":"Invalid client"}"#,
+                r#"{"error":"invalid_request"}"#,
+                "",
+                HTML,
+            ],
             altered: &[
                 ("/access_token", None),
                 ("/access_token", Some("\"\"")),
@@ -553,18 +635,23 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "10001",
         name: "bog-client-secret",
-        signs: false,
+        scheme: Some("Bearer"),
     },
     accepts: &[("refund-demo", "bog-demo-secret")],
     key: Some(Key {
         place: Place::Header("idempotency-key"),
         versions: &[4],
     }),
+    keeps_keys: false,
     path: (REFUND, ""),
     names: "id in the path",
     answers: "pending",
     nameless: &["pending"],
+    texts: &[],
+    replies: REPLIES,
     by_id_alone: true,
+    by_key_alone: false,
+    proves_absence: false,
     leaves_open: None,
     currency: GEL,
     fresh: Fresh {

@@ -8,6 +8,7 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -15,10 +16,11 @@ use crate::credentials::{Accepted, Uses};
 use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, JPY, KWD, Order, SAR, answers, order};
+use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
     Credential, Declaration, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
-    Reply, Secret, Server, lock, segment,
+    Replies, Reply, Secret, Server, lock, segment,
 };
 
 const ORDERS: &str = "/v1/orders/";
@@ -439,11 +441,69 @@ const KNOWN: &[Order] = &[
     order(Provider::Moyasar, "already-refunded", "0191f5a7-0000-7000-8000-00000000000a", 10_000, SAR, Behaviour::AlreadyRefunded),
 ];
 
+const REPLIES: Replies = Replies {
+    word: ("status", "approved", r#","type":"refund""#),
+    declined: &["failed"],
+    declined_else: None,
+    pending: &["initiated"],
+    unsure: &["timeout", "system_error"],
+    unlisted: &["queued", "APPROVED", ""],
+    there: None,
+    conflict_is_there: false,
+    lists_refusals: true,
+    amounts: &[
+        (r#""00","amount":1000"#, r#""00","amount":1001"#),
+        (r#""00","amount":1000"#, r#""00","amount":100000"#),
+    ],
+    currencies: &[(r#""currency":"SAR""#, r#""currency":"USD""#)],
+    payments: &[(
+        r#""id":"%id%""#,
+        r#""id":"0191f5a7-44d3-7430-8739-2d80821416bf""#,
+    )],
+    time: Some("/transactions/1/created_at"),
+    words: &["/transactions/1/message", "/transactions/1/response_code"],
+    with,
+};
+
+/// Where it puts words.
+fn with(said: &str) -> Vec<(u16, Value, bool)> {
+    vec![
+        (
+            400,
+            json!({"type": "invalid_request_error", "message": said}),
+            true,
+        ),
+        (
+            400,
+            json!({"message": "bad", "errors": {"amount": [said]}}),
+            false,
+        ),
+        (401, json!({"message": said}), true),
+        (404, json!({"message": said}), true),
+        (500, json!({"message": said}), true),
+        (
+            200,
+            json!({"transactions": [{"type": "refund", "message": said}]}),
+            false,
+        ),
+        (400, json!({"message": {"text": said}}), false),
+    ]
+}
+
 pub(super) const DECLARATION: Declaration = Declaration {
     title: "Moyasar",
+    short: "Moyasar",
     servers: &[Server {
         cluster: "moyasar",
         host: "pg.moyasar.com",
+        success: r#"{"id":"%id%","currency":"SAR","amount":10000,"refunded_amount":1000,"transactions":[{"id":"0191f5a7-44ab-7fbb-ab3c-1e1a98a5166e","status":"approved","type":"capture","amount":10000},{"id":"%key%","status":"approved","type":"refund","message":"APPROVED","response_code":"00","amount":1000}]}"#,
+        errors: &[
+            r#"{"message":"Missing authentication information"}"#,
+            r#"{"message":"Data validation failed","errors":{"amount":["The value must be greater than or equal to 1."]}}"#,
+            "The order has not been captured",
+            "",
+            HTML,
+        ],
         altered: &[
             ("/id", Some("\"00000000-0000-4000-8000-ffffffffffff\"")),
             ("/currency", Some("\"USD\"")),
@@ -457,19 +517,24 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "",
         name: "moyasar-api-key",
-        signs: false,
+        scheme: Some("Bearer"),
     },
     accepts: &[("", "moyasar-demo-key")],
     key: Some(Key {
         place: Place::Member("transaction_id"),
         versions: &[4, 7],
     }),
+    keeps_keys: false,
     path: (ORDERS, "/refund"),
     names: "id in the path",
     answers: "succeeded",
     nameless: &[],
+    texts: &[],
+    replies: REPLIES,
     by_id_alone: false,
     // That it shows none proves nothing.
+    by_key_alone: false,
+    proves_absence: false,
     leaves_open: Some(("refund-not-found", false)),
     currency: SAR,
     fresh: Fresh {
