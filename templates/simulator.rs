@@ -13,7 +13,7 @@ use crate::orders::{self, Behaviour, JPY, KWD, Order, USD, order};
 use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
-    Credential, Declaration, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
+    Credential, Declaration, Ends, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
     Replies, Reply, Secret, Server, lock, segment,
 };
 
@@ -75,6 +75,13 @@ const ORDERS: &[Order] = &[
     order(Provider::TYPE, "jpy", "payment-jpy", 1_500, JPY, Behaviour::Succeeds),
 ];
 
+fn ends(name: &str) -> Option<Ends> {
+    Some(match name {
+        "page" | "kwd" | "jpy" => Ends::Succeeded,
+        _ => return None,
+    })
+}
+
 // TO BE WRITTEN: what the page says, for the suites. What the members mean stands in `provider.rs`.
 const REPLIES: Replies = Replies {
     word: ("status", "succeeded", ""),
@@ -89,6 +96,7 @@ const REPLIES: Replies = Replies {
     amounts: &[],
     currencies: &[],
     payments: &[],
+    said: (None, "TO BE WRITTEN"),
     time: None,
     words: &[],
     with,
@@ -112,6 +120,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "",
         name: "NAME-api-key",
+        at: "/api_key",
         scheme: Some("Bearer"),
     },
     accepts: &[("", "NAME-demo-key")],
@@ -137,6 +146,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
         reference: |_| String::new(),
     },
     orders: ORDERS,
+    ends,
     demo: "payment-1",
     start,
 };

@@ -209,8 +209,9 @@ pub fn sign_by_transit(
 /// `authorization`.
 pub fn inject_credentials(config: &mut Value, secrets: &Path) -> Result<()> {
     let mut parts = read("credentials-injected.yaml")?;
-    for name in ["moyasar", "begateway"] {
-        let provider = parts["providers"][name].take();
+    let providers = parts["providers"].as_object().cloned();
+    for (name, provider) in &providers.unwrap_or_default() {
+        let provider = provider.clone();
         change_plugin(config, |plugin| plugin["providers"][name] = provider)?;
         let cluster = named(config, "/static_resources/clusters", name)?;
         let options = at(cluster, "/typed_extension_protocol_options")?;

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::{FOUR, Problem, assert_problem, currency, keyed, of, plugin, unknown};
+use crate::common::{FOUR, Problem, assert_problem, currency, keyed, of, plugin, taken, unknown};
 use gateway_testbed::{Answer, Gateway, Options, route_mut};
-use provider_simulator::orders::{Behaviour, Order, find, fresh, known};
-use provider_simulator::{Exchange, Fault, Provider, Refunded, Replies, Reply};
+use provider_simulator::orders::{Behaviour, find, fresh, known};
+use provider_simulator::{Ends, Exchange, Fault, Provider, Refunded, Refusal, Replies, Reply};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -137,22 +137,8 @@ fn assert_refused(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refund_is_booked_once_and_answered_in_the_providers_own_words() {
     let gateway = start().await;
-    for (provider, status, code, message) in [
-        (
-            Bog,
-            202,
-            Some("request_received"),
-            "Refund request received",
-        ),
-        (Moyasar, 200, Some("00"), "APPROVED"),
-        (
-            Begateway,
-            200,
-            None,
-            "The operation was successfully processed",
-        ),
-        (Bbmsl, 200, Some("0000"), "Success"),
-    ] {
+    for provider in FOUR {
+        let ((status, word), (code, message)) = (taken(provider), provider.declared().replies.said);
         let mut body = one(provider, 1);
         body["amount"]["value"] = json!("10.5");
         body["payment"]["reference"] = json!(format!("order-{}", fresh(provider, 1)));
@@ -182,11 +168,7 @@ async fn a_refund_is_booked_once_and_answered_in_the_providers_own_words() {
         let mut expected = body.clone();
         expected["amount"]["value"] = json!("10.50");
         expected["id"] = json!(refund);
-        expected["status"] = json!(if status == 202 {
-            "pending"
-        } else {
-            "succeeded"
-        });
+        expected["status"] = json!(word);
         expected["provider_message"] = json!(message);
         if let Some(code) = code {
             expected["provider_code"] = json!(code);
@@ -205,75 +187,15 @@ async fn a_refund_is_booked_once_and_answered_in_the_providers_own_words() {
     }
 }
 
-/// What a refund of a part of a known order becomes.
-enum Becomes {
-    Succeeded,
-    Pending,
-    Refused(Problem, u16, Option<&'static str>, Option<&'static str>),
-}
-
-fn becomes(order: &Order) -> Becomes {
-    use Becomes::{Pending, Refused, Succeeded};
-    let unprocessed = Some("The operation was not processed");
-    let exceeds = Some("amount exceeds the available balance");
-    let not_approved = |problem| Refused(problem, 200, Some("05"), Some("NOT APPROVED"));
-    match (order.provider, order.name) {
-        (Bog, "page" | "kwd" | "jpy" | "eur" | "encoded") => Pending,
-        (Bog, "whole-only") => {
-            let text = "Partial refund is not possible for this payment method";
-            Refused(REJECTED, 400, None, Some(text))
-        }
-        (Bog, "refused") => Refused(REJECTED, 400, None, Some("The refund was declined")),
-        (Bog, "already-refunded") => {
-            let text = "Order is already refunded";
-            Refused(MAY_BE_THERE, 409, Some("already_refunded"), Some(text))
-        }
-
-        (Moyasar, "page" | "kwd" | "jpy") => Succeeded,
-        (Moyasar, "pending") => Pending,
-        (Moyasar, "declined") => not_approved(DECLINED),
-        (Moyasar, "timeout" | "system-error") => not_approved(failed(Moyasar)),
-        (Moyasar, "strange") => not_approved(unreadable(Moyasar)),
-        (Moyasar, "refused") => Refused(
-            REJECTED,
-            400,
-            None,
-            Some("The order has not been captured."),
-        ),
-        (Moyasar, "forbidden") => Refused(AUTH_FAILED, 403, None, Some("Unauthorized")),
-        (Moyasar, "already-refunded") => {
-            Refused(REJECTED, 422, None, Some("Data validation failed"))
-        }
-
-        (Begateway, "page" | "kwd" | "jpy" | "older") => Succeeded,
-        (Begateway, "pending" | "incomplete") => Pending,
-        (Begateway, "declined" | "expired" | "deleted") => {
-            Refused(DECLINED, 200, None, unprocessed)
-        }
-        (Begateway, "error") => Refused(failed(Begateway), 200, None, unprocessed),
-        (Begateway, "strange") => Refused(unreadable(Begateway), 200, None, unprocessed),
-        (Begateway, "already-refunded") => {
-            let text = "parent_uid is refunded already";
-            Refused(MAY_BE_THERE, 422, Some("F.0108"), Some(text))
-        }
-        (Begateway, "errors" | "errors-response" | "errors-error") => {
-            Refused(REJECTED, 422, None, exceeds)
-        }
-        (Begateway, "errors-code") => Refused(REJECTED, 422, Some("F.0114"), exceeds),
-        (Begateway, "errors-objects") => Refused(REJECTED, 422, None, None),
-
-        (Bbmsl, "page" | "hkd" | "kwd" | "jpy") => Succeeded,
-        (Bbmsl, "declined") => Refused(DECLINED, 200, Some("0000"), Some("Success")),
-        (Bbmsl, "strange") => Refused(unreadable(Bbmsl), 200, Some("0000"), Some("Success")),
-        (Bbmsl, "refused") => {
-            let text = "Insufficient unsettled balance";
-            Refused(MAY_BE_THERE, 200, Some("9007"), Some(text))
-        }
-        (Bbmsl, "already-refunded") => {
-            let text = "The order was refunded before";
-            Refused(MAY_BE_THERE, 200, Some("9005"), Some(text))
-        }
-        (provider, name) => panic!("{provider:?} {name} is not in this table"),
+/// The problem of a refusal.
+fn refused(provider: Provider, refusal: &Refusal) -> Problem {
+    match refusal {
+        Refusal::Rejected => REJECTED,
+        Refusal::Declined => DECLINED,
+        Refusal::There => MAY_BE_THERE,
+        Refusal::Forbidden => AUTH_FAILED,
+        Refusal::Failed => failed(provider),
+        Refusal::Unreadable => unreadable(provider),
     }
 }
 
@@ -304,16 +226,18 @@ async fn every_known_order_ends_as_its_provider_says() {
         )
         .await;
 
-        match becomes(order) {
-            Becomes::Refused(problem, status, code, message) => {
+        let ends = (provider.declared().ends)(order.name);
+        match ends.unwrap_or_else(|| panic!("{case} is not in its provider's table")) {
+            Ends::Refused(refusal, status, code, message) => {
+                let problem = refused(provider, &refusal);
                 assert_refused(&case, &answer, provider, problem, status, (code, message));
             }
-            Becomes::Succeeded => assert_eq!(
+            Ends::Succeeded => assert_eq!(
                 (answer.status, &answer.body["status"]),
                 (200, &json!("succeeded")),
                 "{case}: {answer:?}"
             ),
-            Becomes::Pending => assert_eq!(
+            Ends::Pending => assert_eq!(
                 (answer.status, &answer.body["status"]),
                 (202, &json!("pending")),
                 "{case}: {answer:?}"

@@ -3,15 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
-use crate::common::{Problem, assert_problem, of, taken};
+use crate::common::{FOUR, Problem, assert_problem, of, taken};
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
-    Answer, Gateway, Options, Secrets, SecretsBy, change_plugin, inject_credentials, route_mut,
-    sign_by_transit,
+    Answer, Gateway, Options, Secrets, SecretsBy, change_plugin, cluster, filter_state,
+    inject_credentials, route_mut, sign_by_transit,
 };
 use provider_simulator::{Fault, Provider, Received, Reply};
 use serde_json::{Value, json};
@@ -27,42 +27,24 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Place {
     provider: Provider,
     /// The pointer to it in the plugin's configuration.
-    pointer: &'static str,
+    pointer: String,
     file: &'static str,
-    state: &'static str,
-    header: &'static str,
+    state: String,
+    header: String,
 }
 
-const PLACES: [Place; 4] = [
-    Place {
-        provider: Bog,
-        pointer: "/providers/bog/token/client_secret",
-        file: "bog-client-secret",
-        state: "refund.bog_client_secret",
-        header: "x-refund-bog-client-secret",
-    },
-    Place {
-        provider: Moyasar,
-        pointer: "/providers/moyasar/api_key",
-        file: "moyasar-api-key",
-        state: "refund.moyasar_api_key",
-        header: "x-refund-moyasar-api-key",
-    },
-    Place {
-        provider: Begateway,
-        pointer: "/providers/begateway/secret_key",
-        file: "begateway-secret-key",
-        state: "refund.begateway_secret_key",
-        header: "x-refund-begateway-secret-key",
-    },
-    Place {
-        provider: Bbmsl,
-        pointer: "/providers/bbmsl/signing/keys/0/private_key",
-        file: "bbmsl-key",
-        state: "refund.bbmsl_key",
-        header: "x-refund-bbmsl-key",
-    },
-];
+static PLACES: LazyLock<[Place; FOUR.len()]> = LazyLock::new(|| {
+    FOUR.map(|provider| {
+        let secret = &provider.declared().secret;
+        Place {
+            provider,
+            pointer: format!("/providers/{}{}", cluster(provider), secret.at),
+            file: secret.name,
+            state: filter_state(secret.name),
+            header: format!("x-refund-{}", secret.name),
+        }
+    })
+});
 
 const HTTP_FILTERS: &str =
     "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
@@ -203,7 +185,7 @@ async fn every_way_of_giving_a_secret_serves_every_provider() -> Result<()> {
     }
     for (way, options) in ways {
         let gateway = Gateway::start(options).await.context(way)?;
-        for Place { provider, .. } in PLACES {
+        for provider in FOUR {
             for nth in 1..=2 {
                 let answer = call(&gateway, provider, nth).await?;
                 assert_refunded(way, provider, &answer);
@@ -236,7 +218,8 @@ fn inline() -> Result<Options> {
         ..changed(move |config| {
             change_plugin(config, |plugin| {
                 for (place, text) in PLACES.iter().zip(texts) {
-                    *plugin.pointer_mut(place.pointer).expect("a secret") = json!({"inline": text});
+                    *plugin.pointer_mut(&place.pointer).expect("a secret") =
+                        json!({"inline": text});
                 }
             })
             .expect("a plugin");
@@ -251,7 +234,7 @@ fn inline() -> Result<Options> {
 async fn assert_missing(case: &str, gateway: &Gateway, places: &[(&Place, String)]) -> Result<()> {
     let before = received(gateway);
     for (place, named) in places {
-        let expected = if place.provider == Bbmsl {
+        let expected = if place.provider.declared().secret.signs() {
             UNSIGNED
         } else {
             GATEWAY_ERROR
@@ -293,7 +276,7 @@ async fn a_secret_missing_in_the_filter_state_is_named_and_nothing_is_sent() -> 
     };
     let untouched: Break = |_, _| {};
     let without_resource: Break = |_, folder| {
-        for place in PLACES {
+        for place in PLACES.iter() {
             std::fs::write(
                 folder.join(format!("{}.yaml", place.file)),
                 r#"{"resources": []}"#,
@@ -350,7 +333,7 @@ async fn a_secret_file_that_goes_away_changes_nothing() -> Result<()> {
             ..options()
         })
         .await?;
-        for place in PLACES {
+        for place in PLACES.iter() {
             std::fs::remove_file(
                 gateway
                     .folder()
@@ -411,7 +394,7 @@ async fn what_is_missing_is_logged_and_counted_for_its_provider() -> Result<()> 
         })
     })
     .await?;
-    for place in &PLACES {
+    for place in PLACES.iter() {
         call(&gateway, place.provider, 1).await?;
     }
     let log = gateway.log();
@@ -420,9 +403,9 @@ async fn what_is_missing_is_logged_and_counted_for_its_provider() -> Result<()> 
         .lines()
         .filter(|line| line.starts_with("refund_calls_total"))
         .collect();
-    for place in &PLACES {
+    for place in PLACES.iter() {
         let name = gateway_testbed::cluster(place.provider);
-        let outcome = if place.provider == Bbmsl {
+        let outcome = if place.provider.declared().secret.signs() {
             UNSIGNED.code
         } else {
             GATEWAY_ERROR.code
@@ -431,7 +414,7 @@ async fn what_is_missing_is_logged_and_counted_for_its_provider() -> Result<()> 
             "refund_calls_total{{provider=\"{name}\",kind=\"refund\",outcome=\"not_refunded\",code=\"{outcome}\",replayed=\"false\"}} 1"
         );
         assert!(stats.contains(&counted.as_str()), "{counted}: {stats:?}");
-        let line = log.lines().find(|line| line.contains(place.header));
+        let line = log.lines().find(|line| line.contains(&place.header));
         let line = line.context("no line")?;
         assert!(line.contains(&format!(" {name}: ")), "{line}");
     }
@@ -489,7 +472,7 @@ async fn with_header(gateway: &Gateway, place: &Place, value: &str, nth: u64) ->
         .post(gateway.url())
         .header("content-type", "application/json")
         .header("idempotency-key", format!("callers-{}-{nth}", place.header))
-        .header(place.header, value)
+        .header(&place.header, value)
         .body(refund(place.provider, nth).to_string())
         .send()
         .await?;
@@ -518,7 +501,7 @@ async fn a_callers_own_secret_is_never_used() -> Result<()> {
             })
         })
         .await?;
-        for place in &PLACES {
+        for place in PLACES.iter() {
             let answer = with_header(&gateway, place, &forged(place, &other), 1).await?;
             assert_refunded(case, place.provider, &answer);
             assert_eq!(gateway.simulators.uses(place.provider), [1], "{case}");
@@ -542,15 +525,15 @@ async fn a_callers_own_secret_is_never_used() -> Result<()> {
     })
     .await?;
     let secrets = gateway.secrets.clone();
-    for place in &PLACES {
+    for place in PLACES.iter() {
         let right = secrets.line(place.provider);
         let answer = with_header(&gateway, place, &right, 1).await?;
-        let expected = if place.provider == Bbmsl {
+        let expected = if place.provider.declared().secret.signs() {
             UNSIGNED
         } else {
             GATEWAY_ERROR
         };
-        assert_problem(place.header, &answer, expected);
+        assert_problem(&place.header, &answer, expected);
     }
     assert_eq!(received(&gateway), 0);
     Ok(())
@@ -625,10 +608,10 @@ async fn no_secret_reaches_other_applications() -> Result<()> {
                 let mut request = client
                     .request(method.parse()?, format!("http://{}{path}", gateway.address))
                     .header("x-other", "kept");
-                for place in &PLACES {
+                for place in PLACES.iter() {
                     // Two of a kind, in whatever case.
                     request = request
-                        .header(place.header, "canary-of-the-callers")
+                        .header(&place.header, "canary-of-the-callers")
                         .header(place.header.to_uppercase(), "canary-of-the-callers-2");
                 }
                 if let Some(body) = body {
@@ -992,7 +975,7 @@ async fn seen(gateway: &Gateway, echoes: bool) -> Result<Vec<(String, String)>> 
         let text = format!("{:?} {}", answer.headers, answer.text);
         texts.push(("an answer".to_owned(), text));
     };
-    for Place { provider, .. } in PLACES {
+    for provider in FOUR {
         keep(&call(gateway, provider, 1).await?);
         // The provider throws back what it was shown. (What Envoy's injector adds, the filter
         // cannot know.)

@@ -41,7 +41,9 @@ pub use exchange::{Exchange, Received, Reply};
 pub use fault::Fault;
 pub use ledger::Refunded;
 pub use orders::Order;
-pub use provider::{Declaration, Fresh, Key, Place, Provider, Replies, Secret, Server, Text};
+pub use provider::{
+    Declaration, Ends, Fresh, Key, Place, Provider, Refusal, Replies, Secret, Server, Text,
+};
 pub use simulators::{Error, ExpiresIn, Options, Simulators, TokenLifetime};
 pub use tls::{Alpn, Certificate};
 

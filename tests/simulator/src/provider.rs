@@ -135,6 +135,8 @@ pub struct Declaration {
     pub fresh: Fresh,
     /// The orders that have a name.
     pub orders: &'static [Order],
+    /// How a refund of a part of one ends, by its name.
+    pub ends: fn(&str) -> Option<Ends>,
     /// The id of an order in the currency of the fresh ones: the demo refunds it.
     pub demo: &'static str,
     /// Its servers in the order of [`Declaration::servers`].
@@ -164,6 +166,8 @@ pub struct Secret {
     pub account: &'static str,
     /// The secret's name: of its SDS file, and in its filter state.
     pub name: &'static str,
+    /// Where it stands among the provider's own in the plugin's configuration: a JSON Pointer.
+    pub at: &'static str,
     /// The scheme of `authorization`; none where the secret is an RSA key that signs, and the
     /// provider has its public part.
     pub scheme: Option<&'static str>,
@@ -215,12 +219,40 @@ pub struct Replies {
     pub currencies: &'static [(&'static str, &'static str)],
     /// To another payment.
     pub payments: &'static [(&'static str, &'static str)],
+    /// The code of a success, and its message.
+    pub said: (Option<&'static str>, &'static str),
     /// Where in the reply it says when the refund was made: a JSON Pointer.
     pub time: Option<&'static str>,
     /// Where a success has words for people: JSON Pointers.
     pub words: &'static [&'static str],
     /// Replies with this text wherever words can be, and whether a caller is shown it there.
     pub with: fn(&str) -> Vec<(u16, Value, bool)>,
+}
+
+/// How a refund ends.
+pub enum Ends {
+    /// It is made.
+    Succeeded,
+    /// It is taken.
+    Pending,
+    /// It is refused, by this status, with this code and this message.
+    Refused(Refusal, u16, Option<&'static str>, Option<&'static str>),
+}
+
+/// What it means that a provider refuses.
+pub enum Refusal {
+    /// It will never be made.
+    Rejected,
+    /// The payment's own bank, or network, declined it.
+    Declined,
+    /// It may be there already.
+    There,
+    /// The gateway may not.
+    Forbidden,
+    /// The provider does not know itself.
+    Failed,
+    /// It says what its page does not know.
+    Unreadable,
 }
 
 /// An idempotency key.

@@ -26,8 +26,8 @@ use crate::orders::{self, Behaviour, FRESH_NUMBER, HKD, JPY, KWD, Order, USD, an
 use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
-    Declaration, Error, Fresh, Options, Provider, Received, Refunded, Replies, Reply, Secret,
-    Server, Text, lock,
+    Declaration, Ends, Error, Fresh, Options, Provider, Received, Refunded, Refusal, Replies,
+    Reply, Secret, Server, Text, lock,
 };
 
 const REFUND: &str = "/hosted-checkout/refund";
@@ -441,6 +441,23 @@ const ORDERS: &[Order] = &[
     bbmsl("already-refunded", "4929", "ref-already-refunded", 10_000, HKD, Behaviour::AlreadyRefunded),
 ];
 
+fn ends(name: &str) -> Option<Ends> {
+    Some(match name {
+        "page" | "hkd" | "kwd" | "jpy" => Ends::Succeeded,
+        "declined" => Ends::Refused(Refusal::Declined, 200, Some("0000"), Some("Success")),
+        "strange" => Ends::Refused(Refusal::Unreadable, 200, Some("0000"), Some("Success")),
+        "refused" => {
+            let text = "Insufficient unsettled balance";
+            Ends::Refused(Refusal::There, 200, Some("9007"), Some(text))
+        }
+        "already-refunded" => {
+            let text = "The order was refunded before";
+            Ends::Refused(Refusal::There, 200, Some("9005"), Some(text))
+        }
+        _ => return None,
+    })
+}
+
 const REPLIES: Replies = Replies {
     word: ("status", "SUCCESS", ""),
     declined: &["DECLINED"],
@@ -480,6 +497,7 @@ const REPLIES: Replies = Replies {
         (r#""id":%id%"#, r#""id":4922"#),
         ("order-%id%", "1655817171"),
     ],
+    said: (Some("0000"), "Success"),
     time: None,
     words: &["/message"],
     with,
@@ -522,6 +540,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "3",
         name: "bbmsl-key",
+        at: "/signing/keys/0/private_key",
         scheme: None,
     },
     // None, so that every signature is refused: a private key in the repository would be one too
@@ -552,6 +571,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
         reference: |id| format!("{FRESH}{id}"),
     },
     orders: ORDERS,
+    ends,
     demo: "4923",
     start,
 };

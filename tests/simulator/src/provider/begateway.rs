@@ -20,8 +20,8 @@ use crate::orders::{self, Behaviour, ErrorShape, JPY, KWD, Order, USD, answers, 
 use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
-    Credential, Declaration, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
-    Replies, Reply, Secret, Server, Text, lock, segment,
+    Credential, Declaration, Ends, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
+    Refusal, Replies, Reply, Secret, Server, Text, lock, segment,
 };
 
 const REFUNDS: &str = "/beyag/transactions/refunds";
@@ -410,6 +410,30 @@ const ORDERS: &[Order] = &[
     order(Provider::Begateway, "errors-objects", "1-shape-objects", 10_000, USD, Behaviour::Errors(ErrorShape::Objects)),
 ];
 
+fn ends(name: &str) -> Option<Ends> {
+    let unprocessed = Some("The operation was not processed");
+    let exceeds = Some("amount exceeds the available balance");
+    Some(match name {
+        "page" | "kwd" | "jpy" | "older" => Ends::Succeeded,
+        "pending" | "incomplete" => Ends::Pending,
+        "declined" | "expired" | "deleted" => {
+            Ends::Refused(Refusal::Declined, 200, None, unprocessed)
+        }
+        "error" => Ends::Refused(Refusal::Failed, 200, None, unprocessed),
+        "strange" => Ends::Refused(Refusal::Unreadable, 200, None, unprocessed),
+        "already-refunded" => {
+            let text = "parent_uid is refunded already";
+            Ends::Refused(Refusal::There, 422, Some("F.0108"), Some(text))
+        }
+        "errors" | "errors-response" | "errors-error" => {
+            Ends::Refused(Refusal::Rejected, 422, None, exceeds)
+        }
+        "errors-code" => Ends::Refused(Refusal::Rejected, 422, Some("F.0114"), exceeds),
+        "errors-objects" => Ends::Refused(Refusal::Rejected, 422, None, None),
+        _ => return None,
+    })
+}
+
 const REPLIES: Replies = Replies {
     word: ("status", "successful", ""),
     declined: &["failed", "expired", "deleted"],
@@ -442,6 +466,7 @@ const REPLIES: Replies = Replies {
     ],
     currencies: &[(r#""currency":"USD""#, r#""currency":"EUR""#)],
     payments: &[("%id%", "1-310b0da80b")],
+    said: (None, "The operation was successfully processed"),
     time: Some("/transaction/created_at"),
     words: &["/transaction/message", "/transaction/code"],
     with,
@@ -516,6 +541,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "361",
         name: "begateway-secret-key",
+        at: "/secret_key",
         scheme: Some("Basic"),
     },
     accepts: &[("361", "begateway-demo-secret")],
@@ -554,6 +580,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
         reference: |_| String::new(),
     },
     orders: ORDERS,
+    ends,
     demo: "1-310b0da80b",
     start,
 };

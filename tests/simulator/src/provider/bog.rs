@@ -24,8 +24,8 @@ use crate::orders::{self, Behaviour, EUR, GEL, JPY, KWD, Order, order};
 use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
-    Credential, Declaration, ExpiresIn, Fresh, Key, Options, Place, Provider, Received, Refunded,
-    Replies, Reply, Secret, Server, TokenLifetime, lock, segment,
+    Credential, Declaration, Ends, ExpiresIn, Fresh, Key, Options, Place, Provider, Received,
+    Refunded, Refusal, Replies, Reply, Secret, Server, TokenLifetime, lock, segment,
 };
 
 const REFUND: &str = "/payments/v1/payment/refund/";
@@ -531,6 +531,27 @@ const ALREADY: &str = r#"{"key":"already_refunded","message":"Order is already r
 const ALREADY_BY_OAUTH: &str =
     r#"{"error":"already_refunded","error_description":"Order is already refunded"}"#;
 
+fn ends(name: &str) -> Option<Ends> {
+    Some(match name {
+        "page" | "kwd" | "jpy" | "eur" | "encoded" => Ends::Pending,
+        "whole-only" => {
+            let text = "Partial refund is not possible for this payment method";
+            Ends::Refused(Refusal::Rejected, 400, None, Some(text))
+        }
+        "refused" => Ends::Refused(
+            Refusal::Rejected,
+            400,
+            None,
+            Some("The refund was declined"),
+        ),
+        "already-refunded" => {
+            let text = "Order is already refunded";
+            Ends::Refused(Refusal::There, 409, Some("already_refunded"), Some(text))
+        }
+        _ => return None,
+    })
+}
+
 const REPLIES: Replies = Replies {
     word: ("key", "request_received", ""),
     declined: &[],
@@ -555,6 +576,7 @@ const REPLIES: Replies = Replies {
     amounts: &[],
     currencies: &[],
     payments: &[],
+    said: (Some("request_received"), "Refund request received"),
     time: None,
     words: &["/message"],
     with,
@@ -635,6 +657,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "10001",
         name: "bog-client-secret",
+        at: "/token/client_secret",
         scheme: Some("Bearer"),
     },
     accepts: &[("refund-demo", "bog-demo-secret")],
@@ -660,6 +683,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
         reference: |_| String::new(),
     },
     orders: ORDERS,
+    ends,
     demo: "bog-card-gel",
     start,
 };

@@ -19,8 +19,8 @@ use crate::orders::{self, Behaviour, JPY, KWD, Order, SAR, answers, order};
 use crate::provider::HTML;
 use crate::server::Application;
 use crate::{
-    Credential, Declaration, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
-    Replies, Reply, Secret, Server, lock, segment,
+    Credential, Declaration, Ends, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
+    Refusal, Replies, Reply, Secret, Server, lock, segment,
 };
 
 const ORDERS: &str = "/v1/orders/";
@@ -441,6 +441,28 @@ const KNOWN: &[Order] = &[
     order(Provider::Moyasar, "already-refunded", "0191f5a7-0000-7000-8000-00000000000a", 10_000, SAR, Behaviour::AlreadyRefunded),
 ];
 
+fn ends(name: &str) -> Option<Ends> {
+    let not_approved = |refusal| Ends::Refused(refusal, 200, Some("05"), Some("NOT APPROVED"));
+    Some(match name {
+        "page" | "kwd" | "jpy" => Ends::Succeeded,
+        "pending" => Ends::Pending,
+        "declined" => not_approved(Refusal::Declined),
+        "timeout" | "system-error" => not_approved(Refusal::Failed),
+        "strange" => not_approved(Refusal::Unreadable),
+        "refused" => Ends::Refused(
+            Refusal::Rejected,
+            400,
+            None,
+            Some("The order has not been captured."),
+        ),
+        "forbidden" => Ends::Refused(Refusal::Forbidden, 403, None, Some("Unauthorized")),
+        "already-refunded" => {
+            Ends::Refused(Refusal::Rejected, 422, None, Some("Data validation failed"))
+        }
+        _ => return None,
+    })
+}
+
 const REPLIES: Replies = Replies {
     word: ("status", "approved", r#","type":"refund""#),
     declined: &["failed"],
@@ -460,6 +482,7 @@ const REPLIES: Replies = Replies {
         r#""id":"%id%""#,
         r#""id":"0191f5a7-44d3-7430-8739-2d80821416bf""#,
     )],
+    said: (Some("00"), "APPROVED"),
     time: Some("/transactions/1/created_at"),
     words: &["/transactions/1/message", "/transactions/1/response_code"],
     with,
@@ -517,6 +540,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     secret: Secret {
         account: "",
         name: "moyasar-api-key",
+        at: "/api_key",
         scheme: Some("Bearer"),
     },
     accepts: &[("", "moyasar-demo-key")],
@@ -543,6 +567,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
         reference: |_| String::new(),
     },
     orders: KNOWN,
+    ends,
     demo: "0191f5a7-44d3-7430-8739-2d80821416bf",
     start,
 };
