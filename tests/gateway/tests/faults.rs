@@ -177,25 +177,27 @@ fn replies(provider: Provider) -> &'static Replies {
     &provider.declared().replies
 }
 
-/// The names of the providers that have such words, with them.
-fn naming(words: fn(&Replies) -> &'static [&'static str]) -> Vec<String> {
+/// The words of this kind that each provider has, by its name; and what else means the same.
+fn naming(words: fn(&Replies) -> (&'static [&'static str], Option<&'static str>)) -> String {
     let named = FOUR.into_iter().filter_map(|provider| {
-        let words: Vec<_> = words(replies(provider))
-            .iter()
-            .map(|word| format!("`{word}`"))
-            .collect();
-        (!words.is_empty()).then(|| format!("{} {}", title(provider), words.join(", ")))
+        let (words, otherwise) = words(replies(provider));
+        let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
+        let mut named = format!("{} {}", title(provider), words.join(", "));
+        if let Some(otherwise) = otherwise {
+            named += &format!(", or {otherwise}");
+        }
+        (!words.is_empty()).then_some(named)
     });
-    named.collect()
+    named.collect::<Vec<_>>().join("; ")
+}
+
+/// At a provider whose page lists its refusals, or at one whose page does not.
+fn listed(provider: Provider, wanted: bool, end: Option<End>) -> Option<End> {
+    end.filter(|_| replies(provider).lists_refusals == wanted)
 }
 
 fn of(wanted: Provider, provider: Provider, end: Option<End>) -> Option<End> {
     end.filter(|_| provider == wanted)
-}
-
-/// At a provider that has keys.
-fn keyed(provider: Provider, end: Option<End>) -> Option<End> {
-    end.filter(|_| provider.has_keys())
 }
 
 fn meets(fault: Fault) -> Vec<Way> {
@@ -466,25 +468,25 @@ fn answering() -> Vec<Case> {
     vec![
         case(
             "400, 405, 406, 410, 411, 413, 414, 415, 422, 431, in each of the provider's shapes",
-            |provider| keyed(provider, certain("provider-rejected", 422, "no")),
+            |provider| listed(provider, true, certain("provider-rejected", 422, "no")),
             NOT,
             |provider, _| refusals(provider, REJECTING),
         ),
         case(
             "402",
-            |provider| keyed(provider, certain("refund-declined", 422, "no")),
+            |provider| listed(provider, true, certain("refund-declined", 422, "no")),
             NOT,
             |provider, _| refusals(provider, &[402]),
         ),
         case(
             "404",
-            |provider| keyed(provider, certain("payment-not-found", 404, "no")),
+            |provider| listed(provider, true, certain("payment-not-found", 404, "no")),
             NOT,
             |provider, _| refusals(provider, &[404]),
         ),
         case(
-            "all these at BBMSL, whose refusals nobody has listed",
-            |provider| of(Bbmsl, provider, look_up("provider-rejected", 422)),
+            "all these at a provider whose refusals nobody has listed",
+            |provider| listed(provider, false, look_up("provider-rejected", 422)),
             EITHER,
             |provider, _| refusals(provider, &[REJECTING, &[402, 404]].concat()),
         ),
@@ -596,15 +598,13 @@ fn documented() -> Vec<Case> {
     };
     vec![
         case(
-            {
-                let mut declining = naming(|replies| replies.declined);
-                for provider in FOUR {
-                    if let Some((otherwise, ..)) = replies(provider).declined_else {
-                        declining.push(format!("{} {otherwise}", title(provider)));
-                    }
-                }
-                format!("it declines: {}", declining.join("; "))
-            },
+            format!(
+                "it declines: {}",
+                naming(|replies| {
+                    let otherwise = replies.declined_else;
+                    (replies.declined, otherwise.map(|(words, ..)| words))
+                })
+            ),
             |provider| match replies(provider).declined {
                 [] => None,
                 _ => certain("refund-declined", 422, "no"),
@@ -621,7 +621,7 @@ fn documented() -> Vec<Case> {
         case(
             format!(
                 "it has not finished: {}",
-                naming(|replies| replies.pending).join("; ")
+                naming(|replies| (replies.pending, None))
             ),
             |provider| match replies(provider).pending {
                 [] => None,
@@ -633,7 +633,7 @@ fn documented() -> Vec<Case> {
         case(
             format!(
                 "it does not know itself: {}",
-                naming(|replies| replies.unsure).join("; ")
+                naming(|replies| (replies.unsure, None))
             ),
             |provider| match replies(provider).unsure {
                 [] => None,
