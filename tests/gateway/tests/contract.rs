@@ -89,7 +89,7 @@ impl Caller {
     }
 
     /// What has come to each provider: requests, refunds.
-    fn reached(&self) -> [(u64, usize); 5] {
+    fn reached(&self) -> [(u64, usize); Provider::ALL.len()] {
         let simulators = &self.gateway.simulators;
         Provider::ALL.map(|provider| {
             let refunds = simulators.ledger(provider).len();
@@ -841,7 +841,10 @@ async fn a_refund_call_with_a_query_is_refused() {
         assert_problem(query, &answer, INVALID);
         assert_eq!(faults(query, &answer), [""], "{query}");
     }
-    assert_eq!(caller.reached().map(|(requests, _)| requests), [0; 5]);
+    assert_eq!(
+        caller.reached().map(|(requests, _)| requests),
+        [0; Provider::ALL.len()]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1598,5 +1601,8 @@ async fn a_refusal_of_the_headers_reaches_a_caller_over_http_2() {
             assert_eq!(told, status, "{method}, {nth}");
         }
     }
-    assert_eq!(caller.reached().map(|(requests, _)| requests), [0; 5]);
+    assert_eq!(
+        caller.reached().map(|(requests, _)| requests),
+        [0; Provider::ALL.len()]
+    );
 }

@@ -1,9 +1,11 @@
 //! What the doctor says of a running Envoy, and what Envoy says of the configurations for chosen
 //! providers.
 
+use crate::common::FOUR;
 use anyhow::{Context, Result, ensure};
 use gateway_testbed::{
-    Gateway, Options, Secrets, SecretsBy, change_plugin, envoy, module, route_mut,
+    Gateway, Options, Provider, Secrets, SecretsBy, change_plugin, cluster, envoy, module,
+    route_mut,
 };
 use refund_doctor::{examine, start};
 use serde_json::{Value, json};
@@ -95,9 +97,13 @@ async fn it_says_the_same_of_a_bootstrap_and_of_its_dump() -> Result<()> {
     let gateway = Gateway::start(Options::changed(forget)).await?;
     let [bootstrap, dump] = said(&gateway).await?;
     assert_eq!(bootstrap, dump);
-    // The listener's, the route's, those of the four clusters with refunds, of all five, of the two
+    // The listener's, the route's, those of the clusters with refunds, of all clusters, of the two
     // with calls of the filter's own, and the figures.
-    assert_eq!(bootstrap.len(), 10 + 2 + 4 + 5 + 2 + 1, "{bootstrap:#?}");
+    assert_eq!(
+        bootstrap.len(),
+        10 + 2 + FOUR.len() + Provider::ALL.len() + 2 + 1,
+        "{bootstrap:#?}"
+    );
     assert!(
         !bootstrap.iter().any(|line| line.contains("canary")),
         "{bootstrap:#?}"
@@ -120,7 +126,7 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
         (&["moyasar"], "/pay/back"),
         (&["moyasar", "bbmsl"], "/v1/refunds"),
         (&["begateway", "bbmsl"], "/v1/refunds"),
-        (&["bog", "moyasar", "begateway", "bbmsl"], "/pay/back"),
+        (&FOUR.map(cluster), "/pay/back"),
     ] {
         let text = start::write(chosen, path)?
             .replace("/etc/refund-filter/secrets", secrets)

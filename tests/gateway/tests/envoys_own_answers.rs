@@ -325,7 +325,7 @@ async fn a_provider_without_a_route_is_the_gateways_error_and_gets_nothing() -> 
     type Change = fn(&mut Value);
     let changes: [(&str, Change); 4] = [
         ("no route of its own", |config| {
-            without(config, &["bog", "moyasar", "begateway", "bbmsl"]);
+            without(config, &FOUR.map(cluster));
         }),
         ("none but the refunds' own", |config| {
             routes_mut(config).retain(|route| {
@@ -432,8 +432,7 @@ async fn a_reply_that_does_not_come_in_time_leaves_the_refund_unknown() -> Resul
                 anyhow::Ok(())
             }
         });
-        let [bog, moyasar, begateway, bbmsl] = calls;
-        tokio::try_join!(bog, moyasar, begateway, bbmsl)?;
+        futures_util::future::try_join_all(calls).await?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The four providers through real Envoy and TLS: what each is sent, what is booked, and what every
+//! The providers through real Envoy and TLS: what each is sent, what is booked, and what every
 //! reply of theirs becomes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

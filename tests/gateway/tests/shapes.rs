@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::common::{Problem, assert_problem, of, plugin, taken, unknown};
+use crate::common::{FOUR, Problem, assert_problem, of, plugin, taken, unknown};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use gateway_testbed::{Answer, Gateway, Options, PATH, cluster, filter_mut};
@@ -27,17 +27,11 @@ use tokio::time::timeout;
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The four, and BOG once more with a token in hand or without.
-const CALLED: [Called; 5] = [
-    Called::with(Provider::Bog),
-    Called {
-        provider: Provider::Bog,
-        waits: true,
-    },
-    Called::with(Provider::Moyasar),
-    Called::with(Provider::Begateway),
-    Called::with(Provider::Bbmsl),
-];
+/// All providers; those with tokens once more without one in hand.
+fn called() -> impl Iterator<Item = Called> {
+    let called = |waits| FOUR.map(|provider| Called { provider, waits }).into_iter();
+    called(false).chain(called(true).filter(|called| called.provider.servers().len() > 1))
+}
 
 /// A provider, and whether the call has to wait for its token.
 #[derive(Clone, Copy, Debug)]
@@ -47,14 +41,7 @@ struct Called {
 }
 
 impl Called {
-    const fn with(provider: Provider) -> Self {
-        Called {
-            provider,
-            waits: false,
-        }
-    }
-
-    /// Has the next call wait, if it is to: BOG refuses the token, which the filter then drops.
+    /// Has the next call wait, if it is to: the token is refused, and the filter drops it.
     async fn prepare(self, gateway: &Gateway, nth: u64) -> Result<u64> {
         let simulators = &gateway.simulators;
         if self.waits {
@@ -62,7 +49,7 @@ impl Called {
                 status: 401,
                 booked: false,
             };
-            simulators.next_fault(Provider::Bog, fault);
+            simulators.next_fault(self.provider, fault);
             let key = format!("drops-the-token-{nth}");
             let answer = gateway.refund(&key, &refund(self.provider, nth)).await?;
             ensure!(
@@ -70,7 +57,8 @@ impl Called {
                 "the token is still good: {}",
                 answer.text
             );
-            simulators.next_fault(Provider::BogToken, Fault::Delay(Duration::from_millis(30)));
+            let tokens = self.provider.servers()[1];
+            simulators.next_fault(tokens, Fault::Delay(Duration::from_millis(30)));
         }
         Ok(simulators.token_fetches())
     }
@@ -363,7 +351,7 @@ async fn a_call_is_taken_in_whatever_pieces_it_comes() -> Result<()> {
     let gateway = Gateway::start(Options::default()).await?;
     let simulators = &gateway.simulators;
     let mut nth = 0;
-    for called in CALLED {
+    for called in called() {
         let provider = called.provider;
         let check = |case: &str, nth: u64, fetches: u64, answer: &Answer| {
             assert_refunded(case, provider, nth, answer);
@@ -422,7 +410,7 @@ async fn a_call_is_taken_in_whatever_pieces_it_comes() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_expects_100_continue_gets_it_before_its_body() -> Result<()> {
     let gateway = Gateway::start(Options::default()).await?;
-    for (nth, called) in (1..).zip(CALLED) {
+    for (nth, called) in (1..).zip(called()) {
         called.prepare(&gateway, nth).await?;
         let body = refund(called.provider, nth).to_string();
         let head = head1(
@@ -616,7 +604,7 @@ async fn replies_are_read_in_whatever_shape(alpn: Alpn, version: http::Version) 
     .await?;
     let simulators = &gateway.simulators;
     let mut nth = 0;
-    for called in CALLED {
+    for called in called() {
         let provider = called.provider;
         let mut connection = http2(gateway.address).await?;
         for http1 in [true, false] {
