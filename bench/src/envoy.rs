@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio::time::{Instant, sleep};
 
-use crate::core::BBMSL_KEY;
 use crate::process::{Cores, on};
 
 const LISTENER: &str = "/static_resources/listeners/0";

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use gateway_testbed::Provider;
 
 use crate::core::PLUGIN;
 use crate::envoy::{Envoy, Filter, Refund, Site, peers_plugin};

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use gateway_testbed::Secrets;
 use gateway_testbed::openbao::OpenBao;
+use gateway_testbed::{Provider, Secrets};
 
 use crate::envoy::Site;
 use crate::load::Load;
