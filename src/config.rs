@@ -11,7 +11,7 @@ use crate::json::{Json, Node};
 use crate::money::{Currency, Money};
 use crate::problem::Fault;
 use crate::provider::{Configured, KINDS, MinorUnits, Provider, ProviderKind, Reason};
-use crate::reader::{Reader, list};
+use crate::reader::{Object, Reader, list};
 use crate::signing::{KeyRing, SignerChoice, Signing};
 pub use crate::url::Url;
 
@@ -33,6 +33,8 @@ pub struct Config {
     pub guard: GuardSettings,
     /// Where Envoy says who calls; none: callers are not told apart.
     pub caller: Option<CallerSource>,
+    /// Whether the plugin lists what is open, and does nothing else.
+    pub open_list: bool,
     providers: BTreeMap<String, Rc<ProviderEntry>>,
 }
 
@@ -58,6 +60,8 @@ pub struct ProviderEntry {
     pub merchant: [u8; 8],
     /// The Envoy cluster that reaches it, for questions that cannot go by a route.
     pub cluster: String,
+    /// The same, where the configuration names it: its route must lead there.
+    pub route_cluster: Option<String>,
     /// Whether a payment is looked at before each refund.
     pub query_first: bool,
     /// How long a send may still arrive, in milliseconds.
@@ -177,16 +181,23 @@ impl Reader<'_> {
             None => Some(None),
         };
         let tells_callers = caller != Some(None);
-        let providers = self
-            .required(&mut object, "providers")
-            .and_then(|node| self.object("/providers", node));
+        let open_list = self.flag(&mut object, "open_list");
+        let providers = match object.take("providers") {
+            Some(node) => self.object("/providers", node),
+            // A list asks no provider.
+            None if open_list => Some(Object::new("/providers", "member")),
+            None => {
+                self.fault("/providers", "This member is required.");
+                None
+            }
+        };
         let guard = match object.take("guard") {
             Some(node) => self.guard(node),
             None => Some(GuardSettings::default()),
         };
         self.refuse_the_rest(object);
         let providers = providers?;
-        if providers.members().is_empty() {
+        if providers.members().is_empty() && !open_list {
             self.fault("/providers", "At least one provider is needed.");
         }
         let mut entries = BTreeMap::new();
@@ -211,6 +222,7 @@ impl Reader<'_> {
             secret_headers: mem::take(&mut self.secret_headers),
             guard: guard?,
             caller: caller?,
+            open_list,
             providers: entries,
         })
     }
@@ -408,7 +420,8 @@ impl Reader<'_> {
             auth,
             currencies: currencies?,
             default_reason,
-            cluster: cluster.unwrap_or_else(|| name.to_owned()),
+            cluster: cluster.clone().unwrap_or_else(|| name.to_owned()),
+            route_cluster: cluster,
             query_first,
             settle_ms: i64::from(settle?.unwrap_or(DEFAULT_SETTLE_SECONDS)).saturating_mul(1_000),
             is_off,

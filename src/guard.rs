@@ -19,9 +19,11 @@ use crate::memory::{Memory, swap};
 use crate::problem::Retry;
 
 mod bucket;
+mod open;
 mod payments;
 
 pub use bucket::{Bucket, Found};
+pub use open::{MAX_LISTED, Open, OpenRefunds, OpenState};
 pub use payments::{PaymentBucket, PaymentFound};
 
 /// The largest body of an answer that is kept, in bytes: the caller's names at their longest, escaped, and the provider's words.
@@ -81,6 +83,11 @@ impl Digest {
         Digest(bytes)
     }
 
+    /// All of it, to be stored.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// All of it, for logs.
     pub fn hex(self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.0))
@@ -130,6 +137,11 @@ impl Table {
             Some(table) => (table, None),
             None => (new, Some(new.encode())),
         })
+    }
+
+    /// The table in this memory, if there is one.
+    pub fn find(memory: &dyn Memory) -> Option<Self> {
+        Table::decode(&memory.read(RECORD).0)
     }
 
     fn encode(self) -> Vec<u8> {
@@ -223,7 +235,11 @@ impl Guard<'_> {
                 standing,
                 resend,
                 evicted,
+                fresh,
             }) => {
+                if let Some(way) = fresh {
+                    self.note(&record, way, question, now);
+                }
                 let ticket = Ticket {
                     key: question.key,
                     lease,
@@ -605,6 +621,8 @@ pub struct Question {
     pub referenced: bool,
     /// Until when a second send cannot refund twice, if this is the first.
     pub resend: Resend,
+    /// What a list of open refunds shows of it: an object in JSON.
+    pub note: String,
 }
 
 /// That a key is this call's until it is settled.

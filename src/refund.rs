@@ -48,6 +48,44 @@ impl Refund {
             Amount::Full => None,
         }
     }
+
+    /// What a list of open refunds shows of it: an object in JSON.
+    pub fn note(&self, provider: &str) -> String {
+        #[derive(Serialize)]
+        struct Note<'a> {
+            provider: &'a str,
+            payment: &'a Payment,
+            amount: AmountBody,
+        }
+        crate::json_text(&Note {
+            provider,
+            payment: &self.payment,
+            amount: self.amount.into(),
+        })
+    }
+}
+
+/// An amount as callers write and read it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum AmountBody {
+    Full(&'static str),
+    Exactly {
+        value: String,
+        currency: &'static str,
+    },
+}
+
+impl From<Amount> for AmountBody {
+    fn from(amount: Amount) -> Self {
+        match amount {
+            Amount::Full => AmountBody::Full("full"),
+            Amount::Exactly(money) => AmountBody::Exactly {
+                value: money.value(),
+                currency: money.currency.code(),
+            },
+        }
+    }
 }
 
 /// A refund's state where there is no error.
@@ -137,27 +175,12 @@ impl Refunded<'_> {
             #[serde(skip_serializing_if = "Option::is_none")]
             created_at: Option<&'a str>,
         }
-        #[derive(Serialize)]
-        #[serde(untagged)]
-        enum AmountBody {
-            Full(&'static str),
-            Exactly {
-                value: String,
-                currency: &'static str,
-            },
-        }
         crate::json_text(&Body {
             id: self.id,
             provider: self.provider,
             status: self.status,
             payment: self.payment,
-            amount: self.amount.map(|amount| match amount {
-                Amount::Full => AmountBody::Full("full"),
-                Amount::Exactly(money) => AmountBody::Exactly {
-                    value: money.value(),
-                    currency: money.currency.code(),
-                },
-            }),
+            amount: self.amount.map(AmountBody::from),
             reason: self.reason,
             reference: self.reference,
             provider_code: self.provider_code,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::config::{Auth, Config};
-use crate::guard::{Fill, Table};
+use crate::guard::{Digest, Fill, Table};
 use crate::host::{Buffer, Host, Level, Metric};
 use crate::memory::swap;
 use crate::problem::Fault;
@@ -19,6 +19,7 @@ use crate::signing::{SignerChoice, Signing, Told};
 
 mod figures;
 mod guarding;
+mod misrouted;
 mod signer;
 mod stream;
 mod telemetry;
@@ -44,6 +45,8 @@ pub struct Worker {
     /// The root context's id.
     root: u32,
     config: RefCell<Option<Rc<Config>>>,
+    /// The digest of its text.
+    config_digest: Cell<Option<Digest>>,
     /// Calls whose body is being read, and those that wait for a token.
     watched: RefCell<BTreeMap<u32, Rc<Stream>>>,
     /// Fetches that streams have taken on and the root has not begun.
@@ -91,6 +94,7 @@ impl Worker {
             host,
             root,
             config: RefCell::default(),
+            config_digest: Cell::default(),
             watched: RefCell::default(),
             wanted: RefCell::default(),
             root_acts: Cell::default(),
@@ -121,14 +125,12 @@ impl Worker {
         let (accepted, word) = match checked {
             Ok(config) => {
                 self.announce(&config);
-                if config.guard.is_on() {
-                    self.table(config.guard.entries);
+                self.config_digest.set(Some(Digest::of([&text[..]])));
+                if !config.open_list {
+                    self.begin(&config);
                 }
-                self.define_series(&config);
                 self.config.replace(Some(Rc::new(config)));
-                self.gauges_ms.set(self.host.now().steady_ms);
                 self.set_gauges();
-                self.set_tick(self.idle_tick_ms());
                 (true, "accepted")
             }
             Err(faults) => {
@@ -146,6 +148,16 @@ impl Worker {
         };
         self.count(configurations(word));
         accepted
+    }
+
+    /// Begins to remember keys, and to show figures.
+    fn begin(&self, config: &Config) {
+        if config.guard.is_on() {
+            self.table(config.guard.entries);
+        }
+        self.define_series(config);
+        self.gauges_ms.set(self.host.now().steady_ms);
+        self.set_tick(self.idle_tick_ms());
     }
 
     /// A configuration that insists on the host's signer needs a host that has one.
@@ -185,15 +197,19 @@ impl Worker {
             })
             .collect();
         // Not by `log`: the version belongs to the name.
-        self.host.log(
-            Level::Info,
-            &format!(
-                "refund-filter {}: configured for POST and GET {}: {}",
-                crate::VERSION,
-                config.path,
-                names.join(", ")
-            ),
-        );
+        let say = |what: String| {
+            let line = format!("refund-filter {}: configured for {what}", crate::VERSION);
+            self.host.log(Level::Info, &line);
+        };
+        if config.open_list {
+            say(format!("GET {}/open alone: what is open", config.path));
+            return;
+        }
+        say(format!(
+            "POST and GET {}: {}",
+            config.path,
+            names.join(", ")
+        ));
         if config.caller.is_none() && self.is_first("refund.told.no_caller") {
             self.log(
                 Level::Warn,

@@ -386,6 +386,7 @@ impl Reading {
             resend: capabilities
                 .idempotency
                 .resend(self.caller.came, entry.settle_ms),
+            note: refund.note(&entry.name),
         };
         let task = Task::Refund(refund, provider_key(key, entry));
         Ok((entry.name.clone(), task, Asks::Claim(question)))

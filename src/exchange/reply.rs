@@ -27,6 +27,8 @@ pub struct Sent {
 pub struct Replying {
     sent: Sent,
     head: ReplyHead,
+    /// Whether it comes from another cluster than the provider's.
+    misrouted: bool,
 }
 
 impl Replying {
@@ -42,6 +44,13 @@ impl Replying {
 
     /// Turns the whole reply into the answer. `attempts` is `upstream.request_attempt_count`.
     pub fn reply(self, body: &[u8], attempts: u64) -> Answer {
+        if self.misrouted {
+            // Whoever has answered, it is no word of the provider's.
+            let call = self.sent.call;
+            let happened = "The call's route led to another cluster than the provider's";
+            let problem = call.after_sending(Code::GatewayError, happened);
+            return call.problem(problem, End::Unknown);
+        }
         self.sent.reply(&self.head, body, attempts)
     }
 
@@ -147,6 +156,13 @@ impl Sent {
         ))
     }
 
+    /// The answer where the provider's route is known to lead to another cluster. Nothing was sent.
+    pub fn misrouted(&self) -> Answer {
+        let sentence = "This provider's route has led to another cluster than its own.";
+        let code = Code::GatewayError;
+        self.call.alarm(503, code, sentence.to_owned())
+    }
+
     /// Whether it counts, with this reply, how often the route has sent the request.
     ///
     /// A verdict in the body of a 2xx is about the refund under this key. A status is about one
@@ -229,9 +245,14 @@ impl Sent {
         call.problem(problem, End::Unknown)
     }
 
-    /// Goes on when the head of the provider's reply is there.
-    pub fn replying(self, head: ReplyHead) -> Replying {
-        Replying { sent: self, head }
+    /// Goes on when the head of the provider's reply is there. `misrouted`: it comes from another
+    /// cluster than the provider's.
+    pub fn replying(self, head: ReplyHead, misrouted: bool) -> Replying {
+        Replying {
+            sent: self,
+            head,
+            misrouted,
+        }
     }
 
     fn refunded(self, status: Status, receipt: Receipt) -> Answer {

@@ -1,8 +1,8 @@
 //! The entries of the keys that fall into one bucket.
 
 use super::{
-    About, Digest, End, Fill, GuardSettings, HELD_BACK_MS, Past, Question, Recalled, Standing,
-    Ticket,
+    About, Digest, End, Fill, GuardSettings, HELD_BACK_MS, OpenState, Past, Question, Recalled,
+    Standing, Ticket,
 };
 use crate::clock::{Now, Resend};
 
@@ -19,6 +19,8 @@ pub enum Found {
         resend: Resend,
         /// Whether another key was forgotten for it within its window.
         evicted: bool,
+        /// The entry's place, where nothing was open under the key.
+        fresh: Option<usize>,
     },
     /// The same call is in flight.
     InFlight(Standing),
@@ -201,6 +203,19 @@ impl Entry {
         })
     }
 
+    /// How its refund is open, if it is. What the provider has proved to be absent needs nobody any
+    /// more.
+    fn open(&self) -> Option<OpenState> {
+        let (State::Rests(past) | State::InFlight(Some(past))) = self.state else {
+            return None;
+        };
+        match past {
+            Past::Unknown => Some(OpenState::Unknown),
+            Past::Pending => Some(OpenState::Pending),
+            Past::Free | Past::Absent | Past::Refunded | Past::Refused => None,
+        }
+    }
+
     /// Which entry makes room first; none for one that never does.
     fn makes_room(&self, now: Now) -> Option<(u8, i64)> {
         let State::Rests(past) = self.state else {
@@ -324,22 +339,32 @@ impl Bucket {
         (!is_over).then_some(Standing { resend })
     }
 
-    /// Adds what is here to a count. What the provider has proved to be absent needs nobody any more.
+    /// Adds what is here to a count.
     pub fn count(&self, count: &mut Fill, now: Now, settings: &GuardSettings) {
         let entries = self.places.iter().flatten();
         for entry in entries.filter_map(|entry| entry.at(now, settings)) {
             count.entries = count.entries.saturating_add(1);
-            let (State::Rests(past) | State::InFlight(Some(past))) = entry.state else {
-                continue;
-            };
+            let Some(open) = entry.open() else { continue };
             let (unknown, pending) = count.open.entry(entry.about.provider).or_default();
-            let open = match past {
-                Past::Unknown => unknown,
-                Past::Pending => pending,
-                Past::Free | Past::Absent | Past::Refunded | Past::Refused => continue,
+            let count = match open {
+                OpenState::Unknown => unknown,
+                OpenState::Pending => pending,
             };
-            *open = open.saturating_add(1);
+            *count = count.saturating_add(1);
         }
+    }
+
+    /// The keys of the refunds that are open, each with its place.
+    pub fn open(
+        &self,
+        now: Now,
+        settings: &GuardSettings,
+    ) -> impl Iterator<Item = (usize, Digest, OpenState)> {
+        let places = self.places.iter().enumerate();
+        places.filter_map(move |(way, place)| {
+            let entry = (*place)?.at(now, settings)?;
+            Some((way, entry.key, entry.open()?))
+        })
     }
 
     /// When the last call came for which there was no room.
@@ -402,6 +427,7 @@ impl Bucket {
                 standing,
                 resend: fresh.resend,
                 evicted,
+                fresh: Some(way),
             };
         };
         let standing = Standing {
@@ -422,6 +448,7 @@ impl Bucket {
                     standing: self.doubt(now, settings),
                     resend: fresh.resend,
                     evicted: false,
+                    fresh: Some(way),
                 };
             }
             _ if entry.refund != question.refund => return Found::Reused,
@@ -452,6 +479,7 @@ impl Bucket {
             }),
             resend: fresh.resend,
             evicted: false,
+            fresh: None,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::Worker;
 use crate::exchange::Answer;
-use crate::guard::{Asks, Claim, Digest, Guard, Standing, Table};
+use crate::guard::{Asks, Claim, Digest, Guard, GuardSettings, OpenRefunds, Standing, Table};
 use crate::host::{Level, Randomness};
 
 impl Worker {
@@ -36,6 +36,19 @@ impl Worker {
             table: self.table(settings.entries)?,
             settings,
         })
+    }
+
+    /// The refunds that are open. The table is the gateway's: whoever only lists it makes none.
+    pub(super) fn open_refunds(&self) -> OpenRefunds {
+        let Some(table) = Table::find(&*self.host) else {
+            return OpenRefunds::default();
+        };
+        let guard = Guard {
+            memory: &*self.host,
+            table,
+            settings: GuardSettings::default(),
+        };
+        guard.open(self.host.now())
     }
 
     /// What is known of earlier sends under a key.

@@ -16,7 +16,7 @@ use crate::clock::Now;
 use crate::config::{Config, ProviderEntry};
 use crate::exchange::{
     Answer, Callout, CalloutRequest, Dispatch, Environment, LocalReply, MAX_BODY, Opening,
-    ReplyHead, Step, Waiting, open, unreadable_call,
+    ReplyHead, Step, Waiting, open, open_list, unreadable_call,
 };
 use crate::guard::Digest;
 use crate::headers::Headers;
@@ -95,6 +95,14 @@ impl Stream {
             if headers.first(name).is_some() {
                 let _ = self.host().remove_request_header(name);
             }
+        }
+        if config.open_list {
+            let refunds = || self.worker.open_refunds();
+            let answer = open_list(&config, &headers, self.host().now(), refunds);
+            self.is_ours.set(true);
+            // Neither a figure nor a key: it is no call for a refund.
+            self.reply(answer.word, &answer);
+            return Flow::Pause;
         }
         let opening = self.open(&config, &headers);
         if !matches!(opening, Opening::NotOurs) {
@@ -240,7 +248,8 @@ impl Stream {
             {
                 // For local_reply_config: what Envoy answers from here on does not pass the filter.
                 let _ = self.host().set_property("refund_reply", "started");
-                let replying = sent.replying(self.reply_head(Map::Response));
+                let misrouted = self.worker.finds_misrouted(&sent.entry());
+                let replying = sent.replying(self.reply_head(Map::Response), misrouted);
                 self.step.replace(Some(Step::Replying(replying)));
                 if end_of_stream {
                     return self.reply_is_whole(&[], false);
@@ -592,6 +601,9 @@ impl Stream {
     /// Lets a provider's request go. `body_is_set`: the body was replaced before the stream was
     /// paused.
     fn send(&self, dispatch: Dispatch, body_is_set: bool) -> Flow {
+        if self.worker.is_misrouted(&dispatch.sent.entry()) {
+            return self.end(dispatch.sent.misrouted());
+        }
         match self.write_request(&dispatch, body_is_set) {
             Ok(()) => {
                 if dispatch.key_id.is_some() {

@@ -69,6 +69,10 @@ pub(super) fn configurations(result: &str) -> String {
     format!("refund.configurations_total.result.{result}")
 }
 
+pub(super) fn misrouted(provider: &str) -> String {
+    format!("refund.misrouted_total.provider.{provider}")
+}
+
 fn guard_events(event: &str) -> String {
     format!("refund.guard_events_total.event.{event}")
 }
@@ -134,6 +138,7 @@ impl Worker {
         for entry in config.providers() {
             let name = &*entry.name;
             of_calls(name, true);
+            counters(vec![misrouted(name)]);
             for phase in Phase::ALL {
                 self.metric(Metric::Histogram, phase.name(name));
             }
@@ -168,7 +173,8 @@ impl Worker {
     /// sets its own to 0, and those that stay set theirs again at their next tick.
     pub(super) fn set_gauges(&self) {
         let config = self.config.borrow();
-        let Some(config) = config.as_deref() else {
+        // They are the gateway's, and not a list's.
+        let Some(config) = config.as_deref().filter(|config| !config.open_list) else {
             return;
         };
         let is_on = !self.closing.get();

@@ -258,25 +258,30 @@ pub struct Process {
 impl Process {
     /// A worker with one provider.
     pub fn new(name: &str, provider: &Value) -> Self {
-        Self::sharing(Rc::default(), name, provider)
+        Self::plugin(None, &Self::configuration(name, provider))
     }
 
     /// Another worker of the same process: it shares the memory.
     pub fn beside(other: &Self, name: &str, provider: &Value) -> Self {
-        Self::sharing(Rc::clone(&other.host.memory), name, provider)
+        Self::plugin(Some(other), &Self::configuration(name, provider))
     }
 
-    fn sharing(memory: Rc<SharedData>, name: &str, provider: &Value) -> Self {
-        let host = Rc::new(MockHost {
-            memory,
-            ..MockHost::default()
-        });
+    fn configuration(name: &str, provider: &Value) -> Value {
         let mut provider = provider.clone();
         resolve_files(&mut provider);
-        let configuration = json!({"providers": {name: provider}}).to_string();
+        json!({"providers": {name: provider}})
+    }
+
+    /// A worker with this configuration, in the process of another one.
+    pub fn plugin(beside: Option<&Self>, configuration: &Value) -> Self {
+        let host = Rc::new(MockHost {
+            memory: beside.map_or_else(Rc::default, |other| Rc::clone(&other.host.memory)),
+            ..MockHost::default()
+        });
         let mut root = Side::default();
         let buffer = Buffer::Configuration as u32;
-        root.buffers.insert(buffer, configuration.into_bytes());
+        let bytes = configuration.to_string().into_bytes();
+        root.buffers.insert(buffer, bytes);
         host.streams.borrow_mut().insert(ROOT, root);
         host.as_context(ROOT);
         let worker = Rc::new(Worker::new(Rc::clone(&host) as Rc<dyn Host>, ROOT));

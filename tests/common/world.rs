@@ -478,7 +478,7 @@ impl<'f> World<'f> {
                 let said = away.said.unwrap();
                 self.learns(&said, away.crossed);
                 let head = head(said.status, &[]);
-                let replying = away.sent.replying(head);
+                let replying = away.sent.replying(head, false);
                 self.answer(nth, replying.reply(said.body.as_bytes(), 1));
             }
             Garbage(nth) => {
@@ -723,7 +723,7 @@ impl<'f> World<'f> {
                         self.adrift.push(away.request);
                         Step::Sent(away.sent)
                     }
-                    Some(said) => Step::Replying(away.sent.replying(head(said.status, &[]))),
+                    Some(said) => Step::Replying(away.sent.replying(head(said.status, &[]), false)),
                 };
                 step.local_reply(left(true), &|_| None)
             }

@@ -109,6 +109,7 @@ impl Gateway {
             payment: refund.payment.iter().map(|name| digest(name)).collect(),
             referenced: false,
             resend: refund.resend,
+            note: String::new(),
         };
         let (lease, now) = (self.lease(), self.now());
         self.guard().ask(&Asks::Claim(question), lease, now)
@@ -315,6 +316,7 @@ fn a_clock_that_is_set_changes_nothing() {
                     Resend::Until(_) => Resend::Until(now.plus(DAY)),
                     other => other,
                 },
+                note: String::new(),
             };
             let now = jumped(1_000);
             let claim = gateway.guard().ask(&Asks::Claim(question(now)), 77, now);

@@ -49,6 +49,8 @@ mod model;
 #[cfg(not(target_arch = "wasm32"))]
 mod money;
 #[cfg(not(target_arch = "wasm32"))]
+mod open_list;
+#[cfg(not(target_arch = "wasm32"))]
 mod openapi;
 #[cfg(not(target_arch = "wasm32"))]
 mod query_first;

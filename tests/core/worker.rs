@@ -809,3 +809,92 @@ fn an_answer_of_envoys_own_is_answered_in_its_place() {
     process.response_headers(id, 504, "response_timeout");
     says(&process.answered(id), 503, "provider-unreachable");
 }
+
+// ---- A route that leads to another cluster
+
+/// A worker whose configuration names the provider's cluster, `own`.
+fn in_its_cluster(beside: Option<&Process>, settle_seconds: u32) -> Process {
+    let mut provider = fixture("moyasar").provider_config();
+    provider["cluster"] = json!("own");
+    provider["settle_seconds"] = json!(settle_seconds);
+    match beside {
+        Some(other) => Process::beside(other, "moyasar", &provider),
+        None => Process::new("moyasar", &provider),
+    }
+}
+
+/// What the caller of a refund is told where this cluster answers with a success.
+fn told_where(cluster: Option<&str>, process: &Process, status: u16) -> Value {
+    let (id, flow) = process.call("k-1", &call("moyasar"));
+    assert_eq!(flow, Flow::Continue);
+    process.of(id, |side| {
+        let name = "xds.cluster_name".to_owned();
+        side.properties
+            .extend(cluster.map(|cluster| (name, cluster.into())));
+    });
+    process.reply_begins(id, status);
+    process.reply_ends(id, &fixture("moyasar").shown(true));
+    body_of(process, id, Buffer::Response)
+}
+
+const MISROUTED: &str = "refund.misrouted_total.provider.moyasar";
+
+#[test]
+fn a_reply_from_another_cluster_is_no_word_of_the_providers_and_nothing_more_is_sent() {
+    for status in [200, 400] {
+        let process = in_its_cluster(None, 300);
+        let beside = in_its_cluster(Some(&process), 300);
+        let told = told_where(Some("elsewhere"), &process, status);
+        assert_eq!(told["code"], "gateway-error", "{told}");
+        assert_eq!(told["outcome"], "unknown", "{told}");
+        assert_eq!(told["retry"], "same_key", "{told}");
+        assert_eq!(process.logged("led to the cluster elsewhere"), 1);
+        assert_eq!(process.shows(MISROUTED), 1);
+        // Another worker knows it, too. What may have been sent under a key stays unknown.
+        for (worker, key, outcome) in [
+            (&process, "k-2", "not_refunded"),
+            (&beside, "k-3", "not_refunded"),
+            (&beside, "k-1", "unknown"),
+        ] {
+            let (id, flow) = worker.call(key, &call("moyasar"));
+            assert_eq!(flow, Flow::Pause, "{key}");
+            let reply = worker.answered(id);
+            says(&reply, 503, "gateway-error");
+            assert_eq!(reply.body["outcome"], outcome, "{}", reply.body);
+            assert_eq!(reply.body["retry"], "same_key", "{}", reply.body);
+            assert_eq!(provider_of(worker, id), None, "{key} may have left");
+        }
+        // Another configuration begins anew.
+        let pushed = in_its_cluster(Some(&process), 301);
+        let told = told_where(Some("own"), &pushed, 200);
+        assert_eq!(told["status"], "succeeded", "{told}");
+        assert_eq!(pushed.shows(MISROUTED), 0);
+    }
+}
+
+#[test]
+fn what_was_answered_before_is_told_again_although_the_route_leads_elsewhere() {
+    let process = in_its_cluster(None, 300);
+    assert_eq!(told_where(None, &process, 200)["status"], "succeeded");
+    let (id, _) = process.call("k-2", &call("moyasar"));
+    process.of(id, |side| {
+        let name = "xds.cluster_name".to_owned();
+        side.properties.insert(name, b"elsewhere".to_vec());
+    });
+    process.reply_begins(id, 200);
+    process.reply_ends(id, "{}");
+    let (again, _) = process.call("k-1", &call("moyasar"));
+    let reply = process.answered(again);
+    assert_eq!(reply.body["status"], "succeeded", "{}", reply.body);
+}
+
+#[test]
+fn a_cluster_that_is_not_configured_is_compared_with_nothing() {
+    let process = process("moyasar");
+    for cluster in [Some("elsewhere"), Some("moyasar")] {
+        let told = told_where(cluster, &process, 200);
+        assert_eq!(told["status"], "succeeded", "{told}");
+        process.later(72 * 60 * 60 * 1_000);
+    }
+    assert_eq!(process.shows(MISROUTED), 0);
+}
