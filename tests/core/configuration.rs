@@ -197,6 +197,10 @@ fn what_is_no_configuration_is_refused() {
         (r#"{"providers":[]}"#, "/providers"),
         (r#"{"providers":null}"#, "/providers"),
         (r#"{"providers":{}}"#, "/providers"),
+        (r#"{"open_list":false}"#, "/providers"),
+        (r#"{"open_list":true,"providers":[]}"#, "/providers"),
+        (r#"{"open_list":true,"providers":{"a":1}}"#, "/providers/a"),
+        (r#"{"open_list":true,"more":1}"#, "/more"),
         (r#"{"providers":{"a":1}}"#, "/providers/a"),
         (r#"{"providers":{"a":[]}}"#, "/providers/a"),
     ] {
@@ -204,6 +208,11 @@ fn what_is_no_configuration_is_refused() {
         assert_eq!(pointers(faults), [pointer], "{text}");
     }
     assert!(Config::read(b"\xff", &env).is_err());
+    // What is neither true nor false lists nothing.
+    let faults = Config::read(br#"{"open_list":"yes"}"#, &env).unwrap_err();
+    assert_eq!(pointers(faults), ["/open_list", "/providers"]);
+    let list = Config::read(br#"{"open_list":true}"#, &env).unwrap();
+    assert!(list.open_list && list.providers().next().is_none());
 }
 
 #[test]
@@ -400,6 +409,7 @@ fn a_provider_is_looked_at_by_its_own_cluster_and_first_only_where_that_is_confi
                 (cluster, first, settle_ms),
                 "{more}"
             );
+            assert_eq!(entry.route_cluster.as_deref(), more["cluster"].as_str());
         }
     }
 }

@@ -18,8 +18,10 @@ use jsonschema::{Draft, Registry, Validator};
 use proptest::prelude::*;
 use refund_filter::clock::Resend;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, Dispatch, LocalReply, Opening, Reading, ReplyHead, Step};
-use refund_filter::guard::{Claim, Digest, Standing, StoredAnswer};
+use refund_filter::exchange::{
+    Answer, Dispatch, LocalReply, Opening, Reading, ReplyHead, Step, open_list,
+};
+use refund_filter::guard::{Claim, Digest, Open, OpenRefunds, OpenState, Standing, StoredAnswer};
 use refund_filter::headers::Headers;
 use refund_filter::idempotency::IdempotencyKey;
 use refund_filter::problem::Code;
@@ -1780,4 +1782,60 @@ proptest! {
         let by_code = IdempotencyKey::from_header([key.as_bytes()].into_iter()).is_ok();
         prop_assert_eq!(SCHEMA.with(|schema| schema.is_valid(&json!(key))), by_code);
     }
+}
+
+#[test]
+fn the_list_of_open_refunds_is_what_the_document_says() {
+    let config = Config::read(br#"{"open_list": true}"#, &|_| None).unwrap();
+    let noted = |note: Value| Open {
+        key: Digest::of([&b"k-1"[..]]),
+        state: OpenState::Pending,
+        note: Some((NOW.steady_ms, note.to_string())),
+    };
+    let payment = json!({"id": "4922", "reference": "1655817171"});
+    let amount = json!({"value": "10.00", "currency": "HKD"});
+    let bare = Open {
+        state: OpenState::Unknown,
+        note: None,
+        ..noted(Value::Null)
+    };
+    let refunds = OpenRefunds {
+        total: 3,
+        oldest: vec![
+            bare,
+            noted(json!({"provider": "bbmsl", "payment": payment, "amount": amount})),
+            noted(json!({"provider": "bog", "payment": {"id": "1"}, "amount": "full"})),
+        ],
+    };
+    let api = Api::read();
+    let responses = api.responses(("/v1/refunds/open", "get"));
+    let mut seen = BTreeSet::new();
+    for (query, refunds) in [
+        ("", refunds),
+        ("", OpenRefunds::default()),
+        ("?all", OpenRefunds::default()),
+    ] {
+        let mut headers = Headers::default();
+        headers.fixed(":method", "GET");
+        headers.text(":path", format!("/v1/refunds/open{query}"));
+        headers.fixed("x-request-id", "r-1");
+        let answer = open_list(&config, &headers, NOW, || refunds);
+        let response = &responses[&answer.status.to_string()];
+        let content = api.at(response)["content"].as_object().unwrap();
+        let media = content.keys().next().unwrap();
+        let schema = format!("{response}/content/{}/schema", media.replace('/', "~1"));
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        let faults: Vec<_> = api
+            .schema(&schema)
+            .iter_errors(&body)
+            .map(|error| error.to_string())
+            .collect();
+        assert!(faults.is_empty(), "{faults:?}: {body}");
+        assert_eq!(answer.headers.first("content-type"), Some(media.as_bytes()));
+        for name in api.at(response)["headers"].as_object().unwrap().keys() {
+            assert!(answer.headers.first(name).is_some(), "{name}");
+        }
+        seen.insert(answer.status.to_string());
+    }
+    assert_eq!(seen, responses.into_keys().collect());
 }

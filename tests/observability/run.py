@@ -45,6 +45,7 @@ COUNTERS = {
     "refund_duration_milliseconds_count": DURATION,
     "refund_guard_events_total": {"event": EVENTS},
     "refund_token_fetches_total": {"provider": ["bog"], "result": ["ok", "refused", "rate_limited", "unreachable"]},
+    "refund_misrouted_total": {"provider": PROVIDERS},
     "refund_signatures_total": {"provider": ["bbmsl"], "signer": ["vm", "host", "transit"], "result": ["ok", "failed"]},
     "refund_configurations_total": {"result": ["accepted", "refused"]},
     "envoy_http_downstream_rq_xx": {"envoy_response_code_class": ["4"]},

@@ -96,6 +96,8 @@ def of_this_gateway(document: dict) -> dict:
     """The document with what this gateway's providers know in place of any name, payment and currency: of calls that are made
     up, hardly one would come to a provider."""
     document = copy.deepcopy(document)
+    # On a listener that this gateway does not have.
+    del document["paths"]["/v1/refunds/open"]
     schemas = document["components"]["schemas"]
     any_call = schemas["RefundCall"]
     any_call["properties"]["amount"] = schemas["Money"]
@@ -169,6 +171,7 @@ def main() -> None:
                     str(schemathesis / "bin/schemathesis"),
                     *["--config-file", str(HERE / "schemathesis.toml"), "run", str(described)],
                     *["--url", url, "--mode", mode, "--phases", phases, "--seed", SEED],
+                    *["--exclude-path", "/v1/refunds/open"],
                     *["--max-examples", "25", "--request-timeout", "20", "--warnings", "off"],
                     cwd=folder,
                 )

@@ -95,11 +95,12 @@ pub fn set_secrets(config: &mut Value, by: SecretsBy, folder: &Path) -> Result<(
         config,
         &format!("{LISTENER}/filter_chains/0/filters/0/typed_config"),
     )?;
+    let mut place = 0;
     if by != SecretsBy::FilterState {
-        let filters = at(manager, "/http_filters")?
-            .as_array_mut()
-            .context("http_filters is no list")?;
-        filters.retain(|filter| filter["name"] != "envoy.filters.http.set_filter_state");
+        let filters = list(manager, "/http_filters")?;
+        let is_it = |filter: &Value| filter["name"] == "envoy.filters.http.set_filter_state";
+        place = filters.iter().position(is_it).unwrap_or_default();
+        filters.retain(|filter| !is_it(filter));
     }
     match by {
         SecretsBy::FilterState => {}
@@ -111,7 +112,7 @@ pub fn set_secrets(config: &mut Value, by: SecretsBy, folder: &Path) -> Result<(
             if let (Some(filters), Value::Array(injectors)) =
                 (manager["http_filters"].as_array_mut(), injectors)
             {
-                filters.splice(0..0, injectors);
+                filters.splice(place..place, injectors);
             }
             let enabled = parts["typed_per_filter_config"].take();
             for route in ["refunds", "refunds-preview"] {
@@ -215,8 +216,13 @@ pub fn inject_credentials(config: &mut Value, secrets: &Path) -> Result<()> {
         change_plugin(config, |plugin| plugin["providers"][name] = provider)?;
         let cluster = named(config, "/static_resources/clusters", name)?;
         let options = at(cluster, "/typed_extension_protocol_options")?;
-        options["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"]["http_filters"] =
-            parts["clusters"][name]["http_filters"].take();
+        let protocol = "/envoy.extensions.upstreams.http.v3.HttpProtocolOptions/http_filters";
+        // In front of the codec, which is the last.
+        let filters = list(options, protocol)?;
+        filters.insert(
+            filters.len().saturating_sub(1),
+            parts["injectors"][name].take(),
+        );
     }
     move_secrets(config, secrets);
     Ok(())

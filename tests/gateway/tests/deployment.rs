@@ -231,6 +231,61 @@ async fn a_route_that_is_no_providers_gets_neither_credentials_nor_refund() -> R
     Ok(())
 }
 
+/// A route that is marked as the provider's, and leads elsewhere: Envoy shows it at the reply alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_to_another_cluster_takes_one_refund_and_no_more() -> Result<()> {
+    let gateway = Gateway::start(Options::changed(|config| {
+        // Another name for the provider's own address: so the simulator refunds, and says so.
+        for name in FOUR.map(cluster) {
+            let clusters = &mut config["static_resources"]["clusters"];
+            let clusters = clusters.as_array_mut().expect("clusters");
+            let own = clusters.iter().find(|cluster| cluster["name"] == name);
+            let mut other = own.expect("its own").clone();
+            other["name"] = json!(format!("{name}-elsewhere"));
+            clusters.push(other);
+            let route = route_mut(config, name).expect("its route");
+            route["route"]["cluster"] = json!(format!("{name}-elsewhere"));
+        }
+    }))
+    .await?;
+    for provider in FOUR {
+        let case = format!("{provider:?}");
+        let key = |nth: u64| format!("{provider:?}-{nth}");
+        let answer = gateway.refund(&key(1), &of(provider, 1, "1.00")).await?;
+        assert_problem(&case, &answer, unknown(provider, "gateway-error", 500));
+        let received = gateway.simulators.received(provider);
+        assert_eq!(received, 1, "{case}");
+        // Whichever worker has them: each call has a connection of its own.
+        for nth in 2..10 {
+            let answer = gateway
+                .refund(&key(nth), &of(provider, nth, "1.00"))
+                .await?;
+            let problem = Problem {
+                outcome: "not_refunded",
+                retry: "same_key",
+                ..unknown(provider, "gateway-error", 503)
+            };
+            assert_problem(&case, &answer, problem);
+        }
+        assert_eq!(gateway.simulators.received(provider), received, "{case}");
+        let alarm = format!(
+            "{0}: its route led to the cluster {0}-elsewhere",
+            cluster(provider)
+        );
+        assert_eq!(gateway.log().matches(&alarm).count(), 1, "{case}");
+        let counted = format!(
+            "wasmcustom.refund.misrouted_total.provider.{}",
+            cluster(provider)
+        );
+        assert_eq!(
+            gateway.stats(&counted).await?.get(&counted),
+            Some(&1),
+            "{case}"
+        );
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_without_the_filter_says_so() -> Result<()> {
     let gateway = Gateway::start(Options::changed(|config| {

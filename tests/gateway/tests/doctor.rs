@@ -7,7 +7,8 @@ use gateway_testbed::{
     Gateway, Options, Provider, Secrets, SecretsBy, change_plugin, cluster, envoy, module,
     route_mut,
 };
-use refund_doctor::{examine, start};
+use refund_doctor::examine;
+use refund_doctor::start::{self, Variant};
 use serde_json::{Value, json};
 
 const LISTENER: &str = "/static_resources/listeners/0";
@@ -121,14 +122,39 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
     let secrets = folder.path().to_str().context("a path that is no text")?;
     let module = module()?;
     let module = module.to_str().context("a path that is no text")?;
-    for (chosen, path) in [
-        (["bog"].as_slice(), "/v1/refunds"),
-        (&["moyasar"], "/pay/back"),
-        (&["moyasar", "bbmsl"], "/v1/refunds"),
-        (&["begateway", "bbmsl"], "/v1/refunds"),
-        (&FOUR.map(cluster), "/pay/back"),
+    let all = FOUR.map(cluster);
+    let (usual, two) = (Variant::default(), ["moyasar", "bbmsl"]);
+    let by_header = Variant {
+        by_header: true,
+        ..usual
+    };
+    let transit = Variant {
+        transit: true,
+        ..usual
+    };
+    let injected = Variant {
+        injected: true,
+        ..usual
+    };
+    let open_list = Variant {
+        open_list: true,
+        ..usual
+    };
+    for (chosen, path, variant) in [
+        (["bog"].as_slice(), "/v1/refunds", usual),
+        (&["moyasar"], "/pay/back", usual),
+        (&two, "/v1/refunds", usual),
+        (&["begateway", "bbmsl"], "/v1/refunds", usual),
+        (&all, "/pay/back", usual),
+        (&all, "/v1/refunds", by_header),
+        (&two, "/v1/refunds", by_header),
+        (&all, "/v1/refunds", transit),
+        (&["bbmsl"], "/pay/back", transit),
+        (&all, "/v1/refunds", injected),
+        (&["moyasar"], "/v1/refunds", injected),
+        (&two, "/pay/back", open_list),
     ] {
-        let text = start::write(chosen, path)?
+        let text = start::write(chosen, path, variant)?
             .replace("/etc/refund-filter/secrets", secrets)
             .replace("dist/refund_filter.wasm", module);
         let file = folder.path().join("envoy.yaml");
@@ -138,7 +164,7 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
         let output = run.output().await?;
         ensure!(
             output.status.success(),
-            "{chosen:?}: {}",
+            "{chosen:?}, {variant:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     }

@@ -37,7 +37,7 @@ pub struct Filter<'a> {
 pub struct Chain<'a> {
     /// For findings.
     pub place: String,
-    listener: &'a Value,
+    pub(crate) listener: &'a Value,
     manager: &'a Value,
     /// What stands before the refund filter.
     pub before: Vec<Filter<'a>>,
@@ -52,6 +52,17 @@ pub struct Chain<'a> {
 impl<'a> Chain<'a> {
     /// All that have the filter.
     pub fn all(envoy: &'a Envoy) -> Vec<Self> {
+        Self::all_with(envoy, |filter| {
+            filter.is_refund_filter() && !filter.is_list()
+        })
+    }
+
+    /// All that have a plugin which lists what is open; it stands in the filter's place.
+    pub fn all_with_list(envoy: &'a Envoy) -> Vec<Self> {
+        Self::all_with(envoy, |filter| filter.is_list())
+    }
+
+    fn all_with(envoy: &'a Envoy, wanted: fn(&Filter<'_>) -> bool) -> Vec<Self> {
         let of = |listener: &'a Value| {
             let default = listener.get("default_filter_chain");
             list(listener, "/filter_chains")
@@ -61,16 +72,21 @@ impl<'a> Chain<'a> {
                     let (kind, manager) = typed(filter.get("typed_config")?);
                     kind.ends_with(".HttpConnectionManager").then_some(manager)
                 })
-                .filter_map(move |manager| Chain::read(envoy, listener, manager))
+                .filter_map(move |manager| Chain::read(envoy, listener, manager, wanted))
         };
         envoy.listeners.iter().flat_map(of).collect()
     }
 
-    fn read(envoy: &'a Envoy, listener: &'a Value, manager: &'a Value) -> Option<Self> {
+    fn read(
+        envoy: &'a Envoy,
+        listener: &'a Value,
+        manager: &'a Value,
+        wanted: fn(&Filter<'_>) -> bool,
+    ) -> Option<Self> {
         let mut before: Vec<_> = list(manager, "/http_filters")
             .map(|filter| Filter::read(envoy, filter))
             .collect();
-        let index = before.iter().position(Filter::is_refund_filter)?;
+        let index = before.iter().position(wanted)?;
         let mut rest = before.split_off(index).into_iter();
         let filter = rest.next()?;
         let routes = manager.get("route_config").or_else(|| {
@@ -87,6 +103,11 @@ impl<'a> Chain<'a> {
             behind: rest.collect(),
             routes,
         })
+    }
+
+    /// Whether another chain belongs to the same listener.
+    pub fn shares_listener(&self, other: &Chain<'_>) -> bool {
+        std::ptr::eq(self.listener, other.listener)
     }
 
     /// Every route with its virtual host.
@@ -417,12 +438,17 @@ impl<'a> Filter<'a> {
     fn is_refund_filter(&self) -> bool {
         let plugin = text(self.config, "/config/configuration/value");
         let named = [self.name, text(self.config, "/config/name")];
-        // A plugin that only lists what is open refunds nothing.
-        let lists = plugin.split_whitespace().collect::<String>();
         self.is(".wasm.v3.Wasm")
-            && !lists.contains("\"open_list\":true")
             && (named.iter().any(|name| name.contains("refund"))
                 || plugin.contains("\"providers\""))
+    }
+
+    /// A plugin that lists what is open, and refunds nothing.
+    fn is_list(&self) -> bool {
+        let plugin = text(self.config, "/config/configuration/value");
+        self.is(".wasm.v3.Wasm")
+            && serde_json::from_str(plugin)
+                .is_ok_and(|plugin: Value| is_true(&plugin, "/open_list"))
     }
 
     /// An RBAC filter that denies a refund whose route is not marked.
@@ -436,7 +462,7 @@ impl<'a> Filter<'a> {
                 .all(has)
     }
 
-    fn is_authentication(&self) -> bool {
+    pub(crate) fn is_authentication(&self) -> bool {
         AUTHENTICATION.iter().any(|part| self.kind.contains(part))
     }
 

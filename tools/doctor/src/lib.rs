@@ -4,6 +4,7 @@
 
 mod chain;
 mod clusters;
+mod open_list;
 mod plugin;
 mod reading;
 mod routes;
@@ -99,6 +100,7 @@ pub fn examine(text: &str) -> Result<Vec<Finding>> {
         let destinations = routes::examine(chain, &plugin, &mut findings);
         clusters::examine(&envoy, &plugin, &destinations, &mut findings);
     }
+    open_list::examine(&envoy, &chains, &mut findings);
     if !chains.is_empty() {
         process(&envoy, reference, &mut findings);
     }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use refund_doctor::start::Variant;
 
 /// What it says of a file that it cannot read, and of a command that it cannot carry out.
 const CANNOT: u8 = 2;
@@ -35,13 +36,44 @@ enum Command {
         /// The path of the canonical call.
         #[arg(long, default_value = refund_doctor::PATH)]
         path: String,
+        #[command(flatten)]
+        variant: Options,
     },
+}
+
+#[derive(Args)]
+struct Options {
+    /// The secrets by request headers, for proxies without filter state for them: Envoy before 1.38.
+    #[arg(long)]
+    secrets_by_header: bool,
+    /// BBMSL's signatures by OpenBao's transit engine.
+    #[arg(long)]
+    transit: bool,
+    /// Moyasar's and beGateway's credentials by Envoy itself, past the filter.
+    #[arg(long)]
+    credentials_injected: bool,
+    /// A second listener, on loopback, that lists the refunds which are open.
+    #[arg(long)]
+    open_list: bool,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Doctor { file } => doctor(&file),
-        Command::Config { providers, path } => config(&providers, &path),
+        Command::Config {
+            providers,
+            path,
+            variant,
+        } => config(
+            &providers,
+            &path,
+            Variant {
+                by_header: variant.secrets_by_header,
+                transit: variant.transit,
+                injected: variant.credentials_injected,
+                open_list: variant.open_list,
+            },
+        ),
     };
     result.unwrap_or_else(|error| {
         // With nowhere to say it, the status alone says it.
@@ -65,9 +97,9 @@ fn doctor(file: &Path) -> Result<ExitCode> {
     })
 }
 
-fn config(providers: &str, path: &str) -> Result<ExitCode> {
+fn config(providers: &str, path: &str, variant: Variant) -> Result<ExitCode> {
     let names: Vec<_> = providers.split(',').collect();
-    let text = refund_doctor::start::write(&names, path)?;
+    let text = refund_doctor::start::write(&names, path, variant)?;
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }

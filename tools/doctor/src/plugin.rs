@@ -30,6 +30,8 @@ pub struct Provider {
     pub paths: Vec<String>,
     /// The clusters that the filter calls by itself.
     pub own_clusters: Vec<String>,
+    /// The cluster that its route must lead to; empty: not configured.
+    pub cluster: String,
     /// Whether its clusters add its credentials.
     pub injected: bool,
 }
@@ -168,6 +170,7 @@ impl Provider {
             authority: authority.to_owned(),
             paths: paths.iter().map(|path| format!("{base}{path}")).collect(),
             own_clusters,
+            cluster: text(json, "/cluster").to_owned(),
             injected: text(json, "/credentials") == "injected",
         }
     }

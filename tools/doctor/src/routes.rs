@@ -82,6 +82,17 @@ pub fn examine(chain: &Chain<'_>, plugin: &Plugin, findings: &mut Findings) -> V
         for own in list(host, "/routes").filter(is_own) {
             let place = place(host, own);
             examine_route(&place, routes, host, own, plugin, findings);
+            let is_other = |cluster| !provider.cluster.is_empty() && cluster != provider.cluster;
+            if clusters(own).any(is_other) {
+                findings.lacks(
+                    &place,
+                    format!(
+                        "it leads to another cluster than `{}`, which the plugin's configuration names for this provider, so that the \
+                         filter refuses the provider after its first refund; name the same in both",
+                        provider.cluster
+                    ),
+                );
+            }
             destinations.extend(clusters(own).map(|cluster| Destination {
                 cluster: cluster.to_owned(),
                 place: place.clone(),

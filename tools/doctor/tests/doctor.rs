@@ -12,7 +12,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
-use refund_doctor::{ENVOY_YAML, examine};
+use refund_doctor::start::{Variant, write};
+use refund_doctor::{ENVOY_YAML, PATH, examine};
 use serde_json::{Value, json};
 
 const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
@@ -144,9 +145,11 @@ fn by_header(tree: &mut Value) {
     let parts: Value = serde_saphyr::from_str(&file("secrets-by-header.yaml")).unwrap();
     let early = "early_header_mutation_extensions";
     manager(tree)[early] = parts[early].clone();
-    without_filter(tree, "envoy.filters.http.set_filter_state");
+    let mut known = filters(tree).iter();
+    let place = known.position(|filter| filter["name"] == "envoy.filters.http.set_filter_state");
+    let place = place.unwrap();
     let injectors = parts["http_filters"].as_array().unwrap().clone();
-    filters(tree).splice(0..0, injectors);
+    filters(tree).splice(place..=place, injectors);
     for name in ["refunds", "refunds-preview"] {
         let enabled = route(tree, name)["typed_per_filter_config"]
             .as_object_mut()
@@ -181,7 +184,8 @@ fn injected(tree: &mut Value) {
         plugin(tree, |plugin| {
             plugin["providers"][name] = parts["providers"][name].clone()
         });
-        protocol(tree, name)["http_filters"] = parts["clusters"][name]["http_filters"].clone();
+        let filters = protocol(tree, name)["http_filters"].as_array_mut().unwrap();
+        filters.insert(1, parts["injectors"][name].clone());
     }
 }
 
@@ -198,11 +202,112 @@ fn signed_by_openbao(tree: &mut Value) {
     clusters.push(parts["cluster"].clone());
 }
 
+/// Has another listener list what is open, as open-list.yaml shows.
+fn listing(tree: &mut Value) {
+    let parts: Value = serde_saphyr::from_str(&file("open-list.yaml")).unwrap();
+    let list = parts["static_resources"]["listeners"][0].clone();
+    let listeners = tree["static_resources"]["listeners"].as_array_mut();
+    listeners.unwrap().push(list);
+}
+
+/// The listener that lists, in a tree that has it.
+fn list(tree: &mut Value) -> &mut Value {
+    listing(tree);
+    &mut tree["static_resources"]["listeners"][1]
+}
+
+const LIST_MANAGER: &str = "/filter_chains/0/filters/0/typed_config";
+
+/// A tree whose plugins' configurations are JSON, in place of texts.
+fn read(mut tree: Value) -> Value {
+    for listener in tree["static_resources"]["listeners"]
+        .as_array_mut()
+        .unwrap()
+    {
+        let filters = listener.pointer_mut(&format!("{LIST_MANAGER}/http_filters"));
+        for filter in filters.unwrap().as_array_mut().unwrap() {
+            let text = filter.pointer_mut("/typed_config/config/configuration/value");
+            if let Some(text) = text {
+                *text = serde_json::from_str(text.as_str().unwrap()).unwrap();
+            }
+        }
+    }
+    tree
+}
+
+fn made(variant: Variant) -> Value {
+    let all = ["bog", "moyasar", "begateway", "bbmsl"];
+    let text = write(&all, PATH, variant).unwrap();
+    read(serde_saphyr::from_str(&text).unwrap())
+}
+
+/// A secret of the filter's that is no longer brought.
+fn without_secret(tree: &mut Value, state: &str, secret: &str) {
+    let states = &mut filter(tree, "envoy.filters.http.set_filter_state")["typed_config"];
+    let states = states["on_request_headers"].as_array_mut().unwrap();
+    states.retain(|known| known["object_key"] != state);
+    for state in states {
+        let formatter = &mut state["format_string"]["formatters"][0]["typed_config"];
+        remove(&mut formatter["secret_configs"], secret);
+    }
+}
+
+#[test]
+fn a_whole_configuration_is_envoy_yaml_with_what_the_file_beside_it_says() {
+    let mut with_headers = tree();
+    by_header(&mut with_headers);
+    let variant = Variant {
+        by_header: true,
+        ..Variant::default()
+    };
+    assert!(made(variant) == read(with_headers), "{variant:?}");
+
+    let mut with_injectors = tree();
+    injected(&mut with_injectors);
+    without_secret(
+        &mut with_injectors,
+        "refund.moyasar_api_key",
+        "moyasar-api-key",
+    );
+    without_secret(
+        &mut with_injectors,
+        "refund.begateway_secret_key",
+        "begateway-secret-key",
+    );
+    let variant = Variant {
+        injected: true,
+        ..Variant::default()
+    };
+    assert!(made(variant) == read(with_injectors), "{variant:?}");
+
+    // OpenBao's token comes as the key did.
+    let text = ENVOY_YAML.replace("refund.bbmsl_key", "refund.openbao_token");
+    let text = text.replace("bbmsl-key", "openbao-token");
+    let mut with_openbao: Value = serde_saphyr::from_str(&text).unwrap();
+    signed_by_openbao(&mut with_openbao);
+    let states =
+        &mut filter(&mut with_openbao, "envoy.filters.http.set_filter_state")["typed_config"];
+    states["on_request_headers"].as_array_mut().unwrap().pop();
+    let variant = Variant {
+        transit: true,
+        ..Variant::default()
+    };
+    assert!(made(variant) == read(with_openbao), "{variant:?}");
+
+    let mut with_list = tree();
+    listing(&mut with_list);
+    let variant = Variant {
+        open_list: true,
+        ..Variant::default()
+    };
+    assert!(made(variant) == read(with_list), "{variant:?}");
+}
+
 #[test]
 fn it_has_nothing_to_say_of_what_ships() {
     assert_eq!(examine(ENVOY_YAML).unwrap(), []);
     assert_eq!(said(&dump(&tree())), [""; 0]);
-    for change in [by_header, injected, signed_by_openbao] {
+    for change in [by_header, injected, signed_by_openbao, listing] {
         let mut tree = tree();
         change(&mut tree);
         assert_eq!(said(&tree), [""; 0]);
@@ -678,6 +783,37 @@ const OMISSIONS: &[(&str, Change)] = &[
     ("lacks: listener refunds: other spellings", |tree| {
         remove(manager(tree), "merge_slashes")
     }),
+    (
+        "risk: listener refunds-open: whoever reaches it reads payments and amounts",
+        |tree| list(tree)["address"]["socket_address"]["address"] = json!("0.0.0.0"),
+    ),
+    (
+        "risk: listener refunds: open refunds are listed where refunds are made",
+        |tree| {
+            let list = list(tree)["filter_chains"][0].clone();
+            let listeners = tree["static_resources"]["listeners"]
+                .as_array_mut()
+                .unwrap();
+            listeners.pop();
+            let chains = listeners[0]["filter_chains"].as_array_mut().unwrap();
+            chains.push(list);
+        },
+    ),
+    (
+        "lacks: listener refunds-open: the list of open refunds has another vm_id",
+        |tree| {
+            let filter = format!("{LIST_MANAGER}/http_filters/0/typed_config/config/vm_config");
+            list(tree).pointer_mut(&filter).unwrap()["vm_id"] = json!("another");
+        },
+    ),
+    (
+        "lacks: route moyasar: it leads to another cluster than `own`",
+        |tree| {
+            plugin(tree, |plugin| {
+                plugin["providers"]["moyasar"]["cluster"] = json!("own")
+            })
+        },
+    ),
     ("risk: admin: whoever reaches it", |tree| {
         tree["admin"]["address"]["socket_address"]["address"] = json!("0.0.0.0");
     }),
@@ -695,6 +831,34 @@ fn it_says_one_thing_of_each_omission() {
         assert!(found.starts_with(expected), "{expected}: {found}");
         assert!(!found.contains("canary"), "{found}");
         assert_eq!(said(&dump(&tree)), said_of_bootstrap, "{expected}");
+    }
+}
+
+#[test]
+fn a_list_on_the_network_is_no_risk_where_not_everybody_gets_there() {
+    let restrictions: [fn(&mut Value); 3] = [
+        |list| {
+            list["filter_chains"][0]["transport_socket"] =
+                json!({"typed_config": {"require_client_certificate": true}});
+        },
+        |list| {
+            list["filter_chains"][0]["filter_chain_match"] =
+                json!({"source_prefix_ranges": [{"address_prefix": "10.1.2.3", "prefix_len": 32}]});
+        },
+        |list| {
+            let filters = list
+                .pointer_mut(&format!("{LIST_MANAGER}/http_filters"))
+                .unwrap();
+            let jwt = typed("team-jwt", "jwt_authn.v3.JwtAuthentication");
+            filters.as_array_mut().unwrap().insert(0, jwt);
+        },
+    ];
+    for restrict in restrictions {
+        let mut tree = tree();
+        let list = list(&mut tree);
+        list["address"]["socket_address"]["address"] = json!("0.0.0.0");
+        restrict(list);
+        assert_eq!(said(&tree), [""; 0]);
     }
 }
 
