@@ -42,6 +42,8 @@ pub enum Filter {
 pub struct Refund {
     /// Whether it remembers keys.
     pub guard: bool,
+    /// Whether the route guard stands behind it, as envoy.yaml has it.
+    pub route_guard: bool,
     /// Whether the secrets come as envoy.yaml has them, by SDS; else by environment variables, which cost nothing a call.
     pub by_sds: bool,
     /// Who signs: `host`, `vm` or `transit`.
@@ -56,6 +58,7 @@ impl Refund {
     /// The same job as the peers': no guard, secrets at hand.
     pub const BARE: Refund = Refund {
         guard: false,
+        route_guard: true,
         by_sds: false,
         signer: "host",
         more_providers: 0,
@@ -162,7 +165,14 @@ impl Site<'_> {
         let router = filters.pop().context("no router")?;
         match filter_of(filter, self.inert) {
             // The refund filter stands there already.
-            None => {}
+            None => {
+                if let Filter::Refund(Refund {
+                    route_guard: false, ..
+                }) = filter
+                {
+                    filters.retain(|filter| filter["name"] != "refund_route_guard");
+                }
+            }
             Some(others) => *filters = others,
         }
         filters.push(router);

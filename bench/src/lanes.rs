@@ -40,7 +40,7 @@ pub struct Gateway {
 }
 
 /// The gateways of the comparison, by name.
-pub const GATEWAYS: [&str; 13] = [
+pub const GATEWAYS: [&str; 14] = [
     "plain Envoy",
     "inert filter",
     "inert filter and one sign",
@@ -52,6 +52,7 @@ pub const GATEWAYS: [&str; 13] = [
     "filter, guard off",
     "filter",
     "filter, secrets by SDS",
+    "filter, no route guard",
     "filter, signed in the VM",
     "filter, signed by transit",
 ];
@@ -83,6 +84,10 @@ pub async fn gateway(site: &Site<'_>, wanted: &str) -> Result<Gateway> {
         "filter, guard off" => Filter::Refund(Refund::BARE),
         "filter, secrets by SDS" => Filter::Refund(Refund {
             by_sds: true,
+            ..guarded
+        }),
+        "filter, no route guard" => Filter::Refund(Refund {
+            route_guard: false,
             ..guarded
         }),
         "filter, signed in the VM" => Filter::Refund(Refund {
@@ -130,7 +135,7 @@ pub fn job_of(name: &str, bbmsl: bool) -> Job {
 }
 
 /// Which gateway does which job.
-pub const LANES: [(&str, Job); 21] = [
+pub const LANES: [(&str, Job); 22] = [
     ("plain Envoy", Job::MoyasarMade),
     ("inert filter", Job::MoyasarMade),
     ("Lua that only buffers", Job::MoyasarMade),
@@ -140,6 +145,8 @@ pub const LANES: [(&str, Job); 21] = [
     ("service", Job::Moyasar(0)),
     ("filter, guard off", Job::Moyasar(0)),
     ("filter", Job::Moyasar(0)),
+    // Beside it, since the two are compared.
+    ("filter, no route guard", Job::Moyasar(0)),
     ("filter, secrets by SDS", Job::Moyasar(0)),
     ("plain Envoy", Job::BbmslMade),
     ("inert filter", Job::BbmslMade),
