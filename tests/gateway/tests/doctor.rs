@@ -119,6 +119,16 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
     }
     let folder = tempfile::tempdir()?;
     Secrets::new()?.put(folder.path())?;
+    // What the files beside envoy.yaml name besides.
+    for name in [
+        "openbao-token",
+        "moyasar-authorization",
+        "begateway-authorization",
+    ] {
+        let known = std::fs::read_to_string(folder.path().join("moyasar-api-key.yaml"))?;
+        let other = known.replace("moyasar-api-key", name);
+        std::fs::write(folder.path().join(format!("{name}.yaml")), other)?;
+    }
     let secrets = folder.path().to_str().context("a path that is no text")?;
     let module = module()?;
     let module = module.to_str().context("a path that is no text")?;
