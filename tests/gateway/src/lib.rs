@@ -572,7 +572,7 @@ impl SecretsBy {
 
 impl Secrets {
     /// What the simulators accept: these, and others after them.
-    fn accepted(&self, others: &[Secrets]) -> simulator::Credentials {
+    pub fn accepted(&self, others: &[Secrets]) -> simulator::Credentials {
         let mut accepted = simulator::Credentials::none();
         for secrets in std::iter::once(self).chain(others) {
             for (provider, secret) in &secrets.0 {
@@ -590,7 +590,7 @@ impl Secrets {
     }
 
     /// The secrets by the names of their SDS files in envoy.yaml.
-    fn by_name(&self) -> impl Iterator<Item = (&'static str, String)> {
+    pub fn by_name(&self) -> impl Iterator<Item = (&'static str, String)> {
         let providers = self.0.keys();
         providers.map(|provider| (provider.declared().secret.name, self.line(*provider)))
     }
@@ -603,15 +603,20 @@ impl Secrets {
     }
 }
 
-/// Writes an SDS file and moves it into place.
-fn put_secret(folder: &Path, name: &str, value: &str) -> Result<()> {
+/// The text of an SDS file.
+pub fn sds_file(name: &str, value: &str) -> String {
     let resource = json!({"resources": [{
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         "name": name,
         "generic_secret": {"secret": {"inline_string": value}},
     }]});
+    resource.to_string()
+}
+
+/// Writes an SDS file and moves it into place.
+fn put_secret(folder: &Path, name: &str, value: &str) -> Result<()> {
     let draft = folder.join(format!(".{name}.part"));
-    std::fs::write(&draft, resource.to_string())?;
+    std::fs::write(&draft, sds_file(name, value))?;
     Ok(std::fs::rename(draft, folder.join(format!("{name}.yaml")))?)
 }
 

@@ -73,6 +73,8 @@ pub struct Options {
     pub alpn: Alpn,
     /// The address listened on. 127.0.0.1, unless set.
     pub address: IpAddr,
+    /// Addresses by provider; `address` where none is named.
+    pub addresses: BTreeMap<Provider, IpAddr>,
     /// Ports by provider; any free one where none is named.
     pub ports: BTreeMap<Provider, u16>,
     /// Certificates by provider; a valid one where none is named.
@@ -96,6 +98,7 @@ impl Default for Options {
         Options {
             alpn: Alpn::default(),
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            addresses: BTreeMap::new(),
             ports: BTreeMap::new(),
             certificates: BTreeMap::new(),
             hosts: BTreeMap::new(),
@@ -159,7 +162,8 @@ impl Simulators {
                 .unwrap_or_default();
             let tls = authorities.acceptor(&host, certificate, options.alpn)?;
             let port = options.ports.get(&provider).copied().unwrap_or(0);
-            let listener = TcpListener::bind((options.address, port)).await?;
+            let address = options.addresses.get(&provider).copied();
+            let listener = TcpListener::bind((address.unwrap_or(options.address), port)).await?;
             let site = Site {
                 endpoint: Arc::new(Endpoint {
                     host,

@@ -1,0 +1,417 @@
+//! A Kubernetes API without nodes, the control planes on it, and Envoys that they configure, in
+//! front of the simulated providers. What nodes would do (start pods, mount Secrets) is done here.
+//!
+//! It runs in the namespace that `inside.sh` makes, in which the providers' host names are
+//! addresses of loopback and `/etc` is a copy: what ships is applied as it is.
+
+pub mod istio;
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use gateway_testbed::{Answer, PATH, Secrets, sds_file};
+use provider_simulator::{Options, Provider, Simulators};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+/// How long anything may take to come up. No test measures time; this only ends one that would
+/// hang.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Where what is mounted into a gateway's pod stands, as `deploy/` has it.
+pub const MOUNTS: &str = "/etc/refund-filter";
+
+/// The namespace of Kubernetes in which all of it is applied.
+pub const NAMESPACE: &str = "refunds";
+
+/// The callers' host name, as the examples have it.
+pub const HOST: &str = "refunds.corp.example";
+
+/// The program of this name, which `./build.sh mesh` has put there.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let folder =
+        std::env::var_os("MESH").context("MESH names no folder: run this by ./build.sh mesh")?;
+    let path = PathBuf::from(folder).join(name);
+    ensure!(path.exists(), "there is no {}", path.display());
+    Ok(path)
+}
+
+/// A file of a Go module, by the environment variable that names the module's folder.
+pub fn module_file(variable: &str, path: &str) -> Result<PathBuf> {
+    let folder = std::env::var_os(variable)
+        .with_context(|| format!("{variable} names no folder: run this by ./build.sh mesh"))?;
+    Ok(PathBuf::from(folder).join(path))
+}
+
+/// Completes when `ready` says so.
+pub async fn wait_for<F: Future<Output = bool>>(what: &str, ready: impl Fn() -> F) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !ready().await {
+        ensure!(Instant::now() < deadline, "in vain waited for: {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// A process of this run with its log. Killed when it is dropped.
+pub struct Running {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts it. What it writes goes into one file.
+    pub fn start(command: &mut Command, log: &Path) -> Result<Running> {
+        let file = File::create(log)?;
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{command:?} did not start"))?;
+        Ok(Running {
+            process,
+            log: log.to_owned(),
+        })
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Asks it to end, as a kubelet does, and waits for it.
+    pub async fn terminate(mut self) -> Result<()> {
+        let id = self.process.id().context("it has ended before")?;
+        let kill = Command::new("kill").arg(id.to_string()).status().await?;
+        ensure!(kill.success(), "no signal could be sent");
+        tokio::time::timeout(PATIENCE, self.process.wait()).await??;
+        Ok(())
+    }
+}
+
+/// The API, `kubectl`, and the simulated providers.
+pub struct Cluster {
+    /// The simulated providers, at their real host names.
+    pub simulators: Simulators,
+    /// What they accept, and after it what a rotation goes to.
+    pub secrets: [Secrets; 2],
+    folder: tempfile::TempDir,
+    _etcd: Running,
+    _api: Running,
+}
+
+impl Cluster {
+    /// Starts all of it, with the definitions of these files applied.
+    pub async fn start(definitions: &[PathBuf]) -> Result<Cluster> {
+        let folder = tempfile::Builder::new().prefix("refund-mesh-").tempdir()?;
+        let at = |name: &str| folder.path().join(name);
+        let etcd = Running::start(
+            Command::new(program("etcd")?)
+                .args(["--name", "k", "--unsafe-no-fsync", "--data-dir"])
+                .arg(at("etcd"))
+                .args(["--listen-client-urls", "http://127.0.0.1:2379"])
+                .args(["--advertise-client-urls", "http://127.0.0.1:2379"])
+                .args(["--listen-peer-urls", "http://127.0.0.1:2380"])
+                .args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"])
+                .args(["--initial-cluster", "k=http://127.0.0.1:2380"]),
+            &at("etcd.log"),
+        )?;
+        let (token, port) = (uuid::Uuid::new_v4(), 6443);
+        std::fs::write(
+            at("tokens.csv"),
+            format!("{token},admin,admin,system:masters\n"),
+        )?;
+        let key = provider_simulator::SigningKeys::generate()?;
+        std::fs::write(at("accounts.key"), key.private_key)?;
+        let api = Running::start(
+            Command::new(program("kube-apiserver")?)
+                .args(["--etcd-servers", "http://127.0.0.1:2379"])
+                .args([
+                    "--bind-address",
+                    "127.0.0.1",
+                    "--advertise-address",
+                    "127.0.0.1",
+                ])
+                .args([
+                    "--secure-port",
+                    &port.to_string(),
+                    "--authorization-mode",
+                    "RBAC",
+                ])
+                .arg("--cert-dir")
+                .arg(at("certificates"))
+                .arg("--token-auth-file")
+                .arg(at("tokens.csv"))
+                .args(["--service-account-issuer", "https://kubernetes.default.svc"])
+                .arg("--service-account-key-file")
+                .arg(at("accounts.key"))
+                .arg("--service-account-signing-key-file")
+                .arg(at("accounts.key"))
+                .args([
+                    "--service-cluster-ip-range",
+                    "10.96.0.0/16",
+                    "--allow-privileged=true",
+                ])
+                // Nobody makes the tokens of service accounts.
+                .args(["--disable-admission-plugins", "ServiceAccount"]),
+            &at("api.log"),
+        )?;
+        let authority = at("certificates/apiserver.crt");
+        let server = format!("https://127.0.0.1:{port}");
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": authority}}],
+            "users": [{"name": "lab", "user": {"token": token.to_string()}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+        });
+        std::fs::write(at("kubeconfig"), kubeconfig.to_string())?;
+        let secrets = [Secrets::new()?, Secrets::new()?];
+        let cluster = Cluster {
+            simulators: simulators(&secrets).await?,
+            secrets,
+            folder,
+            _etcd: etcd,
+            _api: api,
+        };
+        let ready = || async { cluster.kubectl(&["get", "--raw", "/readyz"]).await.is_ok() };
+        let up = wait_for("the Kubernetes API", ready).await;
+        up.with_context(|| cluster._api.log())?;
+        for file in definitions {
+            cluster.apply(&["-f", &file.display().to_string()]).await?;
+        }
+        cluster
+            .kubectl(&[
+                "wait",
+                "--for=condition=Established",
+                "customresourcedefinition",
+                "--all",
+            ])
+            .await?;
+        cluster.kubectl(&["create", "namespace", NAMESPACE]).await?;
+        Ok(cluster)
+    }
+
+    /// A file or folder of this run's.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs `kubectl` and gives what it prints. The error has what it complains of.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(program("kubectl")?)
+            .arg("--kubeconfig")
+            .arg(self.file("kubeconfig"))
+            .args(arguments)
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        ensure!(
+            output.status.success(),
+            "kubectl {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Applies as the pages say.
+    pub async fn apply(&self, arguments: &[&str]) -> Result<String> {
+        let apply = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--validate=strict",
+        ];
+        self.kubectl(&[&apply, arguments].concat()).await
+    }
+
+    /// Applies objects as they are.
+    pub async fn apply_objects(&self, objects: &[Value]) -> Result<()> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let mut kubectl = Command::new(program("kubectl")?)
+            .arg("--kubeconfig")
+            .arg(self.file("kubeconfig"))
+            .args(["apply", "--server-side", "--force-conflicts", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut stdin = kubectl.stdin.take().context("no stdin")?;
+        stdin.write_all(list.to_string().as_bytes()).await?;
+        drop(stdin);
+        let output = kubectl.wait_with_output().await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kubectl apply: {said}");
+        Ok(())
+    }
+
+    /// Reads an object.
+    pub async fn object(&self, kind: &str, name: &str) -> Result<Value> {
+        let text = self
+            .kubectl(&[
+                "--namespace",
+                NAMESPACE,
+                "get",
+                kind,
+                name,
+                "--output",
+                "json",
+            ])
+            .await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Puts the Secrets of the providers there, one each, as the pages say.
+    pub async fn put_secrets(&self, secrets: &Secrets) -> Result<()> {
+        let objects: Vec<_> = secrets
+            .by_name()
+            .into_iter()
+            .map(|(name, value)| {
+                let provider = name.split('-').next().unwrap_or(name);
+                let files = json!({format!("{name}.yaml"): sds_file(name, &value)});
+                json!({"apiVersion": "v1", "kind": "Secret", "stringData": files,
+                    "metadata": {"name": format!("refund-{provider}"), "namespace": NAMESPACE}})
+            })
+            .collect();
+        self.apply_objects(&objects).await
+    }
+
+    /// Makes a folder for an overlay of a test's, whose `kustomization.yaml` is this, and gives its
+    /// path. Kustomize reads no folder by an absolute path.
+    pub fn overlay(&self, name: &str, kustomization: Value) -> Result<String> {
+        let folder = self.file(name);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("kustomization.yaml"), kustomization.to_string())?;
+        Ok(folder.display().to_string())
+    }
+
+    /// The way from an overlay to a folder of `deploy/`.
+    pub fn shipped(&self, path: &str) -> Result<String> {
+        let project = gateway_testbed::project().canonicalize()?;
+        let up = self.file("x").components().count() - 1;
+        let below = project.strip_prefix("/")?;
+        Ok(format!(
+            "{}{}/deploy/{path}",
+            "../".repeat(up),
+            below.display()
+        ))
+    }
+}
+
+/// The simulators at the addresses that `inside.sh` gives their host names, port 443, and their
+/// authority among those that the machine trusts.
+async fn simulators(secrets: &[Secrets; 2]) -> Result<Simulators> {
+    let [first, others @ ..] = secrets;
+    let addresses = Provider::ALL
+        .into_iter()
+        .zip(1..)
+        .map(|(provider, n)| (provider, IpAddr::V4(Ipv4Addr::new(127, 0, 1, n))));
+    let simulators = Simulators::start(Options {
+        addresses: addresses.collect(),
+        ports: Provider::ALL
+            .into_iter()
+            .map(|provider| (provider, 443))
+            .collect(),
+        credentials: first.accepted(others),
+        ..Options::default()
+    })
+    .await
+    .context("the simulators need the namespace that inside.sh makes")?;
+    std::fs::create_dir_all("/etc/ssl/certs")?;
+    std::fs::write("/etc/ssl/certs/ca-certificates.crt", simulators.ca_pem())?;
+    Ok(simulators)
+}
+
+/// Swaps the files of a mounted volume as a kubelet does: a new folder, and one rename of the link
+/// to it.
+pub fn mount(volume: &str, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let folder = Path::new(MOUNTS).join(volume);
+    std::fs::create_dir_all(&folder)?;
+    let version = format!("..{}", uuid::Uuid::new_v4());
+    std::fs::create_dir(folder.join(&version))?;
+    for (name, content) in files {
+        std::fs::write(folder.join(&version).join(name), content)?;
+    }
+    let former = std::fs::read_link(folder.join("..data")).ok();
+    let draft = folder.join("..data_tmp");
+    std::os::unix::fs::symlink(&version, &draft)?;
+    std::fs::rename(draft, folder.join("..data"))?;
+    for entry in std::fs::read_dir(&folder)? {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        if !name.starts_with("..") && !files.iter().any(|(known, _)| *known == name) {
+            std::fs::remove_file(folder.join(name))?;
+        }
+    }
+    for (name, _) in files {
+        let link = folder.join(name);
+        if !link.exists() {
+            std::os::unix::fs::symlink(Path::new("..data").join(name), link)?;
+        }
+    }
+    if let Some(former) = former {
+        std::fs::remove_dir_all(folder.join(former))?;
+    }
+    Ok(())
+}
+
+/// A call to a gateway, as a caller writes it.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The HTTP method.
+    pub method: &'static str,
+    /// Path and query.
+    pub target: String,
+    /// The `Host` header.
+    pub host: String,
+    /// The bearer token.
+    pub token: Option<&'static str>,
+    /// The `Idempotency-Key`.
+    pub key: String,
+    /// The body.
+    pub body: String,
+}
+
+impl Call {
+    /// A refund with a key of its own.
+    pub fn refund(token: &'static str, body: &Value) -> Call {
+        Call {
+            method: "POST",
+            target: PATH.to_owned(),
+            host: HOST.to_owned(),
+            token: Some(token),
+            key: uuid::Uuid::new_v4().to_string(),
+            body: body.to_string(),
+        }
+    }
+
+    /// Sends it to this port of the gateway, on a connection of its own.
+    pub async fn send(&self, port: u16) -> Result<Answer> {
+        let mut request = reqwest::Client::new()
+            .request(
+                self.method.parse()?,
+                format!("http://127.0.0.1:{port}{}", self.target),
+            )
+            .header("host", &self.host)
+            .header("idempotency-key", &self.key)
+            .header("content-type", "application/json");
+        if let Some(token) = self.token {
+            request = request.bearer_auth(token);
+        }
+        if !self.body.is_empty() {
+            request = request.body(self.body.clone());
+        }
+        let response = tokio::time::timeout(PATIENCE, request.send()).await;
+        match response.context("no answer in time")? {
+            Ok(response) => Answer::read(response).await,
+            Err(error) => bail!("{error:#}"),
+        }
+    }
+}

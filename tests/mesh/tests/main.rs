@@ -1,0 +1,3 @@
+//! What ships in `deploy/`, on real control planes. `./build.sh mesh` runs it.
+
+mod istio;
