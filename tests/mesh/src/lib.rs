@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use gateway_testbed::{Answer, PATH, Secrets, sds_file};
 use provider_simulator::{Options, Provider, Simulators};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
@@ -284,25 +284,84 @@ impl Cluster {
         self.apply_objects(&objects).await
     }
 
-    /// Makes a folder for an overlay of a test's, whose `kustomization.yaml` is this, and gives its
-    /// path. Kustomize reads no folder by an absolute path.
-    pub fn overlay(&self, name: &str, kustomization: Value) -> Result<String> {
-        let folder = self.file(name);
-        std::fs::create_dir_all(&folder)?;
-        std::fs::write(folder.join("kustomization.yaml"), kustomization.to_string())?;
-        Ok(folder.display().to_string())
+    /// The way from a folder of this run's to one of the checkout: kustomize takes no absolute path.
+    fn way_to(&self, path: &Path) -> Result<String> {
+        let up = "../".repeat(self.file("x").components().count() - 1);
+        let project = gateway_testbed::project().canonicalize()?;
+        let path = project.join(path).canonicalize()?;
+        Ok(format!("{up}{}", path.strip_prefix("/")?.display()))
+    }
+}
+
+/// A team's overlay: an example of `deploy/`, copied as the pages say, with values of its own.
+pub struct Overlay {
+    /// The values, by which the components are filled in.
+    pub values: Vec<Value>,
+    /// Who may call.
+    pub access: Vec<Value>,
+    /// More objects.
+    pub more: Vec<Value>,
+    /// The components, by their names in `deploy/MESH`.
+    pub components: Vec<String>,
+    mesh: &'static str,
+    kustomization: Value,
+}
+
+impl Overlay {
+    /// The example of a mesh, as it ships.
+    pub fn example(mesh: &'static str) -> Result<Overlay> {
+        let read = |name: &str| -> Result<Vec<Value>> {
+            let path =
+                gateway_testbed::project().join(format!("deploy/{mesh}/example/{name}.yaml"));
+            Ok(serde_saphyr::from_multiple(&std::fs::read_to_string(
+                path,
+            )?)?)
+        };
+        let mut kustomization = read("kustomization")?.pop().context("no kustomization")?;
+        let components = kustomization["components"].take();
+        let components = components.as_array().into_iter().flatten();
+        let name = |path: &Value| path.as_str()?.strip_prefix("../").map(str::to_owned);
+        Ok(Overlay {
+            values: read("values")?,
+            access: read("access")?,
+            more: Vec::new(),
+            components: components.filter_map(name).collect(),
+            mesh,
+            kustomization,
+        })
     }
 
-    /// The way from an overlay to a folder of `deploy/`.
-    pub fn shipped(&self, path: &str) -> Result<String> {
-        let project = gateway_testbed::project().canonicalize()?;
-        let up = self.file("x").components().count() - 1;
-        let below = project.strip_prefix("/")?;
-        Ok(format!(
-            "{}{}/deploy/{path}",
-            "../".repeat(up),
-            below.display()
-        ))
+    /// What the team says of a provider.
+    pub fn provider(&mut self, name: &str) -> Result<&mut Value> {
+        let mut values = self.values.iter_mut();
+        let found = values
+            .find(|value| value["kind"] == "RefundProvider" && value["metadata"]["name"] == name);
+        Ok(&mut found.with_context(|| format!("no values of {name}"))?["spec"])
+    }
+
+    /// Writes it and gives its folder.
+    pub fn write(mut self, cluster: &Cluster) -> Result<String> {
+        let folder = cluster.file("overlay");
+        std::fs::create_dir_all(&folder)?;
+        let put = |name: &str, objects: &[Value]| {
+            let texts: Vec<_> = objects.iter().map(Value::to_string).collect();
+            std::fs::write(folder.join(name), texts.join("\n---\n"))
+        };
+        put("values.yaml", &self.values)?;
+        put("access.yaml", &self.access)?;
+        put("more.yaml", &self.more)?;
+        let resources: Vec<_> = ["values", "access", "more"]
+            .map(|name| format!("{name}.yaml"))
+            .into();
+        self.kustomization["resources"] = json!(resources);
+        let components: Result<Vec<_>> = self
+            .components
+            .iter()
+            .map(|name| cluster.way_to(&Path::new("deploy").join(self.mesh).join(name)))
+            .collect();
+        self.kustomization["components"] = json!(components?);
+        put("kustomization.yaml", &[self.kustomization])?;
+        Ok(folder.display().to_string())
     }
 }
 
@@ -392,6 +451,27 @@ impl Call {
         }
     }
 
+    /// The look-up of what this call has refunded.
+    pub fn look_up(&self) -> Call {
+        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
+        let text = |pointer: &str| {
+            body.pointer(pointer)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        Call {
+            method: "GET",
+            target: format!(
+                "{PATH}?provider={}&payment_id={}&key={}",
+                text("/provider"),
+                text("/payment/id"),
+                self.key
+            ),
+            body: String::new(),
+            ..self.clone()
+        }
+    }
+
     /// Sends it to this port of the gateway, on a connection of its own.
     pub async fn send(&self, port: u16) -> Result<Answer> {
         let mut request = reqwest::Client::new()
@@ -414,4 +494,30 @@ impl Call {
             Err(error) => bail!("{error:#}"),
         }
     }
+}
+
+/// The status of a refund call whose path and `Host` go out exactly so.
+pub async fn raw(
+    port: u16,
+    method: &str,
+    path: &str,
+    host: &str,
+    token: Option<&str>,
+) -> Result<u16> {
+    let body = r#"{"provider":"moyasar","payment":{"id":"00000000-0000-4000-8000-00000000ffff"},"amount":{"value":"1.00","currency":"SAR"}}"#;
+    let token = token.map(|token| format!("authorization: Bearer {token}\r\n"));
+    let text = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {host}\r\n{}idempotency-key: {}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        token.unwrap_or_default(),
+        uuid::Uuid::new_v4(),
+        body.len()
+    );
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(text.as_bytes()).await?;
+    let mut answer = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await??;
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split(' ').nth(1).context("no status")?;
+    Ok(status.parse()?)
 }

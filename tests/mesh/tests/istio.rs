@@ -1,16 +1,18 @@
 //! `deploy/istio` through `kubectl apply -k`, istiod, Istio's agent and Envoy.
 
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use gateway_testbed::{Answer, module};
+use gateway_testbed::{Answer, PATH, module};
 use mesh_testbed::istio::{Istiod, PORT, Pod, definitions, mount_volumes};
-use mesh_testbed::{Call, Cluster, HOST, NAMESPACE, wait_for};
+use mesh_testbed::{Call, Cluster, NAMESPACE, Overlay, raw, wait_for};
 use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, BogToken, Moyasar};
-use provider_simulator::orders;
+use provider_simulator::{Fault, orders};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 
 /// Tokens of the example's issuer, signed by HS256 with the key of [`JWKS`]: of `returns`, and of
 /// the same signed with another key.
@@ -26,12 +28,13 @@ struct Mesh {
     cluster: Cluster,
     istiod: Istiod,
     pod: Pod,
-    orders: u64,
+    pods: u16,
 }
 
 /// It outlives every test, so it cannot be on a test's own runtime.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
 static MESH: LazyLock<Mutex<Option<Mesh>>> = LazyLock::new(Mutex::default);
+static ORDERS: AtomicU64 = AtomicU64::new(1);
 
 /// Runs a test on the mesh, which is as it ships before it.
 fn on_mesh(test: impl AsyncFnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
@@ -40,8 +43,60 @@ fn on_mesh(test: impl AsyncFnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
         if mesh.is_none() {
             *mesh = Some(Mesh::start().await?);
         }
-        test(mesh.as_mut().context("no mesh")?).await
+        let mesh = mesh.as_mut().context("no mesh")?;
+        let result = test(mesh).await;
+        if result.is_err() {
+            let dump = mesh.pod.dump().await.unwrap_or_default();
+            if let Some(folder) = std::env::var_os("MESH_KEEP") {
+                let folder = std::path::PathBuf::from(folder);
+                std::fs::write(folder.join("dump.json"), dump)?;
+                std::fs::write(folder.join("pod.log"), mesh.pod.log())?;
+                std::fs::write(folder.join("istiod.log"), mesh.istiod.log())?;
+            }
+        }
+        result
     })
+}
+
+/// A refund of 1.00 of an order that no call was made for yet.
+fn fresh(provider: Provider) -> Call {
+    let currency = match provider {
+        Bog | BogToken => "GEL",
+        Moyasar => "SAR",
+        Begateway => "USD",
+        Bbmsl => "HKD",
+    };
+    let body = json!({
+        "provider": gateway_testbed::cluster(provider),
+        "payment": {"id": orders::fresh(provider, ORDERS.fetch_add(1, Ordering::Relaxed))},
+        "amount": {"value": "1.00", "currency": currency},
+    });
+    Call::refund(RETURNS, &body)
+}
+
+/// The payment that a call refunds.
+fn payment(call: &Call) -> String {
+    let body: Value = serde_json::from_str(&call.body).expect("a refund");
+    body["payment"]["id"].as_str().expect("an id").to_owned()
+}
+
+/// The example with these tests' issuer, and another application on the same gateway.
+fn example() -> Result<Overlay> {
+    let mut overlay = Overlay::example("istio")?;
+    let rule = &mut overlay.access[0]["spec"]["jwtRules"][0];
+    ensure!(
+        rule["jwksUri"].is_string(),
+        "the example's access has changed"
+    );
+    rule.as_object_mut().context("a rule")?.remove("jwksUri");
+    rule["jwks"] = json!(JWKS);
+    overlay.more.push(json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": "application"},
+        "spec": {"parentRefs": [{"name": "refunds"}], "hostnames": ["app.corp.example"],
+            "rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "elsewhere.example", "statusCode": 302}}]}]},
+    }));
+    Ok(overlay)
 }
 
 impl Mesh {
@@ -49,85 +104,559 @@ impl Mesh {
         let cluster = Cluster::start(&definitions()?).await?;
         let istiod = Istiod::start(&cluster).await?;
         cluster.put_secrets(&cluster.secrets[0]).await?;
-        apply(&cluster, json!({})).await?;
+        let overlay = example()?.write(&cluster)?;
+        cluster.apply(&["-k", &overlay]).await?;
         let pod = Pod::start(&cluster, &module()?, 1).await?;
         let mesh = Mesh {
             cluster,
             istiod,
             pod,
-            orders: 0,
+            pods: 1,
         };
+        mesh.works().await?;
         Ok(mesh)
     }
 
-    /// A refund of 1.00 of an order that no call was made for yet.
-    fn fresh(&mut self, provider: Provider) -> Call {
-        self.orders += 1;
-        let currency = match provider {
-            Bog | BogToken => "GEL",
-            Moyasar => "SAR",
-            Begateway => "USD",
-            Bbmsl => "HKD",
-        };
-        let body = json!({
-            "provider": gateway_testbed::cluster(provider),
-            "payment": {"id": orders::fresh(provider, self.orders)},
-            "amount": {"value": "1.00", "currency": currency},
-        });
-        Call::refund(RETURNS, &body)
+    /// Applies an overlay.
+    async fn apply(&self, overlay: Overlay) -> Result<()> {
+        let folder = overlay.write(&self.cluster)?;
+        self.cluster.apply(&["-k", &folder]).await?;
+        Ok(())
     }
 
-    fn booked(&self, provider: Provider) -> usize {
-        self.cluster.simulators.ledger(provider).len()
-    }
-}
-
-/// Applies the example as it ships, with the keys of these tests' issuer, and an application beside
-/// it; `more` goes into the overlay's kustomization.
-async fn apply(cluster: &Cluster, more: Value) -> Result<()> {
-    let keys = json!([
-        {"op": "remove", "path": "/spec/jwtRules/0/jwksUri"},
-        {"op": "add", "path": "/spec/jwtRules/0/jwks", "value": JWKS},
-    ]);
-    let mut kustomization = json!({
-        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-        "resources": [cluster.shipped("istio/example")?],
-        "patches": [{"target": {"kind": "RequestAuthentication"}, "patch": keys.to_string()}],
-    });
-    for (name, value) in more.as_object().into_iter().flatten() {
-        match (kustomization[name].as_array_mut(), value.as_array()) {
-            (Some(known), Some(more)) => known.extend(more.clone()),
-            _ => kustomization[name] = value.clone(),
+    /// Completes when a refund is made at every provider.
+    async fn works(&self) -> Result<()> {
+        for provider in FOUR {
+            let made = || async {
+                let answer = fresh(provider).send(PORT).await;
+                answer.is_ok_and(|answer| answer.status < 300)
+            };
+            let works = wait_for("a refund", made).await;
+            if works.is_err() {
+                let answer = fresh(provider).send(PORT).await?;
+                works.with_context(|| format!("{provider:?}: {answer:?}"))?;
+            }
         }
+        Ok(())
     }
-    let overlay = cluster.overlay("overlay", kustomization)?;
-    cluster.apply(&["-k", &overlay]).await?;
-    let application = json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-        "metadata": {"name": "application", "namespace": NAMESPACE},
-        "spec": {"parentRefs": [{"name": "refunds"}], "hostnames": ["app.corp.example"],
-            "rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "elsewhere.example", "statusCode": 302}}]}]},
-    });
-    cluster.apply_objects(&[application]).await
+
+    /// What the doctor says of the gateway.
+    async fn doctor(&self) -> Result<Vec<String>> {
+        let findings = refund_doctor::examine(&self.pod.dump().await?)?;
+        Ok(findings.iter().map(ToString::to_string).collect())
+    }
+
+    /// How many calls have come to the providers.
+    fn received(&self) -> u64 {
+        let all = Provider::ALL.into_iter();
+        all.map(|provider| self.cluster.simulators.received(provider))
+            .sum()
+    }
+
+    /// How often this call's payment was refunded.
+    fn booked(&self, provider: Provider, call: &Call) -> usize {
+        let ledger = self.cluster.simulators.ledger(provider);
+        let payment = payment(call);
+        ledger
+            .iter()
+            .filter(|entry| entry.payment == payment)
+            .count()
+    }
+
+    /// How often this call has come to the provider.
+    fn sent(&self, provider: Provider, call: &Call) -> usize {
+        let payment = payment(call);
+        let of = |text: &[u8]| String::from_utf8_lossy(text).contains(&payment);
+        let requests = self.cluster.simulators.requests(provider);
+        requests
+            .iter()
+            .filter(|exchange| of(&exchange.request.body) || of(exchange.request.path.as_bytes()))
+            .count()
+    }
+
+    /// Whether the application beside the refunds answers.
+    async fn application_answers(&self) -> Result<()> {
+        let status = raw(PORT, "GET", "/anything", "app.corp.example", None).await?;
+        ensure!(status == 302, "the application beside it: {status}");
+        Ok(())
+    }
 }
 
 #[test]
 fn all_four_providers_refund_and_are_looked_up() -> Result<()> {
     on_mesh(async |mesh| {
+        assert_eq!(mesh.doctor().await?, [""; 0]);
         for provider in FOUR {
-            let call = mesh.fresh(provider);
+            let call = fresh(provider);
             let answer = call.send(PORT).await?;
-            let wanted = if provider == Bog { 202 } else { 200 };
-            if answer.status != wanted {
-                println!(
-                    "{provider:?} {answer:#?}\n{}\n{}",
-                    mesh.pod.log(),
-                    mesh.istiod.log()
-                );
-                std::fs::write("/tmp/g/dump.json", mesh.pod.dump().await?)?;
+            let status = if provider == Bog { 202 } else { 200 };
+            assert_eq!(answer.status, status, "{provider:?}: {answer:#?}");
+            assert_eq!(mesh.booked(provider, &call), 1, "{provider:?}");
+            let look = call.look_up();
+            let found = look.send(PORT).await?;
+            assert_eq!(found.status, 200, "{provider:?}: {found:#?}");
+            assert_eq!(
+                found.body["id"], answer.body["id"],
+                "{provider:?}: {found:#?}"
+            );
+        }
+        let figures = mesh.pod.figures().await?;
+        let by_host = |line: &str| {
+            line.starts_with("refund_signatures_total{")
+                && line.contains(r#"signer="host""#)
+                && !line.ends_with(" 0")
+        };
+        assert!(figures.lines().any(by_host), "{figures}");
+        Ok(())
+    })
+}
+
+#[test]
+fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
+    on_mesh(async |mesh| {
+        let before = mesh.received();
+        let hosts = [
+            "refunds.corp.example",
+            "refunds.corp.example:8080",
+            "REFUNDS.corp.example",
+            "app.corp.example",
+            "other.example",
+            "*",
+            "api.bog.ge",
+            "oauth2.bog.ge",
+            "pg.moyasar.com",
+            "pg.moyasar.com:443",
+            "api.begateway.com",
+            "payapi.prod.bbmsl.com",
+        ];
+        let paths = [
+            PATH,
+            "/v1/refunds/preview",
+            "//v1/refunds",
+            "/./v1/refunds",
+            "/v1/refunds/",
+            "/v1//refunds",
+            "/V1/refunds",
+            "/%761/refunds",
+            "/v1/refunds?x=1",
+            "/v1/refunds;x",
+            "/v1/refunds%00",
+            "/x/../v1/refunds",
+            "/v1/orders/1/refund",
+            "/",
+            "/hosted-checkout/refund",
+            "/payments/v1/payment/refund/1",
+            "/beyag/transactions/refunds",
+            "http://refunds.corp.example/v1/refunds",
+            "http://pg.moyasar.com/v1/refunds",
+        ];
+        for host in hosts {
+            for path in paths {
+                for token in [None, Some(FORGED)] {
+                    let status = raw(PORT, "POST", path, host, token).await?;
+                    assert!(status >= 300, "{host} {path}: {status}");
+                }
             }
-            ensure!(answer.status == wanted, "{provider:?}: {answer:#?}");
+        }
+        // With one, on any host but ours, too: the filter is not on there.
+        for host in &hosts[3..] {
+            for path in ["/", PATH, "/v1/orders/1/refund"] {
+                let status = raw(PORT, "POST", path, host, Some(RETURNS)).await?;
+                assert!(status >= 300, "{host} {path}: {status}");
+                if !host.starts_with("app") {
+                    assert_eq!(status, 404, "{host} {path}");
+                }
+            }
+        }
+        assert_eq!(mesh.received(), before);
+
+        let mut overlay = example()?;
+        overlay.provider("moyasar")?["callers"] = json!(["shop"]);
+        overlay.provider("begateway")?["callers"] = json!(["returns"]);
+        mesh.apply(overlay).await?;
+        let refused = || async {
+            let answer = fresh(Moyasar).send(PORT).await;
+            answer.is_ok_and(|answer| answer.body["code"] == "caller-not-allowed")
+        };
+        wait_for("callers", refused).await?;
+        let call = fresh(Begateway);
+        assert_eq!(call.send(PORT).await?.status, 200);
+        assert_eq!(mesh.booked(Begateway, &call), 1);
+        let logged = || async { mesh.pod.log().contains(r#""caller":"returns""#) };
+        wait_for("the caller's name in the access log", logged).await?;
+        mesh.apply(example()?).await?;
+        mesh.works().await
+    })
+}
+
+/// What an answer says must be true: of what is certain, and of what is not said.
+fn assert_true(case: &str, answer: &Answer, booked: usize) {
+    match answer.body["outcome"].as_str() {
+        Some("not_refunded") => assert_eq!(booked, 0, "{case}: {answer:#?}"),
+        Some("unknown") => {}
+        Some(other) => panic!("{case}: {other}"),
+        None if answer.status < 300 => assert_eq!(booked, 1, "{case}: {answer:#?}"),
+        // Envoy's own, which says nothing of the refund.
+        None => assert_eq!(answer.body["status"], Value::Null, "{case}: {answer:#?}"),
+    }
+}
+
+/// Each object that ships: its kind and name, the provider that is called, and a word of what the
+/// doctor says without it.
+const OBJECTS: [(&str, &str, Provider, &str); 10] = [
+    (
+        "httproute",
+        "refunds",
+        Moyasar,
+        "no route enables the refund filter",
+    ),
+    (
+        "envoyfilter",
+        "refund",
+        Moyasar,
+        "the refund filter is in no chain",
+    ),
+    (
+        "envoyfilter",
+        "refund-connection",
+        Moyasar,
+        "local_reply_config",
+    ),
+    ("envoyfilter", "refund-limits", Moyasar, ""),
+    (
+        "envoyfilter",
+        "refund-bog",
+        Bog,
+        "no virtual host has the provider's host",
+    ),
+    (
+        "envoyfilter",
+        "refund-moyasar",
+        Moyasar,
+        "no virtual host has the provider's host",
+    ),
+    (
+        "envoyfilter",
+        "refund-begateway",
+        Begateway,
+        "no virtual host has the provider's host",
+    ),
+    (
+        "envoyfilter",
+        "refund-bbmsl",
+        Bbmsl,
+        "no virtual host has the provider's host",
+    ),
+    ("requestauthentication", "refunds", Moyasar, "jwt_authn"),
+    ("authorizationpolicy", "refunds", Moyasar, ""),
+];
+
+#[test]
+fn without_any_one_object_nothing_is_open_and_no_certain_word_is_false() -> Result<()> {
+    on_mesh(async |mesh| {
+        for (kind, name, provider, word) in OBJECTS {
+            let case = format!("without {kind} {name}");
+            mesh.cluster
+                .kubectl(&["--namespace", NAMESPACE, "delete", kind, name])
+                .await?;
+            let named = || async {
+                let findings = mesh.doctor().await.unwrap_or_default();
+                if word.is_empty() {
+                    mesh.is_without(name).await.unwrap_or_default()
+                } else {
+                    findings.iter().any(|line| line.contains(word))
+                }
+            };
+            let said = wait_for(&case, named).await;
+            if said.is_err() {
+                let findings = mesh.doctor().await?;
+                said.with_context(|| format!("{case}: {findings:#?}"))?;
+            }
+            let call = fresh(provider);
+            let answer = call.send(PORT).await?;
+            println!("{case}: {} {}", answer.status, answer.text);
+            assert_true(&case, &answer, mesh.booked(provider, &call));
+            for token in [None, Some(FORGED)] {
+                let call = Call {
+                    token,
+                    ..fresh(provider)
+                };
+                let answer = call.send(PORT).await?;
+                assert!(answer.status >= 300, "{case}: {answer:#?}");
+                assert_eq!(mesh.sent(provider, &call), 0, "{case}");
+            }
+            let before = mesh.received();
+            for host in ["pg.moyasar.com", "api.bog.ge", "other.example"] {
+                let status = raw(PORT, "POST", "/v1/orders/1/refund", host, Some(RETURNS)).await?;
+                assert_eq!(status, 404, "{case}: {host}");
+            }
+            assert_eq!(mesh.received(), before, "{case}");
+            mesh.application_answers().await?;
+            mesh.apply(example()?).await?;
+            mesh.works().await.with_context(|| case)?;
         }
         Ok(())
+    })
+}
+
+impl Mesh {
+    /// Whether an object is gone of which the doctor has nothing to say.
+    async fn is_without(&self, name: &str) -> Result<bool> {
+        let dump = self.pod.dump().await?;
+        Ok(match name {
+            "refund-limits" => !dump.contains("\"request_timeout\": \"15s\""),
+            _ => !dump.contains("envoy.filters.http.rbac\""),
+        })
+    }
+
+    /// Calls at 20 a second while `change` goes on, and until `done` after it. Every call is
+    /// answered, made again under its key where its connection broke, and booked once.
+    async fn under_load(&self, change: impl AsyncFnOnce() -> Result<()>) -> Result<usize> {
+        static STOP: AtomicBool = AtomicBool::new(false);
+        STOP.store(false, Ordering::Relaxed);
+        let load = tokio::spawn(async {
+            let mut calls = Vec::new();
+            let mut tick = tokio::time::interval(Duration::from_millis(50));
+            while !STOP.load(Ordering::Relaxed) {
+                tick.tick().await;
+                calls.push(tokio::spawn(async {
+                    let call = fresh(Begateway);
+                    let mut answer = call.send(PORT).await;
+                    for _ in 0..40 {
+                        if answer.is_ok() {
+                            break;
+                        }
+                        tokio::time::sleep(Duration::from_millis(250)).await;
+                        answer = call.send(PORT).await;
+                    }
+                    (call, answer)
+                }));
+            }
+            calls
+        });
+        let result = change().await;
+        STOP.store(true, Ordering::Relaxed);
+        let calls = load.await?;
+        result?;
+        let count = calls.len();
+        for call in calls {
+            let (call, answer) = call.await?;
+            let answer = answer?;
+            assert_eq!(answer.status, 200, "{answer:#?}");
+            assert_eq!(self.booked(Begateway, &call), 1, "{call:?}");
+        }
+        Ok(count)
+    }
+
+    /// The user agent of the last call to beGateway.
+    fn user_agent(&self) -> String {
+        let last = self.cluster.simulators.last_request(Begateway);
+        let last = last.expect("a request");
+        let agents: Vec<_> = last.headers_named("user-agent").collect();
+        String::from_utf8_lossy(&agents.concat()).into_owned()
+    }
+
+    /// The module of another version: its user agent alone is another.
+    fn other_module(&self, version: &str) -> Result<std::path::PathBuf> {
+        let mut bytes = std::fs::read(module()?)?;
+        let known = concat!("refund-filter/", env!("CARGO_PKG_VERSION")).as_bytes();
+        let new = format!("refund-filter/{version}");
+        ensure!(new.len() == known.len());
+        let at = bytes.windows(known.len()).position(|part| part == known);
+        let at = at.context("the module has no user agent")?;
+        bytes[at..at + known.len()].copy_from_slice(new.as_bytes());
+        let path = self.cluster.file("other.wasm");
+        std::fs::write(&path, bytes)?;
+        Ok(path)
+    }
+}
+
+#[test]
+fn a_configuration_a_key_and_an_image_are_changed_under_calls() -> Result<()> {
+    on_mesh(async |mesh| {
+        let remembered = fresh(Begateway);
+        assert_eq!(remembered.send(PORT).await?.status, 200);
+        let mut counts = Vec::new();
+
+        let mesh_ref: &Mesh = mesh;
+        counts.push(
+            mesh_ref
+                .under_load(async || {
+                    let mut overlay = example()?;
+                    overlay.provider("begateway")?["default_reason"] = json!("changed");
+                    mesh_ref.apply(overlay).await?;
+                    wait_for("the new configuration", || async {
+                        let last = mesh_ref.cluster.simulators.last_request(Begateway);
+                        last.is_some_and(|last| {
+                            String::from_utf8_lossy(&last.body).contains("changed")
+                        })
+                    })
+                    .await
+                })
+                .await?,
+        );
+        let again = remembered.send(PORT).await?;
+        assert_eq!(again.status, 200, "{again:#?}");
+        assert_eq!(
+            mesh.sent(Begateway, &remembered),
+            1,
+            "the guard forgot with a configuration"
+        );
+
+        let mesh_ref: &Mesh = mesh;
+        let uses = mesh_ref.cluster.simulators.uses(Begateway)[1];
+        counts.push(
+            mesh_ref
+                .under_load(async || {
+                    mesh_ref
+                        .cluster
+                        .put_secrets(&mesh_ref.cluster.secrets[1])
+                        .await?;
+                    mount_volumes(&mesh_ref.cluster, &module()?).await?;
+                    wait_for("the new key", || async {
+                        mesh_ref.cluster.simulators.uses(Begateway)[1] > uses
+                    })
+                    .await
+                })
+                .await?,
+        );
+        assert_eq!(mesh.sent(Begateway, &remembered), 1);
+        mesh.cluster.simulators.revoke(Begateway, 0);
+        mesh.works().await?;
+        let again = remembered.send(PORT).await?;
+        assert_eq!(again.status, 200, "{again:#?}");
+        assert_eq!(
+            mesh.sent(Begateway, &remembered),
+            1,
+            "the guard forgot with a key"
+        );
+
+        // A new image is a rollout: a new pod, then the old one goes.
+        let other = mesh.other_module("9.9.9")?;
+        mesh.pods += 1;
+        let new = Pod::start(&mesh.cluster, &other, mesh.pods).await?;
+        let old = std::mem::replace(&mut mesh.pod, new);
+        let mesh_ref: &Mesh = mesh;
+        counts.push(
+            mesh_ref
+                .under_load(async || {
+                    old.terminate().await?;
+                    wait_for("the new image", || async {
+                        mesh_ref.user_agent() == "refund-filter/9.9.9"
+                    })
+                    .await
+                })
+                .await?,
+        );
+        println!("booked once each: {counts:?} calls (configuration, key, image)");
+        mesh.restore().await
+    })
+}
+
+impl Mesh {
+    /// Back to what ships, in a new pod.
+    async fn restore(&mut self) -> Result<()> {
+        self.apply(example()?).await?;
+        self.pods += 1;
+        let new = Pod::start(&self.cluster, &module()?, self.pods).await?;
+        std::mem::replace(&mut self.pod, new).terminate().await?;
+        self.works().await
+    }
+}
+
+#[test]
+fn a_call_in_flight_ends_in_its_answer_while_its_pod_goes() -> Result<()> {
+    on_mesh(async |mesh| {
+        mesh.pods += 1;
+        mesh.cluster
+            .simulators
+            .next_fault(Begateway, Fault::DelayReply(Duration::from_secs(2)));
+        let call = fresh(Begateway);
+        let sent = call.clone();
+        let answer = tokio::spawn(async move { sent.send(PORT).await });
+        let arrived = || async { mesh.sent(Begateway, &call) == 1 };
+        wait_for("the call at the provider", arrived).await?;
+        let new = Pod::start(&mesh.cluster, &module()?, mesh.pods).await?;
+        std::mem::replace(&mut mesh.pod, new).terminate().await?;
+        let answer = answer.await??;
+        assert_eq!(answer.status, 200, "{answer:#?}");
+        assert_eq!(mesh.booked(Begateway, &call), 1);
+        mesh.works().await
+    })
+}
+
+#[test]
+fn figures_log_and_problems_are_as_the_contract_says() -> Result<()> {
+    on_mesh(async |mesh| {
+        // The largest body that the contract takes, nearly.
+        let mut call = fresh(Begateway);
+        call.body.insert_str(1, &" ".repeat(60_000));
+        let answer = call.send(PORT).await?;
+        assert_eq!(answer.status, 200, "{answer:#?}");
+        assert_ne!(answer.header("x-request-id"), "");
+        let wrong = Call {
+            body: "{".into(),
+            ..fresh(Begateway)
+        };
+        let answer = wrong.send(PORT).await?;
+        assert_eq!(answer.header("content-type"), "application/problem+json");
+        assert_eq!(
+            [&answer.body["outcome"], &answer.body["retry"]],
+            ["not_refunded", "corrected"],
+            "{answer:#?}"
+        );
+        // Envoy's own answer, in front of the filter.
+        let refused = Call {
+            token: Some(FORGED),
+            ..fresh(Begateway)
+        }
+        .send(PORT)
+        .await?;
+        assert_eq!(refused.body["code"], "access-denied", "{refused:#?}");
+        assert_ne!(refused.header("x-request-id"), "");
+
+        let figures = mesh.pod.figures().await?;
+        assert!(has_series(&figures), "{figures}");
+        let logged = || async {
+            let log = mesh.pod.log();
+            log.lines().any(|line| {
+                let line: Value = serde_json::from_str(line).unwrap_or_default();
+                line["provider"] == "begateway"
+                    && line["refund_status"] == "succeeded"
+                    && line["amount"] == "1.00 USD"
+                    && line["key_id"] != Value::Null
+            })
+        };
+        wait_for("the access log", logged).await?;
+        for secret in &mesh.cluster.secrets {
+            for (name, value) in secret.by_name() {
+                for text in [
+                    mesh.pod.log(),
+                    mesh.istiod.log(),
+                    mesh.pod.dump().await?,
+                    mesh.pod.figures().await?,
+                ] {
+                    assert!(!text.contains(&value), "{name} leaks");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Whether a refund that succeeded is counted with its labels, whatever their order.
+fn has_series(figures: &str) -> bool {
+    figures.lines().any(|line| {
+        line.starts_with("refund_calls_total{")
+            && [
+                r#"provider="begateway""#,
+                r#"kind="refund""#,
+                r#"outcome="succeeded""#,
+                r#"code="none""#,
+                r#"replayed="false""#,
+            ]
+            .iter()
+            .all(|label| line.contains(label))
+            && !line.ends_with(" 0")
     })
 }

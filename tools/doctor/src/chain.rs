@@ -473,6 +473,16 @@ impl<'a> Filter<'a> {
     }
 }
 
+/// Whether what Istio's agent puts in the place of a module that it cannot pull stands in the
+/// place of the refund filter: a filter that refuses everything.
+pub fn is_shut(envoy: &Envoy) -> bool {
+    let mut extensions = envoy.extensions.iter();
+    extensions.any(|extension| {
+        let (kind, _) = typed(extension.get("typed_config").unwrap_or(&Value::Null));
+        text(extension, "/name").contains("refund") && kind.ends_with(".rbac.v3.RBAC")
+    })
+}
+
 /// A route, for findings.
 pub fn place(host: &Value, route: &Value) -> String {
     match text(route, "/name") {

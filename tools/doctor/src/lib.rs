@@ -82,8 +82,21 @@ pub fn examine(text: &str) -> Result<Vec<Finding>> {
     let envoy = reading::Envoy::read(text)?;
     let reference = reading::Envoy::reference()?;
     let mut findings = Findings::default();
+    for refused in &envoy.refused {
+        findings.risk(
+            refused,
+            "Envoy has refused its newest configuration and goes on with an older one or none; what is wrong stands in its error_state \
+             in the /config_dump",
+        );
+    }
     let chains = chain::Chain::all(&envoy);
-    if chains.is_empty() {
+    if chain::is_shut(&envoy) {
+        findings.lacks(
+            "listeners",
+            "the refund filter's module could not be pulled, and Istio's agent refuses every refund in its place, and does not try again; \
+             its log says why, and a change of the image's name makes it try",
+        );
+    } else if chains.is_empty() {
         findings.risk(
             "listeners",
             "the refund filter is in no chain of filters, so that a refund call goes to whatever the route leads to, which may answer \
@@ -125,6 +138,15 @@ fn process(envoy: &reading::Envoy, reference: &reading::Envoy, findings: &mut Fi
         findings.lacks(
             "node",
             "Envoy does not start with secrets by SDS unless `node` has an id and a cluster; give both here or on the command line",
+        );
+    }
+    let kept = envoy
+        .bootstrap
+        .pointer("/stats_config/stats_matcher/inclusion_list");
+    if kept.is_some_and(|kept| !any_text(kept, &|text| text.contains("wasmcustom"))) {
+        findings.lacks(
+            "stats_config",
+            "Envoy keeps none of the filter's figures, so that no alert rings; add the prefix wasmcustom.refund to stats_matcher",
         );
     }
     let tags = |envoy: &reading::Envoy| -> Vec<String> {

@@ -105,6 +105,22 @@ impl Plugin {
         let lease = json.pointer("/guard/lease_seconds").and_then(Value::as_u64);
         let mut secrets = Vec::new();
         let providers = json.get("providers").and_then(Value::as_object);
+        if providers.is_none_or(|providers| providers.is_empty()) {
+            findings.lacks(
+                place,
+                "no provider is configured, and the filter refuses that; name at least one",
+            );
+        }
+        let by_token =
+            list(&json, "/caller/property").any(|part| part == "envoy.filters.http.jwt_authn");
+        let checks = |filter: &Filter<'_>| filter.kind.contains(".jwt_authn.");
+        if by_token && !chain.before.iter().any(checks) {
+            findings.lacks(
+                place,
+                "who calls is to be told by a token, and no jwt_authn filter stands in front of the refund filter, so that every call is \
+                 refused; add one as auth-jwt.yaml shows (in Istio: a RequestAuthentication)",
+            );
+        }
         for (name, provider) in providers.into_iter().flatten() {
             find_secrets(&format!("providers.{name}"), provider, &mut secrets);
         }

@@ -19,6 +19,8 @@ pub struct Envoy {
     pub routes: Vec<Value>,
     /// The configurations of extensions by ECDS.
     pub extensions: Vec<Value>,
+    /// What Envoy has refused the newest configuration of, by kind and name.
+    pub refused: Vec<String>,
 }
 
 impl Envoy {
@@ -54,6 +56,7 @@ impl Envoy {
                 clusters: owned(list(&tree, "/static_resources/clusters")),
                 routes: Vec::new(),
                 extensions: Vec::new(),
+                refused: Vec::new(),
                 bootstrap: tree,
             }
         } else {
@@ -102,10 +105,45 @@ impl Envoy {
                 &[("/dynamic_route_configs", "/route_config")],
             ),
             extensions: all(".EcdsConfigDump", &[("/ecds_filters", "/ecds_filter")]),
+            refused: refused(dump),
         })
     }
 }
 
 fn owned<'a>(items: impl Iterator<Item = &'a Value>) -> Vec<Value> {
     items.cloned().collect()
+}
+
+/// A discovered resource with an `error_state`: Envoy goes on with an older one, or has none.
+fn refused(dump: &Value) -> Vec<String> {
+    const DISCOVERED: [(&str, &str, &[&str]); 3] = [
+        ("listener", "/dynamic_listeners", &["/name"]),
+        (
+            "cluster",
+            "/dynamic_warming_clusters",
+            &["/cluster/name", "/error_state/failed_configuration/name"],
+        ),
+        (
+            "extension",
+            "/ecds_filters",
+            &[
+                "/ecds_filter/name",
+                "/error_state/failed_configuration/name",
+            ],
+        ),
+    ];
+    let of = |(kind, items, names): &(&str, &'static str, &'static [&str])| {
+        let kind = (*kind).to_owned();
+        let (items, names) = (*items, *names);
+        let items = list(dump, "/configs").flat_map(move |part| list(part, items));
+        let failed = items.filter(|item| item.get("error_state").is_some());
+        failed.map(move |item| {
+            let mut names = names.iter().map(|name| text(item, name));
+            let name = names
+                .find(|name| !name.is_empty())
+                .unwrap_or("without a name");
+            format!("{kind} {name}")
+        })
+    };
+    DISCOVERED.iter().flat_map(of).collect()
 }

@@ -352,6 +352,27 @@ const OMISSIONS: &[(&str, Change)] = &[
         },
     ),
     (
+        "lacks: listener refunds: no provider is configured",
+        |tree| {
+            plugin(tree, |plugin| plugin["providers"] = json!({}));
+            routes(tree).retain(|route| route.get("metadata").is_none());
+        },
+    ),
+    (
+        "lacks: listener refunds: who calls is to be told by a token",
+        |tree| {
+            let parts: Value = serde_saphyr::from_str(&file("auth-jwt.yaml")).unwrap();
+            plugin(tree, |plugin| plugin["caller"] = parts["caller"].clone());
+        },
+    ),
+    (
+        "lacks: stats_config: Envoy keeps none of the filter's figures",
+        |tree| {
+            tree["stats_config"]["stats_matcher"] =
+                json!({"inclusion_list": {"patterns": [{"prefix": "component"}]}});
+        },
+    ),
+    (
         "risk: listener refunds: `team-jwt` stands behind the refund filter, so that a caller without a token refunds",
         |tree| {
             let index = filters(tree).len() - 1;
@@ -983,4 +1004,44 @@ fn it_prints_no_secret() {
     assert_eq!(status, Some(1));
     assert!(printed.lines().count() >= 5, "{printed}");
     assert!(!printed.contains("canary"), "{printed}");
+}
+
+#[test]
+fn of_a_dump_it_names_what_envoy_has_refused_and_a_module_that_could_not_be_pulled() {
+    let part = |dump: &mut Value, kind: &str, change: &dyn Fn(&mut Value)| {
+        let mut parts = dump["configs"].as_array_mut().unwrap().iter_mut();
+        change(
+            parts
+                .find(|part| part["@type"].as_str().unwrap().ends_with(kind))
+                .unwrap(),
+        );
+    };
+    let error = json!({"details": "canary", "failed_configuration": {"name": "x"}});
+    let mut refused = dump(&tree());
+    part(&mut refused, ".ListenersConfigDump", &|part| {
+        part["dynamic_listeners"][0]["name"] = json!("refunds");
+        part["dynamic_listeners"][0]["error_state"] = error.clone();
+    });
+    part(&mut refused, ".EcdsConfigDump", &|part| {
+        part["ecds_filters"][0]["error_state"] = error.clone();
+    });
+    let found = said(&refused);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(
+        found[0].starts_with("risk: listener refunds: Envoy has refused"),
+        "{found:#?}"
+    );
+    assert!(
+        found[1].starts_with("risk: extension refund_filter: Envoy has refused"),
+        "{found:#?}"
+    );
+
+    let mut shut = dump(&tree());
+    part(&mut shut, ".EcdsConfigDump", &|part| {
+        let filter = &mut part["ecds_filters"][0]["ecds_filter"];
+        filter["typed_config"] = typed("x", "rbac.v3.RBAC")["typed_config"].clone();
+    });
+    let found = said(&shut);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].contains("could not be pulled"), "{found:#?}");
 }
