@@ -440,6 +440,8 @@ mesh() {
   ISTIO="$(go_module istio.io/istio)" GATEWAY_API="$(go_module sigs.k8s.io/gateway-api)"
   export ISTIO GATEWAY_API
   say "building the tests of meshes"
+  cargo build --locked --quiet --package oci-image
+  program="$BINARIES/debug/oci-image" && link
   cargo test --locked --quiet --package mesh-testbed --test mesh --no-run
   say "tests: deploy/ on istiod"
   # Cargo starts the program by this one. They share one mesh, so one runs after the other.

@@ -5,6 +5,7 @@
 //! addresses of loopback and `/etc` is a copy: what ships is applied as it is.
 
 pub mod istio;
+pub mod registry;
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};

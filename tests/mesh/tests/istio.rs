@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{Answer, PATH, module};
 use mesh_testbed::istio::{Istiod, PORT, Pod, definitions, mount_volumes};
+use mesh_testbed::registry::Registry;
 use mesh_testbed::{Call, Cluster, NAMESPACE, Overlay, raw, wait_for};
 use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, BogToken, Moyasar};
 use provider_simulator::{Fault, orders};
@@ -658,5 +659,94 @@ fn has_series(figures: &str) -> bool {
             .iter()
             .all(|label| line.contains(label))
             && !line.ends_with(" 0")
+    })
+}
+
+/// The example with the module pulled from a registry.
+fn pulled(image: &str) -> Result<Overlay> {
+    let mut overlay = example()?;
+    overlay.components.push("oci".into());
+    overlay.values[0]["spec"]["image"] = json!(image);
+    Ok(overlay)
+}
+
+#[test]
+fn a_pulled_image_is_changed_under_calls_and_one_that_cannot_be_had_stops_refunds_alone()
+-> Result<()> {
+    on_mesh(async |mesh| {
+        let registry = Registry::start(&mesh.cluster).await?;
+        let first = registry.push(&mesh.cluster, &module()?).await?;
+        let second = registry
+            .push(&mesh.cluster, &mesh.other_module("9.9.9")?)
+            .await?;
+        assert_ne!(first, second);
+        mesh.apply(pulled(&first)?).await?;
+        wait_for("the pulled module", || async {
+            mesh.pod
+                .dump()
+                .await
+                .is_ok_and(|dump| dump.contains("/var/lib/istio/data/"))
+        })
+        .await?;
+        mesh.works().await?;
+        let remembered = fresh(Begateway);
+        assert_eq!(remembered.send(PORT).await?.status, 200);
+        let mesh_ref: &Mesh = mesh;
+        let count = mesh_ref
+            .under_load(async || {
+                mesh_ref.apply(pulled(&second)?).await?;
+                wait_for("the new image", || async {
+                    mesh_ref.user_agent() == "refund-filter/9.9.9"
+                })
+                .await
+            })
+            .await?;
+        println!("booked once each: {count} calls (pulled image)");
+        assert_eq!(remembered.send(PORT).await?.status, 200);
+        assert_eq!(
+            mesh.sent(Begateway, &remembered),
+            1,
+            "the guard forgot with an image"
+        );
+
+        // The registry is gone, and an image is asked for that was never pulled.
+        drop(registry);
+        let gone = format!("{}{}", &second[..second.len() - 8], "00000000");
+        mesh.apply(pulled(&gone)?).await?;
+        let shut = || async {
+            let answer = fresh(Begateway).send(PORT).await;
+            answer.is_ok_and(|answer| answer.body["code"] == "access-denied")
+        };
+        wait_for("the refusal", shut).await?;
+        let before = mesh.received();
+        for provider in FOUR {
+            let answer = fresh(provider).send(PORT).await?;
+            assert_eq!(
+                [&answer.body["code"], &answer.body["outcome"]],
+                ["access-denied", "not_refunded"],
+                "{answer:#?}"
+            );
+        }
+        assert_eq!(mesh.received(), before);
+        mesh.application_answers().await?;
+        let findings = mesh.doctor().await?;
+        assert!(
+            findings
+                .iter()
+                .any(|line| line.contains("could not be pulled")),
+            "{findings:#?}"
+        );
+        assert!(
+            mesh.pod.log().contains("refund-filter@sha256"),
+            "{}",
+            mesh.pod.log()
+        );
+
+        // The registry comes back: an image that is there is pulled once the values name it.
+        let registry = Registry::start(&mesh.cluster).await?;
+        mesh.apply(pulled(&first)?).await?;
+        mesh.works().await?;
+        drop(registry);
+        mesh.restore().await
     })
 }
