@@ -108,7 +108,7 @@ pub fn examine(text: &str) -> Result<Vec<Finding>> {
         let Some(plugin) = plugin::Plugin::read(chain, &mut findings) else {
             continue;
         };
-        plugin.examine(chain, &mut findings);
+        plugin.examine(chain, envoy.secrets.as_deref(), &mut findings);
         chain.examine_replies(&plugin.path, reference, &mut findings);
         let destinations = routes::examine(chain, &plugin, &mut findings);
         clusters::examine(&envoy, &plugin, &destinations, &mut findings);

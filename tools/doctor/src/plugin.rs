@@ -136,8 +136,8 @@ impl Plugin {
         })
     }
 
-    /// Whether Envoy gives the secrets, and to whom else.
-    pub fn examine(&self, chain: &Chain<'_>, findings: &mut Findings) {
+    /// Whether Envoy gives the secrets, and to whom else. `come` are those that have come by SDS.
+    pub fn examine(&self, chain: &Chain<'_>, come: Option<&[String]>, findings: &mut Findings) {
         let named = |source: Source| -> Vec<String> {
             let secrets = self.secrets.iter();
             let secrets = secrets.filter(|secret| secret.source == source);
@@ -147,7 +147,7 @@ impl Plugin {
         chain.examine_logged(&headers, &states, findings);
         chain.examine_enabling(&self.path, findings);
         for secret in &self.secrets {
-            secret.examine(chain, findings);
+            secret.examine(chain, come, findings);
         }
     }
 }
@@ -193,7 +193,7 @@ impl Provider {
 }
 
 impl Secret {
-    fn examine(&self, chain: &Chain<'_>, findings: &mut Findings) {
+    fn examine(&self, chain: &Chain<'_>, come: Option<&[String]>, findings: &mut Findings) {
         let (place, pointer) = (&chain.place, &self.pointer);
         match self.source {
             Source::Inline => findings.risk(
@@ -207,6 +207,9 @@ impl Secret {
             Source::FilterState => self.examine_giver(chain, findings),
             Source::Header => {
                 self.examine_giver(chain, findings);
+                if let Some(come) = come {
+                    self.examine_arrival(chain, come, findings);
+                }
                 if !chain.strips(&self.name) {
                     findings.risk(
                         place,
@@ -240,6 +243,28 @@ impl Secret {
                 format!(
                     "{pointer} is an environment variable that the module cannot see, so that the configuration is refused; name it in \
                      environment_variables.host_env_keys"
+                ),
+            );
+        }
+    }
+
+    /// Whether the secret that an injector waits for is there. (Of one whose file is missing, Envoy
+    /// dumps the injector as if it were in use.)
+    fn examine_arrival(&self, chain: &Chain<'_>, come: &[String], findings: &mut Findings) {
+        let credential = "/credential/typed_config";
+        let injector = chain.before.iter().find(|filter| {
+            let header = text(filter.config, &format!("{credential}/header"));
+            header.eq_ignore_ascii_case(&self.name)
+        });
+        let secret =
+            injector.map(|filter| text(filter.config, &format!("{credential}/credential/name")));
+        if let Some(secret) = secret.filter(|secret| !come.iter().any(|known| known == secret)) {
+            findings.lacks(
+                &chain.place,
+                format!(
+                    "{} has not come: Envoy has no secret `{secret}`, so that every refund of that provider is refused; put its file there, \
+                     and start Envoy anew",
+                    self.pointer
                 ),
             );
         }

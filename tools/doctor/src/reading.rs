@@ -19,6 +19,8 @@ pub struct Envoy {
     pub routes: Vec<Value>,
     /// The configurations of extensions by ECDS.
     pub extensions: Vec<Value>,
+    /// The names of the secrets that have come by SDS, where a dump tells.
+    pub secrets: Option<Vec<String>>,
     /// What Envoy has refused the newest configuration of, by kind and name.
     pub refused: Vec<String>,
 }
@@ -56,6 +58,7 @@ impl Envoy {
                 clusters: owned(list(&tree, "/static_resources/clusters")),
                 routes: Vec::new(),
                 extensions: Vec::new(),
+                secrets: None,
                 refused: Vec::new(),
                 bootstrap: tree,
             }
@@ -105,6 +108,12 @@ impl Envoy {
                 &[("/dynamic_route_configs", "/route_config")],
             ),
             extensions: all(".EcdsConfigDump", &[("/ecds_filters", "/ecds_filter")]),
+            secrets: part(".SecretsConfigDump").map(|part| {
+                let known = list(part, "/dynamic_active_secrets");
+                known
+                    .map(|secret| text(secret, "/name").to_owned())
+                    .collect()
+            }),
             refused: refused(dump),
         })
     }

@@ -1045,3 +1045,21 @@ fn of_a_dump_it_names_what_envoy_has_refused_and_a_module_that_could_not_be_pull
     assert_eq!(found.len(), 1, "{found:#?}");
     assert!(found[0].contains("could not be pulled"), "{found:#?}");
 }
+
+#[test]
+fn of_a_dump_it_names_the_secret_that_has_not_come() {
+    let mut tree = tree();
+    by_header(&mut tree);
+    let mut dump = dump(&tree);
+    let come = ["bog-client-secret", "begateway-secret-key", "bbmsl-key"]
+        .map(|name| json!({"name": name}));
+    dump["configs"].as_array_mut().unwrap().push(
+        json!({"@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump", "dynamic_active_secrets": come}),
+    );
+    let found = said(&dump);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].contains("providers.moyasar.api_key has not come"),
+        "{found:#?}"
+    );
+}
