@@ -298,6 +298,18 @@ fn a_pulled_module_needs_of_the_pod_what_a_mounted_one_needs_but_for_the_volume(
     assert_eq!(mounted, pulled);
 }
 
+#[test]
+fn the_pod_takes_the_secret_of_every_provider() {
+    let objects = objects("refunds/pod.yaml");
+    let pod = named_object(&objects, "refund-pod")["data"]["deployment"].clone();
+    let environment = read("deploy/istio/environment/kustomization.yaml");
+    for name in plugin(&envoy("envoy.yaml")).as_object().unwrap().keys() {
+        let secret = format!("{{name: refund-{name}, optional: true}}");
+        assert!(pod.as_str().unwrap().contains(&secret), "{name}");
+        assert!(environment.contains(name.as_str()), "{name}");
+    }
+}
+
 fn named_object<'a>(objects: &'a [Value], name: &str) -> &'a Value {
     let mut objects = objects.iter();
     objects

@@ -750,3 +750,112 @@ fn a_pulled_image_is_changed_under_calls_and_one_that_cannot_be_had_stops_refund
         mesh.restore().await
     })
 }
+
+/// What a team can get wrong in an overlay, and what the build says of it.
+const MISTAKES: [(&str, &str, fn(&mut Overlay)); 6] = [
+    (
+        "no values of a provider",
+        "nothing selected by RefundProvider",
+        |overlay| {
+            overlay
+                .values
+                .retain(|value| value["metadata"]["name"] != "moyasar");
+        },
+    ),
+    (
+        "no gateway",
+        "nothing selected by RefundGateway",
+        |overlay| {
+            overlay
+                .values
+                .retain(|value| value["kind"] != "RefundGateway");
+        },
+    ),
+    (
+        "two gateways",
+        "multiple matches for selector RefundGateway",
+        |overlay| {
+            let mut other = overlay.values[0].clone();
+            other["metadata"]["name"] = json!("other");
+            overlay.values.push(other);
+        },
+    ),
+    ("no image", "`spec.image` is missing", |overlay| {
+        let spec = overlay.values[0]["spec"].as_object_mut();
+        spec.expect("a spec").remove("image");
+    }),
+    (
+        "a provider before the filter",
+        "nothing selected by EnvoyFilter",
+        |overlay| {
+            overlay.components.insert(0, "moyasar".into());
+            overlay.components.remove(4);
+        },
+    ),
+    (
+        "values that are applied",
+        "no matches for kind",
+        |overlay| {
+            for value in &mut overlay.values {
+                value["metadata"]["annotations"] = json!({"x": "y"});
+            }
+        },
+    ),
+];
+
+#[test]
+fn a_mistake_in_an_overlay_is_told_before_anything_is_applied() -> Result<()> {
+    on_mesh(async |mesh| {
+        for (case, sentence, change) in MISTAKES {
+            let mut overlay = example()?;
+            change(&mut overlay);
+            let said = format!("{:#}", mesh.apply(overlay).await.expect_err(case));
+            assert!(said.contains(sentence), "{case}: {said}");
+        }
+        mesh.works().await
+    })
+}
+
+/// By environment variables, as the simple way has it.
+#[test]
+fn keys_come_by_environment_variables_too() -> Result<()> {
+    on_mesh(async |mesh| {
+        let variables: Value = mesh.cluster.secrets[0]
+            .by_name()
+            .map(|(name, value)| (name.to_uppercase().replace('-', "_"), json!(value)))
+            .into_iter()
+            .collect();
+        mesh.cluster
+            .apply_objects(&[json!({
+                "apiVersion": "v1", "kind": "Secret", "stringData": variables,
+                "metadata": {"name": "refund-environment", "namespace": NAMESPACE},
+            })])
+            .await?;
+        let mut overlay = example()?;
+        overlay.components.push("environment".into());
+        for value in &mut overlay.values {
+            by_environment(value);
+        }
+        mesh.apply(overlay).await?;
+        mesh.pods += 1;
+        let new = Pod::start(&mesh.cluster, &module()?, mesh.pods).await?;
+        std::mem::replace(&mut mesh.pod, new).terminate().await?;
+        mesh.works().await?;
+        assert_eq!(mesh.doctor().await?, [""; 0]);
+        mesh.restore().await
+    })
+}
+
+/// Puts the variable in place of every header.
+fn by_environment(value: &mut Value) {
+    if let Some(header) = value.get("header").and_then(Value::as_str) {
+        let name = header.trim_start_matches("x-refund-");
+        *value = json!({"env": name.to_uppercase().replace('-', "_")});
+        return;
+    }
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(by_environment),
+        Value::Object(members) => members.values_mut().for_each(by_environment),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
