@@ -69,6 +69,7 @@ impl Registry {
                 .to_str()?;
             let sent = client
                 .put(format!("{location}&digest={digest}"))
+                .header("content-type", "application/octet-stream")
                 .body(blob(digest)?)
                 .send()
                 .await?;
