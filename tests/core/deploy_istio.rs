@@ -5,27 +5,27 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-fn project() -> PathBuf {
+pub fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     std::fs::read_to_string(project().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn envoy(name: &str) -> Value {
+pub fn envoy(name: &str) -> Value {
     serde_saphyr::from_str(&read(&format!("envoy/{name}"))).unwrap()
 }
 
-fn manager(envoy: &Value) -> &Value {
+pub fn manager(envoy: &Value) -> &Value {
     &envoy["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
 }
 
-fn filter<'a>(manager: &'a Value, name: &str) -> &'a Value {
+pub fn filter<'a>(manager: &'a Value, name: &str) -> &'a Value {
     named(&manager["http_filters"], name)
 }
 
-fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
+pub fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
     let mut items = list.as_array().unwrap().iter();
     items
         .find(|item| item["name"] == name)
@@ -57,7 +57,7 @@ fn patch(path: &str, object: &str, apply_to: &str) -> Value {
     found.remove(0)
 }
 
-fn without(value: &Value, members: &[&str]) -> Value {
+pub fn without(value: &Value, members: &[&str]) -> Value {
     let mut value = value.clone();
     for member in members {
         assert!(
@@ -232,7 +232,7 @@ fn injector<'a>(parts: &'a Value, provider: &str) -> &'a Value {
 }
 
 /// The providers of the plugin's configuration.
-fn plugin(envoy: &Value) -> Value {
+pub fn plugin(envoy: &Value) -> Value {
     let config = &filter(manager(envoy), "refund_filter")["typed_config"]["config"];
     let text = config["configuration"]["value"].as_str().unwrap();
     let mut plugin: Value = serde_json::from_str(text).unwrap();
@@ -310,18 +310,21 @@ fn the_pod_takes_the_secret_of_every_provider() {
     }
 }
 
-fn named_object<'a>(objects: &'a [Value], name: &str) -> &'a Value {
+pub fn named_object<'a>(objects: &'a [Value], name: &str) -> &'a Value {
     let mut objects = objects.iter();
     objects
         .find(|each| each["metadata"]["name"] == name)
         .unwrap()
 }
 
-/// What stands in a file between `# envoy.yaml: NAME` and `# end` is the member NAME of envoy.yaml,
-/// with its comments.
 #[test]
 fn the_copied_blocks_are_those_of_envoy_yaml() {
-    let path = "deploy/istio/refunds/connection.yaml";
+    assert_copied("deploy/istio/refunds/connection.yaml", 3);
+}
+
+/// What stands in a file between `# envoy.yaml: NAME` and `# end` is the member NAME of envoy.yaml,
+/// with its comments; between `# envoy.yaml: in NAME` and `# end`, what is in it.
+pub fn assert_copied(path: &str, blocks: usize) {
     let (source, known) = (read("envoy/envoy.yaml"), read(path));
     let mut lines: Vec<String> = Vec::new();
     let mut copied = 0;
@@ -333,13 +336,24 @@ fn the_copied_blocks_are_those_of_envoy_yaml() {
         }
         lines.push(line.to_owned());
         if let Some((indent, name)) = line.split_once("# envoy.yaml: ") {
-            lines.extend(block(&source, name, indent));
+            match name.strip_prefix("in ") {
+                Some(name) => {
+                    let block = block(&source, name, "");
+                    let depth = block[1].len() - block[1].trim_start().len();
+                    lines.extend(block.iter().skip(1).map(|line| {
+                        let rest = line.get(depth..).unwrap_or_default();
+                        let line = format!("{indent}{rest}");
+                        line.trim_end().to_owned()
+                    }));
+                }
+                None => lines.extend(block(&source, name, indent)),
+            }
             inside = true;
             copied += 1;
         }
     }
     assert!(!inside, "{path} has a mark without an end");
-    assert_eq!(copied, 3);
+    assert_eq!(copied, blocks, "{path}");
     let written = lines.join("\n") + "\n";
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(project().join(path), written).unwrap();

@@ -29,6 +29,8 @@ mod configuration;
 #[cfg(not(target_arch = "wasm32"))]
 mod controls;
 #[cfg(not(target_arch = "wasm32"))]
+mod deploy_envoy_gateway;
+#[cfg(not(target_arch = "wasm32"))]
 mod deploy_istio;
 #[cfg(not(target_arch = "wasm32"))]
 mod figures;
