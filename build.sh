@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|mesh|compat|bench|soak|image|doctor FILE|config PROVIDERS].
+# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|mesh|compat|bench|soak|image|release|doctor FILE|config PROVIDERS].
 # Everything it needs goes into folders of the checkout.
 set -euo pipefail
 readonly CALLED_FROM="$PWD"
@@ -106,7 +106,42 @@ image() {
   field() { sed -n "s/^$1 = \"\(.*\)\"/\1/p" Cargo.toml | head -1; }
   version="$(field version)"
   cargo build --locked --quiet --package oci-image
-  say "dist/image: $version@$("$BINARIES/debug/oci-image" dist/refund_filter.wasm dist/image "$version" "$(field license)")"
+  digest="$("$BINARIES/debug/oci-image" dist/refund_filter.wasm dist/image "$version" "$(field license)")"
+  say "dist/image: $version@$digest"
+}
+
+# dist/release: what is published, twice the same bytes: docs/release.md.
+release() {
+  local digest
+  image
+  local out=dist/release
+  rm -rf "$out" && mkdir -p "$out"
+  cp dist/refund_filter.wasm LICENSE "$out/"
+  cp -r dist/image deploy "$out/"
+  sed -i "s/refund-filter@sha256:0\{64\}/refund-filter@$digest/" "$out"/deploy/*/example/values.yaml
+  grep -q "refund-filter@$digest" "$out"/deploy/*/example/values.yaml || fail "deploy/ has no place for the image's digest."
+  cargo build --locked --quiet --package module-sbom
+  cargo tree --locked --package refund-filter --target wasm32-wasip1 --edges normal,no-proc-macro --prefix none --no-dedupe \
+    --format '{p}|{l}' |
+    "$BINARIES/debug/module-sbom" dist/refund_filter.wasm Cargo.lock refund-filter "$(rustc --version | cut -d ' ' -f 2)" \
+      >"$out/refund_filter.cdx.json"
+  (cd "$out" && find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs sha256sum >SHA256SUMS)
+  say "$out: $(sha256sum <"$out/SHA256SUMS" | cut -d ' ' -f 1) is the SHA-256 of its SHA256SUMS"
+}
+
+# A release made in another folder, with another CARGO_HOME, both with spaces in their names, has the same bytes.
+same_release() {
+  release
+  local other="$TOOLS/another checkout"
+  say "the same release once more, elsewhere"
+  rm -rf "$other" && mkdir -p "$other/cargo home/registry"
+  git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --create | tar --extract --directory "$other"
+  # What is downloaded already, as far as Cargo keeps it packed.
+  cp -r "${CARGO_HOME:-$HOME/.cargo}"/registry/{cache,index} "$other/cargo home/registry/" 2>/dev/null || true
+  cp "${CARGO_HOME:-$HOME/.cargo}"/config.toml "$other/cargo home/" 2>/dev/null || true
+  (cd "$other" && env -u CARGO_TARGET_DIR CARGO_HOME="$other/cargo home" ./build.sh release)
+  diff -r dist/release "$other/dist/release" || fail "the release is another one in another folder."
+  rm -rf "$other"
 }
 
 # The filter never traps; what envoy.yaml makes of a trap is shown with a module that does.
@@ -436,19 +471,25 @@ mesh() {
   get_go_program kubernetes k8s.io/kubernetes/cmd/kube-apiserver "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES_VERSION" && link
   get_go_program istio istio.io/istio/pilot/cmd/pilot-discovery && link
   get_go_program istio istio.io/istio/pilot/cmd/pilot-agent && link
-  go_module() { (cd tests/mesh/go/istio && go mod download "$1" && go list -m -f '{{.Dir}}' "$1"); }
-  ISTIO="$(go_module istio.io/istio)" GATEWAY_API="$(go_module sigs.k8s.io/gateway-api)"
-  export ISTIO GATEWAY_API
+  get_go_program envoy-gateway github.com/envoyproxy/gateway/cmd/envoy-gateway && link
+  go_module() { (cd "tests/mesh/go/$1" && go mod download "$2" && go list -m -f '{{.Dir}}' "$2"); }
+  ISTIO="$(go_module istio istio.io/istio)"
+  GATEWAY_API="$(go_module istio sigs.k8s.io/gateway-api)"
+  ENVOY_GATEWAY="$(go_module envoy-gateway github.com/envoyproxy/gateway)"
+  export ISTIO GATEWAY_API ENVOY_GATEWAY
   say "building the tests of meshes"
   cargo build --locked --quiet --package oci-image
   program="$BINARIES/debug/oci-image" && link
   cargo test --locked --quiet --package mesh-testbed --test mesh --no-run
-  say "tests: deploy/ on istiod"
-  # Cargo starts the program by this one. They share one mesh, so one runs after the other.
+  # Cargo starts the program by this one. The tests of a mesh share it, so one runs after the other.
   local host
   host="$(rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)"
-  env "CARGO_TARGET_${host}_RUNNER=$PWD/tests/mesh/inside.sh" \
-    cargo test --locked --package mesh-testbed --test mesh -- --test-threads 1
+  for mesh in istio envoy_gateway; do
+    say "tests: deploy/ on $mesh"
+    env "CARGO_TARGET_${host}_RUNNER=$PWD/tests/mesh/inside.sh" \
+      cargo test --locked --package mesh-testbed --test mesh -- --test-threads 1 "$mesh::"
+  done
+  same_release
 }
 
 # Lays out the files of a provider that do not pass the tests before they are written.
@@ -502,7 +543,7 @@ esac
 if [ "$command" = new-provider ]; then
   [ $# -eq 2 ] || fail "new-provider needs a name, and nothing else."
 else
-  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, mesh, compat, bench, soak or image; only new-provider, doctor and config take more."
+  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, mesh, compat, bench, soak, image or release; only new-provider, doctor and config take more."
 fi
 case "$command" in
   build) build ;;
@@ -513,6 +554,7 @@ case "$command" in
   compat) compat ;;
   bench) bench ;;
   image) image ;;
+  release) release ;;
   mesh) mesh ;;
-  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, mesh, compat, bench, soak, image, doctor and config." ;;
+  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, mesh, compat, bench, soak, image, release, doctor and config." ;;
 esac

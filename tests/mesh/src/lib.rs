@@ -4,6 +4,7 @@
 //! It runs in the namespace that `inside.sh` makes, in which the providers' host names are
 //! addresses of loopback and `/etc` is a copy: what ships is applied as it is.
 
+pub mod envoy_gateway;
 pub mod istio;
 pub mod registry;
 
