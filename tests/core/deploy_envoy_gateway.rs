@@ -86,7 +86,7 @@ fn the_connection_manager_has_every_setting_of_envoy_yaml() {
     }
     assert_eq!(
         all,
-        without(own, &["stat_prefix", "http_filters", "route_config"])
+        without(own, &["@type", "stat_prefix", "http_filters", "route_config"])
     );
     let connection = patches("refunds/connection.yaml", "refund-connection");
     let (_, limit) = &connection[0];
