@@ -12,9 +12,8 @@ fn objects(path: &str) -> Vec<Value> {
 
 /// The patches of an EnvoyPatchPolicy, each with the last word of its type.
 fn patches(path: &str, policy: &str) -> Vec<(String, Value)> {
-    let of = |each: &Value| {
-        each["kind"] == "EnvoyPatchPolicy" && each["metadata"]["name"] == policy
-    };
+    let of =
+        |each: &Value| each["kind"] == "EnvoyPatchPolicy" && each["metadata"]["name"] == policy;
     let policy = objects(path).into_iter().find(of).unwrap();
     let patches = policy["spec"]["jsonPatches"].as_array().unwrap();
     let one = |patch: &Value| {
@@ -86,7 +85,10 @@ fn the_connection_manager_has_every_setting_of_envoy_yaml() {
     }
     assert_eq!(
         all,
-        without(own, &["@type", "stat_prefix", "http_filters", "route_config"])
+        without(
+            own,
+            &["@type", "stat_prefix", "http_filters", "route_config"]
+        )
     );
     let connection = patches("refunds/connection.yaml", "refund-connection");
     let (_, limit) = &connection[0];

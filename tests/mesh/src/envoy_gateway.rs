@@ -31,7 +31,8 @@ pub struct EnvoyGateway(Running);
 impl EnvoyGateway {
     /// Starts it on the API, with what its page asks for, and these runtime flags.
     pub async fn start(cluster: &Cluster, flags: &[&str]) -> Result<EnvoyGateway> {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}});
         cluster.apply_objects(&[namespace]).await?;
         let folder = cluster.file("envoy-gateway");
         std::fs::create_dir_all(&folder)?;
@@ -94,7 +95,15 @@ pub async fn put_keys(cluster: &Cluster, secrets: &Secrets) -> Result<()> {
 /// Writes the files of a Secret with a certificate.
 async fn put_certificates(cluster: &Cluster, secret: &str, folder: &str) -> Result<()> {
     let text = cluster
-        .kubectl(&["--namespace", SYSTEM, "get", "secret", secret, "--output", "json"])
+        .kubectl(&[
+            "--namespace",
+            SYSTEM,
+            "get",
+            "secret",
+            secret,
+            "--output",
+            "json",
+        ])
         .await?;
     let secret: Value = serde_json::from_str(&text)?;
     for name in ["ca.crt", "tls.crt", "tls.key"] {
@@ -119,7 +128,15 @@ impl Pod {
         );
         let get = async |kind: &str| -> Result<Option<Value>> {
             let text = cluster
-                .kubectl(&["--namespace", SYSTEM, "get", kind, &selector, "--output", "json"])
+                .kubectl(&[
+                    "--namespace",
+                    SYSTEM,
+                    "get",
+                    kind,
+                    &selector,
+                    "--output",
+                    "json",
+                ])
                 .await?;
             let mut list: Value = serde_json::from_str(&text)?;
             Ok(list["items"].as_array_mut().and_then(Vec::pop))

@@ -28,6 +28,10 @@ pub struct Istiod(Running);
 impl Istiod {
     /// Starts it on the API: plain-text xDS, no authority and no webhooks.
     pub async fn start(cluster: &Cluster) -> Result<Istiod> {
+        // Here its replicas agree on which of them makes the gateways' Deployments.
+        cluster
+            .kubectl(&["create", "namespace", "istio-system"])
+            .await?;
         let folder = cluster.file("istiod");
         let inject = folder.join("var/lib/istio/inject");
         std::fs::create_dir_all(&inject)?;

@@ -109,7 +109,13 @@ impl Mesh {
             std::fs::write(folder.join("envoy-gateway.log"), self.control_log())?;
             let policies = self
                 .cluster
-                .kubectl(&["get", "envoypatchpolicy,envoyextensionpolicy,httproute,securitypolicy", "-A", "-o", "yaml"])
+                .kubectl(&[
+                    "get",
+                    "envoypatchpolicy,envoyextensionpolicy,httproute,securitypolicy",
+                    "-A",
+                    "-o",
+                    "yaml",
+                ])
                 .await?;
             std::fs::write(folder.join("policies.yaml"), policies)?;
         }
@@ -125,7 +131,10 @@ impl Mesh {
 
     /// What Envoy Gateway has written.
     fn control_log(&self) -> String {
-        self.control.as_ref().map(EnvoyGateway::log).unwrap_or_default()
+        self.control
+            .as_ref()
+            .map(EnvoyGateway::log)
+            .unwrap_or_default()
     }
 
     /// Another Envoy Gateway, with these runtime flags.
@@ -303,24 +312,114 @@ fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
 /// doctor says without it. Where it has nothing to say, what is gone from the dump; and where Envoy
 /// goes on with what it has, the object whose status tells.
 const OBJECTS: [(&str, &str, Provider, Gone); 18] = [
-    ("httproute", "refunds", Moyasar, Gone::Says("no route enables the refund filter")),
-    ("httproutefilter", "refund-without-filter", Moyasar, Gone::FromDump("The platform team must fix that. An earlier call")),
-    ("httproutefilter", "refund-nowhere", Moyasar, Gone::Status("httproute/refund-moyasar-key")),
-    ("envoyextensionpolicy", "refund", Moyasar, Gone::Says("the refund filter is in no chain")),
-    ("envoypatchpolicy", "refund-filter", Moyasar, Gone::Says("allow_on_headers_stop_iteration")),
-    ("envoypatchpolicy", "refund-connection", Moyasar, Gone::Says("local_reply_config")),
-    ("envoypatchpolicy", "refund-limits", Moyasar, Gone::FromDump("\"request_timeout\": \"15s\"")),
-    ("envoypatchpolicy", "refund-bog", Bog, Gone::Says("no virtual host has the provider's host")),
-    ("httproute", "refund-bog-key", Bog, Gone::FromDump("httproute/refunds/refund-bog-key")),
-    ("envoypatchpolicy", "refund-moyasar", Moyasar, Gone::Says("no virtual host has the provider's host")),
-    ("httproute", "refund-moyasar-key", Moyasar, Gone::FromDump("httproute/refunds/refund-moyasar-key")),
-    ("envoypatchpolicy", "refund-begateway", Begateway, Gone::Says("no virtual host has the provider's host")),
-    ("httproute", "refund-begateway-key", Begateway, Gone::FromDump("httproute/refunds/refund-begateway-key")),
-    ("envoypatchpolicy", "refund-bbmsl", Bbmsl, Gone::Says("no virtual host has the provider's host")),
-    ("httproute", "refund-bbmsl-key", Bbmsl, Gone::FromDump("httproute/refunds/refund-bbmsl-key")),
-    ("httproutefilter", "refund-moyasar-key", Moyasar, Gone::Status("httproute/refund-moyasar-key")),
-    ("secret", "refund-moyasar", Moyasar, Gone::Status("httproute/refund-moyasar-key")),
-    ("securitypolicy", "refunds", Moyasar, Gone::Says("jwt_authn")),
+    (
+        "httproute",
+        "refunds",
+        Moyasar,
+        Gone::Says("no route enables the refund filter"),
+    ),
+    (
+        "httproutefilter",
+        "refund-without-filter",
+        Moyasar,
+        Gone::FromDump("The platform team must fix that. An earlier call"),
+    ),
+    (
+        "httproutefilter",
+        "refund-nowhere",
+        Moyasar,
+        Gone::Status("httproute/refund-moyasar-key"),
+    ),
+    (
+        "envoyextensionpolicy",
+        "refund",
+        Moyasar,
+        Gone::Says("the refund filter is in no chain"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-filter",
+        Moyasar,
+        Gone::Says("allow_on_headers_stop_iteration"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-connection",
+        Moyasar,
+        Gone::Says("local_reply_config"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-limits",
+        Moyasar,
+        Gone::FromDump("\"request_timeout\": \"15s\""),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-bog",
+        Bog,
+        Gone::Says("no virtual host has the provider's host"),
+    ),
+    (
+        "httproute",
+        "refund-bog-key",
+        Bog,
+        Gone::FromDump("httproute/refunds/refund-bog-key"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-moyasar",
+        Moyasar,
+        Gone::Says("no virtual host has the provider's host"),
+    ),
+    (
+        "httproute",
+        "refund-moyasar-key",
+        Moyasar,
+        Gone::FromDump("httproute/refunds/refund-moyasar-key"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-begateway",
+        Begateway,
+        Gone::Says("no virtual host has the provider's host"),
+    ),
+    (
+        "httproute",
+        "refund-begateway-key",
+        Begateway,
+        Gone::FromDump("httproute/refunds/refund-begateway-key"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-bbmsl",
+        Bbmsl,
+        Gone::Says("no virtual host has the provider's host"),
+    ),
+    (
+        "httproute",
+        "refund-bbmsl-key",
+        Bbmsl,
+        Gone::FromDump("httproute/refunds/refund-bbmsl-key"),
+    ),
+    (
+        "httproutefilter",
+        "refund-moyasar-key",
+        Moyasar,
+        Gone::Status("httproute/refund-moyasar-key"),
+    ),
+    (
+        "secret",
+        "refund-moyasar",
+        Moyasar,
+        Gone::Status("httproute/refund-moyasar-key"),
+    ),
+    (
+        "securitypolicy",
+        "refunds",
+        Moyasar,
+        Gone::Says("jwt_authn"),
+    ),
 ];
 
 /// How one sees that an object is gone.
@@ -484,7 +583,10 @@ fn an_image_that_cannot_be_had_stops_refunds_alone() -> Result<()> {
             "{findings:#?}"
         );
         // A line tells where to look.
-        let policy = mesh.cluster.object("envoyextensionpolicy", "refund").await?;
+        let policy = mesh
+            .cluster
+            .object("envoyextensionpolicy", "refund")
+            .await?;
         let status = policy["status"].to_string();
         assert!(status.contains("Wasm"), "{status}");
 

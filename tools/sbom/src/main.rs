@@ -122,7 +122,9 @@ mod tests {
 
     #[test]
     fn each_crate_stands_once_with_its_checksum_and_licence() {
-        let bill = of("own v1.0.0 (/a checkout)|Apache-2.0\nserde v1.2.3|MIT/Apache-2.0\nserde v1.2.3|MIT/Apache-2.0\n");
+        let bill = of(
+            "own v1.0.0 (/a checkout)|Apache-2.0\nserde v1.2.3|MIT/Apache-2.0\nserde v1.2.3|MIT/Apache-2.0\n",
+        );
         let bill = bill.unwrap();
         let own = &bill["metadata"]["component"];
         assert_eq!(own["name"], "own");
