@@ -172,28 +172,6 @@ fn the_example_has_the_providers_of_envoy_yaml() {
     assert_eq!(Value::Object(known), plugin(&envoy("envoy.yaml")));
 }
 
-/// The route of the refunds answers by itself only where the filter is missing: as envoy.yaml says.
-#[test]
-fn a_call_without_the_filter_is_told_what_envoy_yaml_tells() {
-    let all = objects("refunds/route.yaml");
-    let direct = &named_object(&all, "refund-without-filter")["spec"]["directResponse"];
-    let body: Value = serde_json::from_str(direct["body"]["inline"].as_str().unwrap()).unwrap();
-    let envoy = envoy("envoy.yaml");
-    let mappers = manager(&envoy)["local_reply_config"]["mappers"].as_array();
-    let mapper = mappers.unwrap().iter().find(|mapper| {
-        let filter = &mapper["filter"]["extension_filter"]["typed_config"];
-        let expression = filter["expression"].as_str().unwrap();
-        expression.contains("direct_response")
-    });
-    let mapper = mapper.unwrap();
-    assert_eq!(body, mapper["body_format_override"]["json_format"]);
-    assert_eq!(direct["statusCode"], mapper["status_code"]);
-    assert_eq!(
-        direct["contentType"],
-        mapper["body_format_override"]["content_type"]
-    );
-}
-
 #[test]
 fn the_copied_blocks_are_those_of_envoy_yaml() {
     assert_copied("deploy/envoy-gateway/refunds/connection.yaml", 3);

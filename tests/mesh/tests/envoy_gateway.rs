@@ -322,7 +322,7 @@ const OBJECTS: [(&str, &str, Provider, Gone); 18] = [
         "httproutefilter",
         "refund-without-filter",
         Moyasar,
-        Gone::FromDump("The platform team must fix that. An earlier call"),
+        Gone::Status("httproute/refunds"),
     ),
     (
         "httproutefilter",
