@@ -132,7 +132,10 @@ fn process(envoy: &reading::Envoy, reference: &reading::Envoy, findings: &mut Fi
     }
     let has_sds = |value: &Value| any_member(value, &|name, _| name == "sds_config");
     let node = |member| !text(&envoy.bootstrap, member).is_empty();
+    // An Envoy with a control plane would have no configuration without them.
+    let is_led = envoy.bootstrap.get("dynamic_resources").is_some();
     if (envoy.listeners.iter().chain(&envoy.clusters).any(has_sds))
+        && !is_led
         && !(node("/node/id") && node("/node/cluster"))
     {
         findings.lacks(

@@ -912,6 +912,14 @@ fn one_route_by_a_regular_expression_is_enough_for_the_refunds() {
 }
 
 #[test]
+fn an_envoy_with_a_control_plane_has_its_node_from_the_command_line() {
+    let mut tree = tree();
+    remove(&mut tree, "node");
+    tree["dynamic_resources"] = json!({"ads_config": {"api_type": "DELTA_GRPC"}});
+    assert_eq!(said(&tree), [""; 0]);
+}
+
+#[test]
 fn a_teams_own_hosts_and_routes_are_left_alone() {
     let mut tree = tree();
     let theirs = json!({"name": "theirs", "match": {"prefix": "/orders"}, "route": {"cluster": "theirs", "retry_policy": {"retry_on": "5xx"}}});
