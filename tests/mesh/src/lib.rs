@@ -176,7 +176,15 @@ impl Cluster {
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
         });
         std::fs::write(at("kubeconfig"), kubeconfig.to_string())?;
-        let secrets = [Secrets::new()?, Secrets::new()?];
+        let mut next = Secrets::new()?;
+        for text in [
+            &mut next.bog_client_secret,
+            &mut next.moyasar_api_key,
+            &mut next.begateway_secret_key,
+        ] {
+            text.push_str("-next");
+        }
+        let secrets = [Secrets::new()?, next];
         let cluster = Cluster {
             simulators: simulators(&secrets).await?,
             secrets,

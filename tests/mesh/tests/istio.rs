@@ -826,7 +826,7 @@ fn a_mistake_in_an_overlay_is_told_before_anything_is_applied() -> Result<()> {
 #[test]
 fn keys_come_by_environment_variables_too() -> Result<()> {
     on_mesh(async |mesh| {
-        let variables: Value = mesh.cluster.secrets[0]
+        let variables: Value = mesh.cluster.secrets[1]
             .by_name()
             .map(|(name, value)| (name.to_uppercase().replace('-', "_"), json!(value)))
             .into_iter()
