@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use gateway_testbed::{Answer, PATH, Secrets, sds_file};
 use provider_simulator::{Options, Provider, Simulators};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
@@ -525,9 +525,11 @@ pub async fn raw(
     );
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
     stream.write_all(text.as_bytes()).await?;
-    let mut answer = Vec::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await??;
-    let answer = String::from_utf8_lossy(&answer);
+    // No further than the first line: after an answer that came before the body was read, Envoy
+    // keeps the connection for a second.
+    let mut answer = String::new();
+    let mut lines = tokio::io::BufReader::new(stream);
+    tokio::time::timeout(PATIENCE, lines.read_line(&mut answer)).await??;
     let status = answer.split(' ').nth(1).context("no status")?;
     Ok(status.parse()?)
 }

@@ -64,7 +64,12 @@ pub fn booked(cluster: &Cluster, provider: Provider, call: &Call) -> usize {
 /// How often this call has come to the provider.
 pub fn sent(cluster: &Cluster, provider: Provider, call: &Call) -> usize {
     let payment = payment(call);
-    let of = |text: &[u8]| String::from_utf8_lossy(text).contains(&payment);
+    // `order-1` is not `order-10`.
+    let of = |text: &[u8]| {
+        let text = String::from_utf8_lossy(text);
+        let mut rest = text.split(payment.as_str()).skip(1);
+        rest.any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+    };
     let requests = cluster.simulators.requests(provider);
     requests
         .iter()
