@@ -99,10 +99,9 @@ no_paths() {
   done
 }
 
-# dist/image: the module as an OCI image layout, which `skopeo copy oci:dist/image:VERSION docker://…` pushes unchanged.
+# Sets version and digest. dist/image: the module as an OCI image layout, which `skopeo copy oci:dist/image:VERSION docker://…` pushes unchanged.
 image() {
   build
-  local version
   field() { sed -n "s/^$1 = \"\(.*\)\"/\1/p" Cargo.toml | head -1; }
   version="$(field version)"
   cargo build --locked --quiet --package oci-image
@@ -112,13 +111,13 @@ image() {
 
 # dist/release: what is published, twice the same bytes: docs/release.md.
 release() {
-  local digest
+  local digest version
   image
   local out=dist/release
   rm -rf "$out" && mkdir -p "$out"
   cp dist/refund_filter.wasm LICENSE "$out/"
   cp -r dist/image deploy "$out/"
-  sed -i "s/refund-filter@sha256:0\{64\}/refund-filter@$digest/" "$out"/deploy/*/example/values.yaml
+  sed -i "s/refund-filter@sha256:0\{64\}/refund-filter@$digest   # $version/" "$out"/deploy/*/example/values.yaml
   grep -q "refund-filter@$digest" "$out"/deploy/*/example/values.yaml || fail "deploy/ has no place for the image's digest."
   cargo build --locked --quiet --package module-sbom
   cargo tree --locked --package refund-filter --target wasm32-wasip1 --edges normal,no-proc-macro --prefix none --no-dedupe \
