@@ -202,6 +202,7 @@ impl Cluster {
             .kubectl(&[
                 "wait",
                 "--for=condition=Established",
+                "--timeout=300s",
                 "customresourcedefinition",
                 "--all",
             ])
