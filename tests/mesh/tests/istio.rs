@@ -417,7 +417,7 @@ impl Mesh {
         let dump = self.pod.dump().await?;
         Ok(match name {
             "refund-limits" => !dump.contains("\"request_timeout\": \"15s\""),
-            _ => !dump.contains("envoy.filters.http.rbac\""),
+            _ => !dump.contains("ns[refunds]-policy[refunds]"),
         })
     }
 
