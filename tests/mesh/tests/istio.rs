@@ -37,7 +37,8 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a ru
 static MESH: LazyLock<Mutex<Option<Mesh>>> = LazyLock::new(Mutex::default);
 static ORDERS: AtomicU64 = AtomicU64::new(1);
 
-/// Runs a test on the mesh, which is as it ships before it.
+/// Runs a test on the mesh, which is as it ships before it. Of one that fails, the dump and the logs
+/// go into the folder that `MESH_KEEP` names.
 fn on_mesh(test: impl AsyncFnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
     RUNTIME.block_on(async {
         let mut mesh = MESH.lock().await;
