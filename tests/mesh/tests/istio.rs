@@ -763,8 +763,11 @@ fn a_pulled_image_is_changed_under_calls_and_one_that_cannot_be_had_stops_refund
     })
 }
 
-/// What a team can get wrong in an overlay, and what the build says of it.
-const MISTAKES: [(&str, &str, fn(&mut Overlay)); 6] = [
+/// A mistake, what the build says of it, and how it is made.
+type Mistake = (&'static str, &'static str, fn(&mut Overlay));
+
+/// What a team can get wrong in an overlay.
+const MISTAKES: [Mistake; 6] = [
     (
         "no values of a provider",
         "nothing selected by RefundProvider",
