@@ -324,7 +324,7 @@ const OBJECTS: [(&str, &str, Provider, Gone); 18] = [
         "httproute",
         "refunds",
         Moyasar,
-        Gone::Says("no route enables the refund filter"),
+        Gone::Says("the refund filter is in no chain"),
     ),
     (
         "httproutefilter",
