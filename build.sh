@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|mesh|compat|bench|soak|image|release|doctor FILE|config PROVIDERS].
+# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|mesh|compat|bench|soak|image|release|doctor FILE|config PROVIDERS|pictures].
 # Everything it needs goes into folders of the checkout.
 set -euo pipefail
 readonly CALLED_FROM="$PWD"
@@ -18,6 +18,8 @@ readonly CLIENT_GENERATOR_VERSION=0.29.1
 # The first with a kustomize that writes into JSON inside a text is 1.36.
 readonly KUBECTL_VERSION=1.37.1
 readonly KUBERNETES_VERSION=1.36.3
+# Draws the dashboard's panels.
+readonly MATPLOTLIB_VERSION=3.10.9
 # A JSON library for the benchmark's Lua lane (MIT): the one in Debian that is Lua alone, since Envoy loads no C into it.
 readonly LUA_JSON_SHA256=bdb71dbe2863e9567d5a9a926faed1cfc4c12e04741a3e9009d334df25b9748c
 readonly TOOLS="$PWD/.tools"
@@ -388,14 +390,27 @@ get_prometheus() {
   rm -rf "$folder" && mv "$folder.part" "$folder"
 }
 
-# The rules, each alert in a case in which it fires and in one in which it does not, the routing, the dashboard, the runbook.
+# The rules, each alert in a case in which it fires and in one in which it does not, the routing, the dashboard over a gateway at work,
+# the runbook.
 observability() {
   get_prometheus
   say "tests: observability/ with $("$PROMETHEUS/promtool" --version 2>&1 | head -n 1), $("$PROMETHEUS/amtool" --version 2>&1 | head -n 1)"
   "$PROMETHEUS/promtool" check config observability/prometheus.yml
   "$PROMETHEUS/promtool" test rules observability/*rules_test.yml
   "$PROMETHEUS/amtool" check-config observability/alertmanager.yml
-  python3 tests/observability/run.py "$PROMETHEUS"
+  python3 tests/observability/run.py "$PROMETHEUS" "$BINARIES/debug/testbed"
+}
+
+# docs/dashboard.svg: the dashboard's panels, over a minute of calls and faults.
+pictures() {
+  build
+  get_envoy
+  get_prometheus
+  cargo build --locked --quiet --package gateway-testbed
+  get_package matplotlib "$MATPLOTLIB_VERSION" bin/fonttools
+  say "playing and drawing: some two minutes"
+  PYTHONPATH="${program%/bin/*}" python3 tests/observability/run.py "$PROMETHEUS" "$BINARIES/debug/testbed" docs/dashboard.svg
+  say "docs/dashboard.svg: $(wc -c <docs/dashboard.svg) bytes"
 }
 
 # What the fuzzers have found and kept, without a fuzzer. (To let one run: fuzz/README.md.)
@@ -542,7 +557,7 @@ esac
 if [ "$command" = new-provider ]; then
   [ $# -eq 2 ] || fail "new-provider needs a name, and nothing else."
 else
-  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, mesh, compat, bench, soak, image or release; only new-provider, doctor and config take more."
+  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, mesh, compat, bench, soak, image, release or pictures; only new-provider, doctor and config take more."
 fi
 case "$command" in
   build) build ;;
@@ -555,5 +570,6 @@ case "$command" in
   image) image ;;
   release) release ;;
   mesh) mesh ;;
-  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, mesh, compat, bench, soak, image, release, doctor and config." ;;
+  pictures) pictures ;;
+  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, mesh, compat, bench, soak, image, release, pictures, doctor and config." ;;
 esac

@@ -7,6 +7,7 @@
 pub mod ecds;
 mod envoy_yaml;
 pub mod openbao;
+pub mod play;
 pub mod soak;
 
 use std::collections::BTreeMap;

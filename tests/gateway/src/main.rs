@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use gateway_testbed::soak::Plan;
-use gateway_testbed::{Gateway, Options};
+use gateway_testbed::{Gateway, Options, play};
 
 #[derive(Parser)]
 #[command(about = "The refund filter in a real Envoy, in front of simulated providers.")]
@@ -24,6 +24,14 @@ enum Command {
     /// Refunds under faults for three minutes, and holds every answer against the providers'
     /// ledgers.
     Soak,
+    /// Calls and faults, for the test of `observability/`: begins at a line of its input, tells on a
+    /// line what callers were told, and ends with its input.
+    #[command(hide = true)]
+    Play {
+        /// How often everything is played.
+        #[arg(long, default_value_t = 1)]
+        rounds: u32,
+    },
     /// Keeps gateway and providers up until Ctrl-C.
     Serve {
         /// Where to listen on 127.0.0.1, by default as envoy.yaml and the README's curl lines; 0
@@ -38,6 +46,7 @@ async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo => demo::run().await,
         Command::Soak => soak().await,
+        Command::Play { rounds } => play(rounds).await,
         Command::Serve { port } => serve(port).await,
     };
     match result {
@@ -51,6 +60,26 @@ async fn main() -> ExitCode {
 
 async fn soak() -> Result<()> {
     gateway_testbed::soak::run(Plan::full()?).await
+}
+
+async fn play(rounds: u32) -> Result<()> {
+    let gateway = play::gateway().await?;
+    println!("{}", gateway.admin);
+    if more_input().await? {
+        let mut player = play::Player::new(&gateway);
+        for _ in 0..rounds {
+            player.round().await?;
+        }
+        println!("{}", player.summary());
+        more_input().await?;
+    }
+    gateway.stop().await
+}
+
+/// Waits for a line of the input; false at its end.
+async fn more_input() -> Result<bool> {
+    let read = || std::io::stdin().read_line(&mut String::new());
+    Ok(tokio::task::spawn_blocking(read).await?? > 0)
 }
 
 async fn serve(port: u16) -> Result<()> {
