@@ -343,8 +343,8 @@ advisories() {
 }
 
 # The suites that meet what differs by version: where secrets come from, who signs, what Envoy answers by itself, how it reads calls
-# and passes replies on, how its own calls look. The others are about the core and the providers; `compat` runs them, too.
-readonly BY_VERSION=(contract:: deployment:: envoys_own_answers:: secrets:: shapes:: signing:: truth::)
+# and passes replies on, how its own calls look, what its tracer shows. The others are about the core and the providers; `compat` runs them, too.
+readonly BY_VERSION=(contract:: deployment:: envoys_own_answers:: secrets:: shapes:: signing:: tracing:: truth::)
 
 # The end-to-end tests on another Envoy: its version, its program, and which suites (all where none is named). Before 1.38 there are
 # no secrets in filter state: they come by header, and the few tests of filter state itself, and of OpenBao with its token there, end

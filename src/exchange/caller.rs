@@ -9,14 +9,20 @@ use crate::guard::{End, Standing, Ticket};
 use crate::headers::Headers;
 use crate::problem::{Code, Problem, Retry};
 
-/// The caller's headers that go on to the provider, besides `x-b3-*`.
+/// The caller's headers that go on to whoever is called for it, besides `x-b3-*`.
 const TRACING: [&str; 4] = ["x-request-id", "traceparent", "tracestate", "b3"];
+
+/// The longest of them that goes to a token endpoint or to OpenBao: a `tracestate` has 512
+/// characters.
+const MAX_TRACING: usize = 512;
 
 /// What is kept of the caller's headers, and of its key.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
-    pub(super) request_id: Option<Vec<u8>>,
-    pub(super) passed_on: Headers<'static>,
+    /// What joins calls to this one: its id and its trace.
+    pub(super) trace: Headers<'static>,
+    /// Without it Envoy matches no route; the route takes it away.
+    pub(super) forwarded_proto: Option<Vec<u8>>,
     pub(super) came: Now,
     /// Who calls, where the configuration says where Envoy says so.
     pub(super) name: Option<CallerName>,
@@ -30,24 +36,35 @@ pub(super) struct Caller {
 
 impl Caller {
     pub(super) fn of(headers: &Headers<'_>, came: Now) -> Self {
-        let mut passed_on = Headers::default();
+        let mut trace = Headers::default();
         for (name, value) in headers.iter() {
-            let tracing =
-                TRACING.iter().any(|known| known.as_bytes() == name) || name.starts_with(b"x-b3-");
-            // Without this one Envoy matches no route; the route takes it away.
-            if tracing || name == b"x-forwarded-proto" {
-                passed_on.push(name.to_vec(), value.to_vec());
+            if TRACING.iter().any(|known| known.as_bytes() == name) || name.starts_with(b"x-b3-") {
+                trace.push(name.to_vec(), value.to_vec());
             }
         }
         Caller {
-            request_id: headers.first("x-request-id").map(<[u8]>::to_vec),
-            passed_on,
+            trace,
+            forwarded_proto: headers.first("x-forwarded-proto").map(<[u8]>::to_vec),
             came,
             name: None,
             standing: None,
             unremembered: false,
             ticket: None,
         }
+    }
+
+    /// What joins a token fetch, or a call to OpenBao, to the caller's. Nothing odd is among it: by
+    /// that the endpoint could refuse a fetch for which other callers wait.
+    pub(super) fn sound_trace(&self) -> Headers<'static> {
+        let mut sound = Headers::default();
+        for name in TRACING {
+            let is_text = |value: &&[u8]| value.iter().all(|b| matches!(b, b' '..=b'~'));
+            let mut values = self.trace.all(name).filter(is_text);
+            if let Some(value) = values.find(|value| value.len() <= MAX_TRACING) {
+                sound.push(name.as_bytes(), value.to_vec());
+            }
+        }
+        sound
     }
 
     /// Makes an answer to a refund call this caller's. `end` is how the call ended by itself.
@@ -76,8 +93,8 @@ impl Caller {
     }
 
     fn named(&self, mut answer: Answer) -> Answer {
-        if let Some(id) = &self.request_id {
-            answer.headers.push(&b"x-request-id"[..], id.clone());
+        if let Some(id) = self.trace.first("x-request-id") {
+            answer.headers.push(&b"x-request-id"[..], id.to_vec());
         }
         answer
     }
@@ -111,8 +128,8 @@ impl Caller {
 /// The answer to a call whose headers the host does not show.
 pub fn unreadable_call() -> Answer {
     let nobody = Caller {
-        request_id: None,
-        passed_on: Headers::default(),
+        trace: Headers::default(),
+        forwarded_proto: None,
         came: Now {
             unix_ms: 0,
             steady_ms: 0,

@@ -290,12 +290,10 @@ impl Draft {
             // takes it away.
             headers.fixed("x-envoy-max-retries", "0");
         }
-        for (name, value) in call.caller.passed_on.iter() {
-            // Only a route needs that one, and takes it away.
-            if routed || name != b"x-forwarded-proto" {
-                headers.push(name.to_vec(), value.to_vec());
-            }
+        if routed && let Some(proto) = &call.caller.forwarded_proto {
+            headers.push(&b"x-forwarded-proto"[..], proto.clone());
         }
+        headers.extend(call.caller.trace.clone());
         headers
     }
 }

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::call::Call;
 use super::sending::Draft;
 use super::{Answer, Callout, CalloutRequest, Step};
+use crate::headers::Headers;
 use crate::secret::Secret;
 use crate::signing::{TRANSIT_TIMEOUT_MS, Told, Transit, TransitKeys, TransitSignature, Verified};
 
@@ -54,10 +55,16 @@ impl Unsigned {
     pub(super) fn request(&self) -> CalloutRequest<'_> {
         CalloutRequest {
             cluster: &self.transit.cluster,
-            headers: Cow::Owned(self.transit.request_headers(&self.token)),
+            headers: self.joined(self.transit.request_headers(&self.token)),
             body: Cow::Owned(Transit::request_body(&self.text)),
             timeout_ms: TRANSIT_TIMEOUT_MS,
         }
+    }
+
+    /// Headers for OpenBao, joined to the caller's call.
+    fn joined(&self, mut headers: Headers<'static>) -> Cow<'_, Headers<'static>> {
+        headers.extend(self.call().caller.sound_trace());
+        Cow::Owned(headers)
     }
 
     /// Goes on with OpenBao's answer. `told` is what it has told of its public keys before.
@@ -115,7 +122,7 @@ impl Unverified {
         let Unsigned { transit, token, .. } = &self.unsigned;
         CalloutRequest {
             cluster: &transit.cluster,
-            headers: Cow::Owned(transit.keys_headers(token)),
+            headers: self.unsigned.joined(transit.keys_headers(token)),
             body: Cow::Borrowed(""),
             timeout_ms: TRANSIT_TIMEOUT_MS,
         }

@@ -7,6 +7,7 @@ use super::sentences::nothing_left;
 use super::{Answer, LocalReply, Step};
 use crate::authorization::{basic_pair, bearer};
 use crate::config::{Auth, ProviderEntry};
+use crate::headers::Headers;
 use crate::problem::{Code, Problem, Retry};
 use crate::secret::Secret;
 use crate::token::{Failure, FailureKind};
@@ -28,6 +29,11 @@ impl Waiting {
     /// The client secret for the token endpoint, as this call brought it.
     pub fn client_secret(&self) -> &Secret {
         &self.client_secret
+    }
+
+    /// What joins the fetch of the token to this call: its id and its trace.
+    pub fn trace(&self) -> Headers<'static> {
+        self.draft.call.caller.sound_trace()
     }
 
     /// The body that will be sent: a filter replaces it while it still holds it.

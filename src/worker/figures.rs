@@ -13,7 +13,8 @@ use crate::refund::Status;
 /// The code of a call whose caller left before it was answered.
 pub const CLIENT_GONE: &str = "client-gone";
 const NOT_REFUNDED: &str = "not_refunded";
-const UNKNOWN: &str = "unknown";
+/// The outcome of a call of which it is not known whether money has moved.
+pub const UNKNOWN: &str = "unknown";
 const NONE: &str = "none";
 
 /// What a call asks for.

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use super::figures::{Kind, Said, Series};
+use super::figures::{Kind, Said, Series, UNKNOWN};
 use super::signer::GatewaySigner;
 use super::telemetry::Phase;
 use super::tokens::Looks;
@@ -391,6 +391,7 @@ impl Stream {
             Some(Step::Waiting(waiting)) => {
                 let entry = Rc::clone(waiting.entry());
                 let client_secret = waiting.client_secret().clone();
+                let trace = waiting.trace();
                 drop(step);
                 let look = looks
                     .entry(entry.name.clone())
@@ -401,7 +402,7 @@ impl Stream {
                     _ if waited_ms > TOKEN_TIMEOUT_MS => self.wake(Err(Failure::unreachable())),
                     Some(Look::Ask) => {
                         // Once for all who wait; what comes of it is seen at the next look.
-                        self.worker.ask_token(&entry, &client_secret);
+                        self.worker.ask_token(&entry, &client_secret, trace);
                         *look = Some(Look::Wait);
                     }
                     Some(Look::Wait) | None => {}
@@ -526,9 +527,8 @@ impl Stream {
                 Flow::Pause
             }
             Step::Waiting(waiting) => {
-                let turn = self
-                    .worker
-                    .ask_token(waiting.entry(), waiting.client_secret());
+                let (entry, secret) = (waiting.entry(), waiting.client_secret());
+                let turn = self.worker.ask_token(entry, secret, waiting.trace());
                 match turn {
                     Some(Turn::Use(token)) => {
                         self.tell_token_key(waiting.entry(), &token);
@@ -609,6 +609,8 @@ impl Stream {
                 if dispatch.key_id.is_some() {
                     self.worker.count_signature(&dispatch.sent.entry(), true);
                 }
+                // A span ends before the filter is told that its stream breaks off, and then says this.
+                self.tell("refund_outcome", UNKNOWN);
                 self.phase_begins(Phase::Provider);
                 self.step.replace(Some(Step::Sent(dispatch.sent)));
                 Flow::Continue

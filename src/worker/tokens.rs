@@ -21,6 +21,8 @@ pub(super) struct Fetch {
     provider: Rc<ProviderEntry>,
     /// As the call brought it that asked first: a root context sees no filter state.
     client_secret: Secret,
+    /// Of that call, too: the endpoint's log can name it.
+    trace: Headers<'static>,
     lease: u64,
 }
 
@@ -38,6 +40,7 @@ impl Worker {
         &self,
         provider: &Rc<ProviderEntry>,
         client_secret: &Secret,
+        trace: Headers<'static>,
     ) -> Option<Turn> {
         let lease = self.random_number()?;
         let turn = self.with_record(provider, |record| {
@@ -49,6 +52,7 @@ impl Worker {
             self.wanted.borrow_mut().push(Fetch {
                 provider: Rc::clone(provider),
                 client_secret: client_secret.clone(),
+                trace,
                 lease,
             });
         }
@@ -95,7 +99,8 @@ impl Worker {
         let Auth::Token(endpoint) = &fetch.provider.auth else {
             return;
         };
-        let headers = token::request_headers(endpoint, &fetch.client_secret);
+        let mut headers = token::request_headers(endpoint, &fetch.client_secret);
+        headers.extend(fetch.trace.clone());
         // The call is the root's, whatever stream was looked after before.
         let _ = self.host.set_effective_context(self.root);
         let call = self.host.dispatch_http_call(

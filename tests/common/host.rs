@@ -28,6 +28,8 @@ pub struct OwnCall {
     /// Whose it is.
     pub context: u32,
     pub cluster: String,
+    /// As they are encoded.
+    pub headers: Vec<u8>,
 }
 
 /// An answer that the filter gave as Envoy's own.
@@ -196,7 +198,7 @@ impl Host for MockHost {
     fn dispatch_http_call(
         &self,
         cluster: &str,
-        _headers: &Headers<'_>,
+        headers: &Headers<'_>,
         _body: &str,
         _timeout_ms: u32,
     ) -> Option<u32> {
@@ -212,6 +214,7 @@ impl Host for MockHost {
             number,
             context: self.effective.get(),
             cluster: cluster.to_owned(),
+            headers: headers.encode(),
         });
         Some(number)
     }

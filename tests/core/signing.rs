@@ -864,7 +864,7 @@ fn the_signed_text_goes_to_bbmsl_with_openssls_signature() {
     } = unsigned.request();
     assert_eq!(cluster, "openbao");
     assert_eq!(headers.first("x-vault-token"), Some(&b"canary-token"[..]));
-    assert_eq!(headers.first("x-request-id"), None);
+    assert_eq!(headers.first("x-request-id"), Some(&b"request-1"[..]));
     assert_eq!(body, Transit::request_body(text));
     let reply = signed(&format!("vault:v7:{signature}"));
     let told = told(&[("7", golden("public_key.pem"))]);

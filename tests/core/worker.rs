@@ -4,6 +4,7 @@ use crate::common::call_headers;
 use crate::common::fixtures::TOKEN;
 use crate::common::gateway::fixture;
 use crate::common::host::{Process, ROOT, Reply, Side};
+use refund_filter::headers::Headers;
 use refund_filter::host::Buffer;
 use refund_filter::worker::Flow;
 use serde_json::{Value, json};
@@ -720,6 +721,50 @@ fn other_order(id: &str) -> Value {
     let mut call = call("bbmsl");
     call["payment"] = json!({"id": id});
     call
+}
+
+// ---- What joins the filter's own calls to the caller's
+
+#[test]
+fn calls_of_the_filters_own_carry_the_callers_id_and_trace_and_nothing_odd() {
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    for (process, name, to_come) in [
+        (process("bog"), "bog", [token()].as_slice()),
+        (looking("moyasar"), "moyasar", &["{}".to_owned()]),
+        // The signature, and the public keys after it.
+        (
+            signed_by_openbao(),
+            "bbmsl",
+            &[signature(), "{}".to_owned()],
+        ),
+    ] {
+        let mut headers = call_headers("k-1");
+        headers.text("traceparent", PARENT.to_owned());
+        headers.text("tracestate", "a=".to_owned() + &"b".repeat(511));
+        headers.push(&b"b3"[..], &b"\xff"[..]);
+        headers.text("x-forwarded-proto", "http".to_owned());
+        let (id, _) = process.headers(headers, Side::default(), false);
+        process.body(id, &call(name));
+        process.tick_after(1);
+        for reply in to_come {
+            let own = process.answer_call(Some((200, reply)));
+            let headers = Headers::decode(&own.headers).unwrap();
+            let one = |name| headers.first(name).map(String::from_utf8_lossy);
+            let cluster = &own.cluster;
+            assert_eq!(
+                one("x-request-id").as_deref(),
+                Some("request-1"),
+                "{cluster}"
+            );
+            assert_eq!(one("traceparent").as_deref(), Some(PARENT), "{cluster}");
+            // The provider's own call gets what its refund gets.
+            let all = cluster == name;
+            assert_eq!(one("tracestate").is_some(), all, "{cluster}");
+            assert_eq!(one("b3").is_some(), all, "{cluster}");
+            assert_eq!(one("x-forwarded-proto"), None, "{cluster}");
+        }
+        assert!(process.host.calls.borrow().is_empty(), "{name}");
+    }
 }
 
 // ---- Callers that leave

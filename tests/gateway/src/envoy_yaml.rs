@@ -228,6 +228,26 @@ pub fn inject_credentials(config: &mut Value, secrets: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Splices tracing.yaml in: spans go to what stands at `address`, and at once.
+pub fn trace_to(config: &mut Value, address: SocketAddr) -> Result<()> {
+    let mut parts = read("tracing.yaml")?;
+    let manager = at(
+        config,
+        &format!("{LISTENER}/filter_chains/0/filters/0/typed_config"),
+    )?;
+    for name in ["tracing", "request_id_extension"] {
+        manager[name] = parts[name].take();
+    }
+    let mut cluster = parts["cluster"].take();
+    *at(&mut cluster, ENDPOINT)? = json!({"address": address.ip(), "port_value": address.port()});
+    list(config, "/static_resources/clusters")?.push(cluster);
+    config["layered_runtime"] = json!({"layers": [{"name": "test", "static_layer": {
+        "tracing.opentelemetry.min_flush_spans": 1,
+        "tracing.opentelemetry.flush_interval_ms": 100,
+    }}]});
+    Ok(())
+}
+
 /// The parts of a file that says what changes in envoy.yaml.
 pub fn parts(name: &str) -> Result<Value> {
     read(name)

@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep};
 
 pub use envoy_yaml::{
     change_plugin, filter_mut, filter_state, inject_credentials, load, parse, parts, route_mut,
-    set_secrets, sign_by_transit,
+    set_secrets, sign_by_transit, trace_to,
 };
 
 /// The path of the canonical call.

@@ -21,4 +21,5 @@ mod shapes;
 mod signing;
 mod soak;
 mod tokens;
+mod tracing;
 mod truth;

@@ -942,6 +942,7 @@ async fn an_openbao_that_talks_nonsense_breaks_off_or_hangs_means_no_signature_a
     assert_eq!(text("x-vault-token"), "canary-openbao-token");
     assert_eq!(text("x-vault-namespace"), "payments/eu");
     assert_eq!(text("x-vault-request"), "true");
+    assert!(!text("x-request-id").is_empty());
     for (name, _) in &asked.headers {
         let known = [
             "accept",
@@ -953,6 +954,7 @@ async fn an_openbao_that_talks_nonsense_breaks_off_or_hangs_means_no_signature_a
             "x-envoy-expected-rq-timeout-ms",
             "x-envoy-internal",
             "transfer-encoding",
+            "x-request-id",
             "x-vault-namespace",
             "x-vault-request",
             "x-vault-token",

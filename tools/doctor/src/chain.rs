@@ -322,6 +322,31 @@ impl<'a> Chain<'a> {
         }
     }
 
+    /// What a tracer shows and changes that it must not. `path` is the refund path.
+    pub fn examine_tracing(&self, path: &str, findings: &mut Findings) {
+        if !is_set(self.manager, "/tracing") {
+            return;
+        }
+        let length = self.manager.pointer("/tracing/max_path_tag_length");
+        let length = length.and_then(Value::as_u64);
+        let whole = u64::try_from(path.len()).unwrap_or_default();
+        if length.is_none_or(|length| length > whole) {
+            findings.risk(
+                &self.place,
+                format!("traces show callers' idempotency keys, in the query of a look-up and in a provider's path; set max_path_tag_length to {whole}"),
+            );
+        }
+        let pack = self
+            .manager
+            .pointer("/request_id_extension/typed_config/pack_trace_reason");
+        if pack != Some(&Value::Bool(false)) {
+            findings.lacks(
+                &self.place,
+                "the tracer changes callers' request ids; copy request_id_extension from tracing.yaml",
+            );
+        }
+    }
+
     /// Whether the filter is on where it must be, and nowhere else. `path` is the refund path.
     pub fn examine_enabling(&self, path: &str, findings: &mut Findings) {
         let Some(routes) = self.routes else { return };

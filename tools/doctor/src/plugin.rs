@@ -145,6 +145,7 @@ impl Plugin {
         };
         let (headers, states) = (named(Source::Header), named(Source::FilterState));
         chain.examine_logged(&headers, &states, findings);
+        chain.examine_tracing(&self.path, findings);
         chain.examine_enabling(&self.path, findings);
         for secret in &self.secrets {
             secret.examine(chain, come, findings);

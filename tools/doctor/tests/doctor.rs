@@ -303,11 +303,21 @@ fn a_whole_configuration_is_envoy_yaml_with_what_the_file_beside_it_says() {
     assert!(made(variant) == read(with_list), "{variant:?}");
 }
 
+/// Has Envoy trace as tracing.yaml shows.
+fn traced(tree: &mut Value) {
+    let parts: Value = serde_saphyr::from_str(&file("tracing.yaml")).unwrap();
+    for name in ["tracing", "request_id_extension"] {
+        manager(tree)[name] = parts[name].clone();
+    }
+    let clusters = tree["static_resources"]["clusters"].as_array_mut().unwrap();
+    clusters.push(parts["cluster"].clone());
+}
+
 #[test]
 fn it_has_nothing_to_say_of_what_ships() {
     assert_eq!(examine(ENVOY_YAML).unwrap(), []);
     assert_eq!(said(&dump(&tree())), [""; 0]);
-    for change in [by_header, injected, signed_by_openbao, listing] {
+    for change in [by_header, injected, signed_by_openbao, listing, traced] {
         let mut tree = tree();
         change(&mut tree);
         assert_eq!(said(&tree), [""; 0]);
@@ -778,7 +788,23 @@ const OMISSIONS: &[(&str, Change)] = &[
     (
         "risk: listener refunds: an access log or a trace shows",
         |tree| {
-            manager(tree)["tracing"] = json!({"custom_tags": [{"tag": "who", "request_header": {"name": "Authorization"}}]});
+            traced(tree);
+            manager(tree)["tracing"]["custom_tags"] =
+                json!([{"tag": "who", "request_header": {"name": "Authorization"}}]);
+        },
+    ),
+    (
+        "risk: listener refunds: traces show callers' idempotency keys",
+        |tree| {
+            traced(tree);
+            manager(tree)["tracing"]["max_path_tag_length"] = json!(12);
+        },
+    ),
+    (
+        "lacks: listener refunds: the tracer changes callers' request ids",
+        |tree| {
+            traced(tree);
+            remove(manager(tree), "request_id_extension");
         },
     ),
     ("risk: listener refunds: a tap filter", |tree| {
