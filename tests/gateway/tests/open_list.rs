@@ -7,7 +7,7 @@ use crate::common::{FOUR, asked_wrongly, assert_problem, of};
 use anyhow::{Context as _, Result};
 use gateway_testbed::{Answer, Gateway, Options, PATH, filter_mut, parts};
 use provider_simulator::Fault;
-use provider_simulator::Provider::Moyasar;
+use provider_simulator::Provider::{Bbmsl, Moyasar};
 use serde_json::{Value, json};
 
 /// Puts open-list.yaml beside the refunds' listener.
@@ -91,7 +91,7 @@ async fn what_is_open_is_listed_on_a_listener_of_its_own_and_nothing_is_refunded
         let is_there = shown.iter().any(|refund| of_each(refund, provider));
         assert!(is_there, "{provider:?}: {answer:?}");
     }
-    let key = gateway.secrets.bbmsl.0.lines().skip(1).take(3);
+    let key = gateway.secrets.of(Bbmsl).lines().skip(1).take(3);
     for secret in ["canary", "key-", "CANARY", "Bearer"]
         .into_iter()
         .chain(key)

@@ -392,8 +392,7 @@ async fn a_call_is_joined_to_all_that_is_done_for_it_and_no_span_shows_a_key() -
     keys.extend(
         gateway
             .secrets
-            .bbmsl
-            .0
+            .of(Bbmsl)
             .lines()
             .skip(1)
             .take(3)

@@ -89,7 +89,7 @@ pub async fn put_keys(cluster: &Cluster, secrets: &Secrets) -> Result<()> {
         json!({"apiVersion": "v1", "kind": "Secret", "stringData": {"credential": value},
             "metadata": {"name": format!("refund-{provider}"), "namespace": NAMESPACE}})
     });
-    cluster.apply_objects(&objects).await
+    cluster.apply_objects(&objects.collect::<Vec<_>>()).await
 }
 
 /// Writes the files of a Secret with a certificate.
