@@ -9,7 +9,7 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), "../..");
 const PAGE = process.env.PAGE ?? join(ROOT, "dist/docs/playground/index.html");
-const packages = createRequire(join(process.env.BROWSER, "/"));
+const packages = createRequire(join(process.env.BROWSER, "node_modules/"));
 const { default: packed } = await import(packages.resolve("@sparticuz/chromium"));
 const { chromium } = packages("playwright-core");
 const axe = packages.resolve("axe-core");
@@ -18,7 +18,7 @@ let browser;
 const asked = [];
 
 before(async () => {
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? (await packed.executablePath()), args: packed.args });
+  browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? (await packed.executablePath()), args: ["--no-sandbox"] });
 });
 after(() => browser.close());
 
@@ -214,7 +214,8 @@ for (const colorScheme of ["light", "dark"]) {
       const { violations } = await page.evaluate(() => window.axe.run());
       assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map(({ html }) => html)]), []);
       if (process.env.UPDATE_DOCS && width === 1200 && colorScheme === "light") {
-        await page.screenshot({ path: join(ROOT, "docs/pictures/playground.png") });
+        await page.setViewportSize({ width: 1000, height: 700 });
+        await page.screenshot({ fullPage: true, path: join(ROOT, "docs/pictures/playground.png") });
       }
       await page.close();
     });
