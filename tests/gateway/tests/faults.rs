@@ -2559,7 +2559,7 @@ that the caller is told the same, as nothing tells them apart from outside.
 - **`unknown`** is all the rest: the money may have moved. Do what `retry` says, and never use a new key.
 - `same_key`: make the same call again, with the same key. The tests do so once the fault is over, and it ends in exactly one
   refund, whether the first call had refunded or not.
-- `look_up`: do not repeat. `GET /v1/refunds` asks the provider how the refund stands: the README has it.
+- `look_up`: do not repeat. `GET /v1/refunds` asks the provider [how the refund stands](api.md#look-it-up).
 - `no`: nothing was refunded. Fix the cause, and use a new key; the tests do that, too, and it ends in exactly one refund.
 
 On call: `refund_status` in the access log is the `code`, `details` and `upstream_failure` are Envoy's own reason, and a line
