@@ -608,12 +608,15 @@ Usage: ./build.sh [COMMAND]
   config PROVIDERS        prints an Envoy configuration for these providers; config --help
   doctor FILE             says what is missing or risky in one; doctor --help
   image                   dist/image: the module as an OCI image
+  release                 dist/release: module, image, deploy/, bill of materials, sums
 
   check                   formatting, lints, the core's tests
   test                    all tests
   new-provider NAME       lays out the files of a new provider
+  mesh                    deploy/ on a real istiod and Envoy Gateway
   compat                  the tests with real Envoy, on every version from 1.36 on
   bench                   measures the filter beside Lua, ext_proc and a service (BENCH_WRITE=1 writes docs/performance.md)
+  pictures                draws the dashboard's panels for the docs from a run
   soak                    thousands of refunds under random faults (SEED=… for the same ones)
 
 ENVOY=/path/to/envoy takes an Envoy of your own, with SECRETS_BY=header where it is older than 1.38.
