@@ -176,15 +176,7 @@ impl Cluster {
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
         });
         std::fs::write(at("kubeconfig"), kubeconfig.to_string())?;
-        let mut next = Secrets::new()?;
-        for text in [
-            &mut next.bog_client_secret,
-            &mut next.moyasar_api_key,
-            &mut next.begateway_secret_key,
-        ] {
-            text.push_str("-next");
-        }
-        let secrets = [Secrets::new()?, next];
+        let secrets = [Secrets::new()?, Secrets::ending_in("-next")?];
         let cluster = Cluster {
             simulators: simulators(&secrets).await?,
             secrets,
@@ -284,7 +276,6 @@ impl Cluster {
     pub async fn put_secrets(&self, secrets: &Secrets) -> Result<()> {
         let objects: Vec<_> = secrets
             .by_name()
-            .into_iter()
             .map(|(name, value)| {
                 let provider = name.split('-').next().unwrap_or(name);
                 let files = json!({format!("{name}.yaml"): sds_file(name, &value)});

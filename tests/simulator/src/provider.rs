@@ -140,8 +140,11 @@ pub struct Declaration {
     /// The id of an order in the currency of the fresh ones: the demo refunds it.
     pub demo: &'static str,
     /// Its servers in the order of [`Declaration::servers`].
-    pub(crate) start: fn(&Options) -> Result<Vec<Arc<dyn Application>>, Error>,
+    pub(crate) start: fn(&Options) -> Applications,
 }
+
+/// What a provider's servers run, or why it cannot.
+type Applications = Result<Vec<Arc<dyn Application>>, Error>;
 
 /// One server.
 pub struct Server {

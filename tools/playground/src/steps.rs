@@ -127,7 +127,7 @@ pub fn run(
                         body,
                     }) => Step::Answered(sent.reply(&head(*status, headers), body.as_bytes(), 1)),
                     Some(Reply::Fault { fault: Fault::Cut }) => {
-                        let begun = sent.replying(head(200, &Default::default()));
+                        let begun = sent.replying(head(200, &Default::default()), false);
                         Step::Answered(begun.local_reply(BROKEN))
                     }
                     Some(Reply::Fault { fault }) => {

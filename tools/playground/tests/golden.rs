@@ -1,6 +1,14 @@
 //! Every golden file through the playground: its own driver of the core says what the core's tests
 //! say.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has failed, which is what it is for"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
