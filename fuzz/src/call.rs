@@ -591,17 +591,16 @@ fn sent(call: &Call<'_>, headers: &Headers<'_>, dispatch: &Dispatch) {
         .iter()
         .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
         .collect();
-    // Of the caller's, tracing alone, and what Envoy needs to match a route.
-    wanted.extend(headers.iter().filter(|(name, _)| {
-        const PASSED_ON: [&[u8]; 5] = [
-            b"x-request-id",
-            b"traceparent",
-            b"tracestate",
-            b"b3",
-            b"x-forwarded-proto",
-        ];
-        PASSED_ON.contains(name) || name.starts_with(b"x-b3-")
-    }));
+    // Of the caller's, what Envoy needs to match a route, and tracing alone.
+    let passed_on = |names: &'static [&'static [u8]], also: &'static [u8]| {
+        let all = headers.iter();
+        all.filter(move |(name, _)| {
+            names.contains(name) || !also.is_empty() && name.starts_with(also)
+        })
+    };
+    wanted.extend(passed_on(&[b"x-forwarded-proto"], b"").take(1));
+    const TRACING: &[&[u8]] = &[b"x-request-id", b"traceparent", b"tracestate", b"b3"];
+    wanted.extend(passed_on(TRACING, b"x-b3-"));
     let is: Vec<(&[u8], &[u8])> = dispatch.headers.iter().collect();
     let shown = |headers: &[(&[u8], &[u8])]| -> Vec<String> {
         let line = |(name, value): &(&[u8], &[u8])| {
