@@ -11,6 +11,7 @@ use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, JPY, KWD, Order, USD, order};
 use crate::provider::HTML;
+use crate::sandbox::Sandbox;
 use crate::server::Application;
 use crate::{
     Credential, Declaration, Ends, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
@@ -147,6 +148,12 @@ pub(super) const DECLARATION: Declaration = Declaration {
     },
     orders: ORDERS,
     ends,
+    // What a refund meets whose payment is named `sandbox-…`: docs/sandbox.md.
+    sandbox: Sandbox {
+        is_reference: false,
+        behaviour: |_| Behaviour::Succeeds,
+        pending: None,
+    },
     demo: "payment-1",
     start,
 };

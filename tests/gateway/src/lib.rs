@@ -8,6 +8,7 @@ pub mod ecds;
 mod envoy_yaml;
 pub mod openbao;
 pub mod play;
+pub mod sandbox;
 pub mod soak;
 
 use std::collections::BTreeMap;

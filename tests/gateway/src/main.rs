@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use gateway_testbed::soak::Plan;
-use gateway_testbed::{Gateway, Options, play};
+use gateway_testbed::{Gateway, Options, play, sandbox};
+use provider_simulator::sandbox::Ending;
 
 #[derive(Parser)]
 #[command(about = "The refund filter in a real Envoy, in front of simulated providers.")]
@@ -38,6 +39,10 @@ enum Command {
         /// is any free port.
         #[arg(long, default_value_t = 10_000)]
         port: u16,
+        /// Where the page of the providers' ledgers is, on 127.0.0.1; 0 is any free port. By
+        /// default 80 after the gateway's, or any free one where that is.
+        #[arg(long)]
+        page_port: Option<u16>,
     },
 }
 
@@ -47,7 +52,7 @@ async fn main() -> ExitCode {
         Command::Demo => demo::run().await,
         Command::Soak => soak().await,
         Command::Play { rounds } => play(rounds).await,
-        Command::Serve { port } => serve(port).await,
+        Command::Serve { port, page_port } => serve(port, page_port).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,7 +87,11 @@ async fn more_input() -> Result<bool> {
     Ok(tokio::task::spawn_blocking(read).await?? > 0)
 }
 
-async fn serve(port: u16) -> Result<()> {
+async fn serve(port: u16, page_port: Option<u16>) -> Result<()> {
+    let page_port = page_port.unwrap_or(match port {
+        0 => 0,
+        port => port.checked_add(80).unwrap_or(0),
+    });
     // Envoy's own words for a taken port are twenty lines.
     std::net::TcpListener::bind(("127.0.0.1", port))
         .map(drop)
@@ -94,6 +103,8 @@ async fn serve(port: u16) -> Result<()> {
         ..Options::default()
     })
     .await?;
+    let page = sandbox::serve_page(page_port, gateway.simulators.clone()).await?;
+    tokio::spawn(sandbox::settle(gateway.simulators.clone()));
     println!(
         "The gateway listens on http://{}. A refund at each provider to try:\n",
         gateway.address
@@ -101,10 +112,13 @@ async fn serve(port: u16) -> Result<()> {
     for case in demo::cases() {
         println!("{}\n", case.curl(gateway.address));
     }
+    let words = Ending::ALL.map(|(word, _)| word);
     println!(
-        "Other ends, at beGateway (with a key of their own each): payment 1-failed is declined, 1-pending pends, 1-error is \
-         unknown, nowhere is not found.\n"
+        "Other ends, the same at every provider: payment sandbox-NAME (at BBMSL as `reference`), where NAME is {}. \
+         docs/sandbox.md has what they do.\n",
+        words.join(", ")
     );
+    println!("What the providers saw and booked: http://{page}");
     println!(
         "Access log: {}",
         gateway.folder().join("access.log").display()

@@ -16,6 +16,7 @@ mod look_ups;
 mod open_list;
 mod providers;
 mod rotation;
+mod sandbox;
 mod secrets;
 mod shapes;
 mod signing;

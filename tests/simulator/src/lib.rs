@@ -32,6 +32,7 @@ mod ledger;
 pub mod orders;
 mod provider;
 mod registry;
+pub mod sandbox;
 mod server;
 mod simulators;
 mod tls;

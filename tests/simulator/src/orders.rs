@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::{Declaration, Provider};
+use crate::{Declaration, Provider, sandbox};
 
 /// What a provider does with a refund of an order that is otherwise in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +145,10 @@ pub(crate) fn by_id(provider: Provider, id: &str) -> Option<Order> {
     let is_number = id.parse::<u64>().is_ok_and(|number| {
         (FRESH_NUMBER..1_000_000_000).contains(&number) && number.to_string() == id
     });
+    if let Some(order) = sandbox::order(provider, id) {
+        // Where ids are numbers, it is a reference.
+        return (!provider.declared().sandbox.is_reference).then_some(order);
+    }
     (is_number || (fresh.is)(id)).then(|| Order {
         provider,
         name: "fresh",
@@ -163,6 +167,11 @@ pub(crate) fn by_reference(
     reference: &str,
     id: impl FnOnce(&str) -> Option<&str>,
 ) -> Option<Order> {
+    if provider.declared().sandbox.is_reference
+        && let Some(order) = sandbox::order(provider, reference)
+    {
+        return Some(order);
+    }
     let mut orders = provider.declared().orders.iter();
     orders
         .find(|order| order.reference == reference)

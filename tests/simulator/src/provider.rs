@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::orders::Order;
+use crate::sandbox::Sandbox;
 use crate::server::Application;
 use crate::{Error, Options, Received};
 
@@ -137,6 +138,8 @@ pub struct Declaration {
     pub orders: &'static [Order],
     /// How a refund of a part of one ends, by its name.
     pub ends: fn(&str) -> Option<Ends>,
+    /// What it makes of the payments whose name says what they meet.
+    pub sandbox: Sandbox,
     /// The id of an order in the currency of the fresh ones: the demo refunds it.
     pub demo: &'static str,
     /// Its servers in the order of [`Declaration::servers`].

@@ -9,7 +9,7 @@ mod http1;
 mod http2;
 
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, Write as _};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +26,9 @@ use tokio_rustls::TlsAcceptor;
 use crate::credentials::Uses;
 use crate::exchange::pairs;
 use crate::json::Json;
-use crate::{Alpn, Exchange, Fault, Received, Refunded, Reply, TokenLifetime, lock};
+use crate::{
+    Alpn, Exchange, Fault, Provider, Received, Refunded, Reply, TokenLifetime, lock, sandbox,
+};
 
 /// A refund call is a few hundred bytes.
 const LARGEST_BODY: usize = 1 << 20;
@@ -67,11 +69,14 @@ pub(crate) trait Application: Send + Sync {
 
 /// One provider, listening or not.
 pub(crate) struct Endpoint {
+    pub provider: Provider,
     pub host: String,
     pub any_host: bool,
     pub alpn: Alpn,
     pub application: Arc<dyn Application>,
     pub faults: Mutex<VecDeque<Fault>>,
+    /// The payments of [`sandbox`] that have met their fault.
+    pub met: Mutex<HashSet<String>>,
     pub log: Log,
 }
 
@@ -181,8 +186,13 @@ impl Endpoint {
 
     /// Processes a request that is there in full.
     async fn plan(self: Arc<Self>, request: Received, fault: Option<Fault>) -> Plan {
+        let fault = fault.or_else(|| {
+            let (payment, fault) = sandbox::fault(self.provider, &request)?;
+            lock(&self.met).insert(payment).then_some(fault)
+        });
         self.log.update(request.sequence, |exchange| {
-            exchange.request = request.clone()
+            exchange.request = request.clone();
+            exchange.fault.clone_from(&fault);
         });
         let normal = if fault.as_ref().is_none_or(Fault::books) {
             self.process(&request, fault.as_ref()).await

@@ -166,11 +166,13 @@ impl Simulators {
             let listener = TcpListener::bind((address.unwrap_or(options.address), port)).await?;
             let site = Site {
                 endpoint: Arc::new(Endpoint {
+                    provider,
                     host,
                     any_host: options.any_host,
                     alpn: options.alpn,
                     application,
                     faults: Mutex::default(),
+                    met: Mutex::default(),
                     log: Log::new(options.kept_exchanges),
                 }),
                 address: listener.local_addr()?,

@@ -24,10 +24,11 @@ use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, FRESH_NUMBER, HKD, JPY, KWD, Order, USD, answers};
 use crate::provider::HTML;
+use crate::sandbox::{Ending, Sandbox};
 use crate::server::Application;
 use crate::{
-    Declaration, Ends, Error, Fresh, Options, Provider, Received, Refunded, Refusal, Replies,
-    Reply, Secret, Server, Text, lock,
+    Declaration, Ends, Error, Fault, Fresh, Options, Provider, Received, Refunded, Refusal,
+    Replies, Reply, Secret, Server, Text, lock,
 };
 
 const REFUND: &str = "/hosted-checkout/refund";
@@ -519,6 +520,22 @@ fn with(said: &str) -> Vec<(u16, Value, bool)> {
     ]
 }
 
+fn sandbox(ending: Ending) -> Behaviour {
+    match ending {
+        Ending::Declined => answers("DECLINED", false),
+        Ending::AlreadyRefunded => Behaviour::AlreadyRefunded,
+        _ => Behaviour::Succeeds,
+    }
+}
+
+/// BBMSL has no word for a refund that is pending: one that nobody knows.
+fn unknown_word() -> Fault {
+    Fault::Altered {
+        pointer: "/transaction/status".to_owned(),
+        value: Some("\"PROCESSING\"".to_owned()),
+    }
+}
+
 pub(super) const DECLARATION: Declaration = Declaration {
     title: "BBMSL",
     short: "BBMSL",
@@ -572,6 +589,11 @@ pub(super) const DECLARATION: Declaration = Declaration {
     },
     orders: ORDERS,
     ends,
+    sandbox: Sandbox {
+        is_reference: true,
+        behaviour: sandbox,
+        pending: Some(unknown_word),
+    },
     demo: "4923",
     start,
 };

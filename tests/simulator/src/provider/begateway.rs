@@ -18,6 +18,7 @@ use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, ErrorShape, JPY, KWD, Order, USD, answers, order};
 use crate::provider::HTML;
+use crate::sandbox::{Ending, Sandbox};
 use crate::server::Application;
 use crate::{
     Credential, Declaration, Ends, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
@@ -511,6 +512,15 @@ fn with(said: &str) -> Vec<(u16, Value, bool)> {
     ]
 }
 
+fn sandbox(ending: Ending) -> Behaviour {
+    match ending {
+        Ending::Declined => answers("failed", false),
+        Ending::Pending => answers("pending", true),
+        Ending::AlreadyRefunded => Behaviour::AlreadyRefunded,
+        _ => Behaviour::Succeeds,
+    }
+}
+
 pub(super) const DECLARATION: Declaration = Declaration {
     title: "beGateway",
     short: "beGateway",
@@ -581,6 +591,11 @@ pub(super) const DECLARATION: Declaration = Declaration {
     },
     orders: ORDERS,
     ends,
+    sandbox: Sandbox {
+        is_reference: false,
+        behaviour: sandbox,
+        pending: None,
+    },
     demo: "1-310b0da80b",
     start,
 };

@@ -22,6 +22,7 @@ use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, EUR, GEL, JPY, KWD, Order, order};
 use crate::provider::HTML;
+use crate::sandbox::{Ending, Sandbox};
 use crate::server::Application;
 use crate::{
     Credential, Declaration, Ends, ExpiresIn, Fresh, Key, Options, Place, Provider, Received,
@@ -612,6 +613,14 @@ fn with(said: &str) -> Vec<(u16, Value, bool)> {
     ]
 }
 
+fn sandbox(ending: Ending) -> Behaviour {
+    match ending {
+        Ending::Declined => Behaviour::Refuses,
+        Ending::AlreadyRefunded => Behaviour::AlreadyRefunded,
+        _ => Behaviour::Succeeds,
+    }
+}
+
 pub(super) const DECLARATION: Declaration = Declaration {
     title: "Bank of Georgia",
     short: "BOG",
@@ -684,6 +693,11 @@ pub(super) const DECLARATION: Declaration = Declaration {
     },
     orders: ORDERS,
     ends,
+    sandbox: Sandbox {
+        is_reference: false,
+        behaviour: sandbox,
+        pending: None,
+    },
     demo: "bog-card-gel",
     start,
 };

@@ -17,6 +17,7 @@ use crate::json::Json;
 use crate::ledger::Ledger;
 use crate::orders::{self, Behaviour, JPY, KWD, Order, SAR, answers, order};
 use crate::provider::HTML;
+use crate::sandbox::{Ending, Sandbox};
 use crate::server::Application;
 use crate::{
     Credential, Declaration, Ends, Error, Fresh, Key, Options, Place, Provider, Received, Refunded,
@@ -117,9 +118,11 @@ impl Moyasar {
     }
 
     fn order(&self, id: &str) -> Result<Order, Reply> {
-        let order = Uuid::try_parse(id)
-            .ok()
-            .and_then(|id| orders::by_id(Provider::Moyasar, &id.to_string()));
+        let id = match Ending::of(id) {
+            Some(_) => Some(id.to_owned()),
+            None => Uuid::try_parse(id).ok().map(|id| id.to_string()),
+        };
+        let order = id.and_then(|id| orders::by_id(Provider::Moyasar, &id));
         match order {
             None => Err(self.refusal(404, "Order not found")),
             Some(order) if order.behaviour == Behaviour::Forbidden => {
@@ -513,6 +516,15 @@ fn with(said: &str) -> Vec<(u16, Value, bool)> {
     ]
 }
 
+fn sandbox(ending: Ending) -> Behaviour {
+    match ending {
+        Ending::Declined => answers("failed", false),
+        Ending::Pending => answers("initiated", true),
+        Ending::AlreadyRefunded => Behaviour::AlreadyRefunded,
+        _ => Behaviour::Succeeds,
+    }
+}
+
 pub(super) const DECLARATION: Declaration = Declaration {
     title: "Moyasar",
     short: "Moyasar",
@@ -568,6 +580,11 @@ pub(super) const DECLARATION: Declaration = Declaration {
     },
     orders: KNOWN,
     ends,
+    sandbox: Sandbox {
+        is_reference: false,
+        behaviour: sandbox,
+        pending: None,
+    },
     demo: "0191f5a7-44d3-7430-8739-2d80821416bf",
     start,
 };
