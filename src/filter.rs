@@ -6,15 +6,22 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
 use crate::host::envoy::Envoy;
-use crate::worker::{Flow, Stream, Worker};
+use crate::worker::{Flow, Metrics, Stream, Worker};
 
 mod start {
     #![allow(missing_docs, reason = "the SDK's macro writes a function without any")]
-    use super::{Envoy, Rc, Root, Worker};
+    use super::{Envoy, Rc, Root, VM_METRICS, Worker};
 
     proxy_wasm::main! {{
-        proxy_wasm::set_root_context(|id| Box::new(Root(Rc::new(Worker::new(Rc::new(Envoy), id)))));
+        proxy_wasm::set_root_context(|id| {
+            let metrics = VM_METRICS.with(Rc::clone);
+            Box::new(Root(Rc::new(Worker::new(Rc::new(Envoy), id, metrics))))
+        });
     }}
+}
+
+thread_local! {
+    static VM_METRICS: Rc<Metrics> = Rc::default();
 }
 
 /// The plugin in one worker.

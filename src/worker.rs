@@ -27,6 +27,7 @@ mod tokens;
 
 pub use figures::{Kind, Said, Series};
 pub use stream::{Flow, Stream};
+pub use telemetry::Metrics;
 use telemetry::configurations;
 use tokens::{Fetch, Looks};
 
@@ -59,7 +60,7 @@ pub struct Worker {
     /// The root is done: another configuration has taken its place, and only its own streams are
     /// left.
     closing: Cell<bool>,
-    metrics: RefCell<BTreeMap<String, u32>>,
+    metrics: Rc<Metrics>,
     /// When the gauges were last set, by the steady clock.
     gauges_ms: Cell<i64>,
     /// What the guard remembers: the last whole count, and the one that is under way.
@@ -88,8 +89,8 @@ enum PendingCall {
 }
 
 impl Worker {
-    /// A worker without a configuration, whose root context has this id.
-    pub fn new(host: Rc<dyn Host>, root: u32) -> Self {
+    /// A worker without a configuration, whose root context has this id. `metrics` are its VM's.
+    pub fn new(host: Rc<dyn Host>, root: u32, metrics: Rc<Metrics>) -> Self {
         Worker {
             host,
             root,
@@ -101,7 +102,7 @@ impl Worker {
             calls: RefCell::default(),
             tick_ms: Cell::default(),
             closing: Cell::default(),
-            metrics: RefCell::default(),
+            metrics,
             gauges_ms: Cell::default(),
             counted: RefCell::default(),
             counting: RefCell::default(),

@@ -2,6 +2,9 @@
 //!
 //! A metric's name is a path; envoy.yaml's `stats_tags` make labels of its parts.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use super::figures::Series;
 use super::{TICK_GAUGES_MS, Worker};
 use crate::call::about_provider;
@@ -76,6 +79,12 @@ pub(super) fn misrouted(provider: &str) -> String {
 fn guard_events(event: &str) -> String {
     format!("refund.guard_events_total.event.{event}")
 }
+
+/// The ids of the metrics of one VM, by their names. The host takes a new id for every definition,
+/// also of a name that it knows, and keeps it for as long as the VM: so all roots of a VM, one
+/// after the other with each configuration, share them.
+#[derive(Default)]
+pub struct Metrics(RefCell<BTreeMap<String, u32>>);
 
 impl Worker {
     pub(super) fn log(&self, level: Level, sentence: &str) {
@@ -218,9 +227,8 @@ impl Worker {
         }
     }
 
-    /// The host takes a new id for every definition, also of a name that it knows.
     pub(super) fn metric(&self, kind: Metric, name: String) -> Option<u32> {
-        let mut metrics = self.metrics.borrow_mut();
+        let mut metrics = self.metrics.0.borrow_mut();
         if let Some(id) = metrics.get(&name) {
             return Some(*id);
         }

@@ -10,7 +10,7 @@ use refund_filter::clock::Now;
 use refund_filter::headers::Headers;
 use refund_filter::host::{Buffer, Host, Level, Map, Metric, NOT_FOUND, NoRandomness, Refused};
 use refund_filter::memory::{Memory, NotWritten};
-use refund_filter::worker::{Flow, Stream, Worker};
+use refund_filter::worker::{Flow, Metrics, Stream, Worker};
 use serde_json::{Value, json};
 
 use super::shared_data::SharedData;
@@ -255,6 +255,7 @@ impl Host for MockHost {
 pub struct Process {
     pub host: Rc<MockHost>,
     pub worker: Rc<Worker>,
+    metrics: Rc<Metrics>,
     streams: RefCell<BTreeMap<u32, Rc<Stream>>>,
 }
 
@@ -287,14 +288,28 @@ impl Process {
         root.buffers.insert(buffer, bytes);
         host.streams.borrow_mut().insert(ROOT, root);
         host.as_context(ROOT);
-        let worker = Rc::new(Worker::new(Rc::clone(&host) as Rc<dyn Host>, ROOT));
+        let metrics = Rc::<Metrics>::default();
+        let worker = Rc::new(Worker::new(
+            Rc::clone(&host) as Rc<dyn Host>,
+            ROOT,
+            Rc::clone(&metrics),
+        ));
         assert!(worker.configure(&|_| None), "{:?}", host.log.borrow());
         host.configured.set(true);
         Process {
             host,
             worker,
+            metrics,
             streams: RefCell::default(),
         }
+    }
+
+    /// A further configuration comes, the same: Envoy makes a new root in the same VM.
+    pub fn configure_anew(&mut self) {
+        self.host.as_context(ROOT);
+        let (host, metrics) = (Rc::clone(&self.host), Rc::clone(&self.metrics));
+        self.worker = Rc::new(Worker::new(host, ROOT, metrics));
+        assert!(self.worker.configure(&|_| None));
     }
 
     pub fn later(&self, milliseconds: i64) {

@@ -535,6 +535,18 @@ fn a_metric_is_defined_once() {
     assert_eq!(defined, 1, "{metrics:?}");
 }
 
+#[test]
+fn a_further_configuration_defines_no_metric_again() {
+    let mut process = process("moyasar");
+    let defined = process.host.metrics.borrow().len();
+    process.configure_anew();
+    assert_eq!(process.host.metrics.borrow().len(), defined);
+    let id = process.begin("k-1");
+    process.body(id, &json!({}));
+    let outcome = "refund.calls_total.provider.none.kind.refund.outcome.not_refunded.code.invalid-request.replayed.false";
+    assert_eq!(process.shows(outcome), 1);
+}
+
 // ---- What the host refuses
 
 #[test]
