@@ -67,7 +67,7 @@ impl<'a> Player<'a> {
     pub async fn round(&mut self) -> Result<()> {
         self.rounds += 1;
         // Twice a call, and a look-up of it.
-        for provider in [Bog, Moyasar, Begateway, Bbmsl] {
+        for provider in Provider::REFUNDING {
             for _ in 0..3 {
                 self.nth += 1;
                 let order = fresh(provider, self.nth);
@@ -173,12 +173,7 @@ impl<'a> Player<'a> {
         order: &str,
         expected: &str,
     ) -> Result<()> {
-        let currency = match provider {
-            Bog | BogToken => "GEL",
-            Moyasar => "SAR",
-            Begateway => "USD",
-            Bbmsl => "HKD",
-        };
+        let (currency, _) = provider.declared().currency;
         let body = json!({
             "provider": cluster(provider),
             "payment": {"id": order},

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{Answer, module};
 use mesh_testbed::{Call, Cluster};
-use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, BogToken, Moyasar};
+use provider_simulator::Provider::{self, Begateway};
 use provider_simulator::orders;
 use serde_json::{Value, json};
 
@@ -18,18 +18,13 @@ pub const FORGED: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJ
 pub const JWKS: &str = r#"{"keys": [{"kty": "oct", "alg": "HS256", "kid": "1", "k": "YSBrZXkgb2YgdGhlc2UgdGVzdHMsIDMyIGJ5dGVzIG9yIG1vcmU"}]}"#;
 
 /// The providers, without BOG's token endpoint.
-pub const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
+pub const FOUR: [Provider; Provider::REFUNDING.len()] = Provider::REFUNDING;
 
 static ORDERS: AtomicU64 = AtomicU64::new(1);
 
 /// A refund of 1.00 of an order that no call was made for yet.
 pub fn fresh(provider: Provider) -> Call {
-    let currency = match provider {
-        Bog | BogToken => "GEL",
-        Moyasar => "SAR",
-        Begateway => "USD",
-        Bbmsl => "HKD",
-    };
+    let (currency, _) = provider.declared().currency;
     let body = json!({
         "provider": gateway_testbed::cluster(provider),
         "payment": {"id": orders::fresh(provider, ORDERS.fetch_add(1, Ordering::Relaxed))},

@@ -1,28 +1,23 @@
 //! `deploy/istio` through `kubectl apply -k`, istiod, Istio's agent and Envoy.
 
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use gateway_testbed::{Answer, PATH, module};
+use gateway_testbed::{PATH, module};
 use mesh_testbed::istio::{Istiod, PORT, Pod, definitions, mount_volumes};
 use mesh_testbed::registry::Registry;
 use mesh_testbed::{Call, Cluster, NAMESPACE, Overlay, raw, wait_for};
-use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, BogToken, Moyasar};
-use provider_simulator::{Fault, orders};
+use provider_simulator::Fault;
+use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, Moyasar};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
-/// Tokens of the example's issuer, signed by HS256 with the key of [`JWKS`]: of `returns`, and of
-/// the same signed with another key.
-const RETURNS: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiJyZXR1cm5zIn0.cB3BrHxICNhY2YKz3aq7h7q7SAlN59eDMOQuDoNR9Og";
-const FORGED: &str = "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ.eyJpc3MiOiJodHRwczovL2xvZ2luLmNvcnAuZXhhbXBsZSIsImF1ZCI6InJlZnVuZHMiLCJzdWIiOiJyZXR1cm5zIn0.j1ESLIGR70F-K7BVSRikNRTSqz7tXqewOSxjgCJqXKI";
-const JWKS: &str = r#"{"keys": [{"kty": "oct", "alg": "HS256", "kid": "1", "k": "YSBrZXkgb2YgdGhlc2UgdGVzdHMsIDMyIGJ5dGVzIG9yIG1vcmU"}]}"#;
-
-/// The providers, without BOG's token endpoint.
-const FOUR: [Provider; 4] = [Bog, Moyasar, Begateway, Bbmsl];
+use crate::calls::{
+    FORGED, FOUR, JWKS, RETURNS, assert_true, booked, fresh, has_series, other_module, received,
+    sent, under_load, user_agent,
+};
 
 /// The mesh that all tests share, one after the other.
 struct Mesh {
@@ -35,7 +30,6 @@ struct Mesh {
 /// It outlives every test, so it cannot be on a test's own runtime.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
 static MESH: LazyLock<Mutex<Option<Mesh>>> = LazyLock::new(Mutex::default);
-static ORDERS: AtomicU64 = AtomicU64::new(1);
 
 /// Runs a test on the mesh, which is as it ships before it. Of one that fails, the dump and the logs
 /// go into the folder that `MESH_KEEP` names.
@@ -58,28 +52,6 @@ fn on_mesh(test: impl AsyncFnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
         }
         result
     })
-}
-
-/// A refund of 1.00 of an order that no call was made for yet.
-fn fresh(provider: Provider) -> Call {
-    let currency = match provider {
-        Bog | BogToken => "GEL",
-        Moyasar => "SAR",
-        Begateway => "USD",
-        Bbmsl => "HKD",
-    };
-    let body = json!({
-        "provider": gateway_testbed::cluster(provider),
-        "payment": {"id": orders::fresh(provider, ORDERS.fetch_add(1, Ordering::Relaxed))},
-        "amount": {"value": "1.00", "currency": currency},
-    });
-    Call::refund(RETURNS, &body)
-}
-
-/// The payment that a call refunds.
-fn payment(call: &Call) -> String {
-    let body: Value = serde_json::from_str(&call.body).expect("a refund");
-    body["payment"]["id"].as_str().expect("an id").to_owned()
 }
 
 /// The example with these tests' issuer, and another application on the same gateway.
@@ -149,39 +121,6 @@ impl Mesh {
         Ok(findings.iter().map(ToString::to_string).collect())
     }
 
-    /// How many calls have come to the providers.
-    fn received(&self) -> u64 {
-        let all = Provider::ALL.into_iter();
-        all.map(|provider| self.cluster.simulators.received(provider))
-            .sum()
-    }
-
-    /// How often this call's payment was refunded.
-    fn booked(&self, provider: Provider, call: &Call) -> usize {
-        let ledger = self.cluster.simulators.ledger(provider);
-        let payment = payment(call);
-        ledger
-            .iter()
-            .filter(|entry| entry.payment == payment)
-            .count()
-    }
-
-    /// How often this call has come to the provider.
-    fn sent(&self, provider: Provider, call: &Call) -> usize {
-        let payment = payment(call);
-        // `order-1` is not `order-10`.
-        let of = |text: &[u8]| {
-            let text = String::from_utf8_lossy(text);
-            let mut rest = text.split(payment.as_str()).skip(1);
-            rest.any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
-        };
-        let requests = self.cluster.simulators.requests(provider);
-        requests
-            .iter()
-            .filter(|exchange| of(&exchange.request.body) || of(exchange.request.path.as_bytes()))
-            .count()
-    }
-
     /// Whether the application beside the refunds answers.
     async fn application_answers(&self) -> Result<()> {
         let status = raw(PORT, "GET", "/anything", "app.corp.example", None).await?;
@@ -199,7 +138,7 @@ fn all_four_providers_refund_and_are_looked_up() -> Result<()> {
             let answer = call.send(PORT).await?;
             let status = if provider == Bog { 202 } else { 200 };
             assert_eq!(answer.status, status, "{provider:?}: {answer:#?}");
-            assert_eq!(mesh.booked(provider, &call), 1, "{provider:?}");
+            assert_eq!(booked(&mesh.cluster, provider, &call), 1, "{provider:?}");
             let look = call.look_up();
             let found = look.send(PORT).await?;
             assert_eq!(found.status, 200, "{provider:?}: {found:#?}");
@@ -227,7 +166,7 @@ fn all_four_providers_refund_and_are_looked_up() -> Result<()> {
 #[test]
 fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
     on_mesh(async |mesh| {
-        let before = mesh.received();
+        let before = received(&mesh.cluster);
         let hosts = [
             "refunds.corp.example",
             "refunds.corp.example:8080",
@@ -281,7 +220,7 @@ fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
                 }
             }
         }
-        assert_eq!(mesh.received(), before);
+        assert_eq!(received(&mesh.cluster), before);
 
         let mut overlay = example()?;
         overlay.provider("moyasar")?["callers"] = json!(["shop"]);
@@ -294,24 +233,12 @@ fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
         wait_for("callers", refused).await?;
         let call = fresh(Begateway);
         assert_eq!(call.send(PORT).await?.status, 200);
-        assert_eq!(mesh.booked(Begateway, &call), 1);
+        assert_eq!(booked(&mesh.cluster, Begateway, &call), 1);
         let logged = || async { mesh.pod.log().contains(r#""caller":"returns""#) };
         wait_for("the caller's name in the access log", logged).await?;
         mesh.apply(example()?).await?;
         mesh.works().await
     })
-}
-
-/// What an answer says must be true: of what is certain, and of what is not said.
-fn assert_true(case: &str, answer: &Answer, booked: usize) {
-    match answer.body["outcome"].as_str() {
-        Some("not_refunded") => assert_eq!(booked, 0, "{case}: {answer:#?}"),
-        Some("unknown") => {}
-        Some(other) => panic!("{case}: {other}"),
-        None if answer.status < 300 => assert_eq!(booked, 1, "{case}: {answer:#?}"),
-        // Envoy's own, which says nothing of the refund.
-        None => assert_eq!(answer.body["status"], Value::Null, "{case}: {answer:#?}"),
-    }
 }
 
 /// Each object that ships: its kind and name, the provider that is called, and a word of what the
@@ -388,7 +315,7 @@ fn without_any_one_object_nothing_is_open_and_no_certain_word_is_false() -> Resu
             let call = fresh(provider);
             let answer = call.send(PORT).await?;
             println!("{case}: {} {}", answer.status, answer.text);
-            assert_true(&case, &answer, mesh.booked(provider, &call));
+            assert_true(&case, &answer, booked(&mesh.cluster, provider, &call));
             for token in [None, Some(FORGED)] {
                 let call = Call {
                     token,
@@ -396,14 +323,14 @@ fn without_any_one_object_nothing_is_open_and_no_certain_word_is_false() -> Resu
                 };
                 let answer = call.send(PORT).await?;
                 assert!(answer.status >= 300, "{case}: {answer:#?}");
-                assert_eq!(mesh.sent(provider, &call), 0, "{case}");
+                assert_eq!(sent(&mesh.cluster, provider, &call), 0, "{case}");
             }
-            let before = mesh.received();
+            let before = received(&mesh.cluster);
             for host in ["pg.moyasar.com", "api.bog.ge", "other.example"] {
                 let status = raw(PORT, "POST", "/v1/orders/1/refund", host, Some(RETURNS)).await?;
                 assert_eq!(status, 404, "{case}: {host}");
             }
-            assert_eq!(mesh.received(), before, "{case}");
+            assert_eq!(received(&mesh.cluster), before, "{case}");
             mesh.application_answers().await?;
             mesh.apply(example()?).await?;
             mesh.works().await.with_context(|| case)?;
@@ -421,67 +348,6 @@ impl Mesh {
             _ => !dump.contains("ns[refunds]-policy[refunds]"),
         })
     }
-
-    /// Calls at 20 a second while `change` goes on, and until `done` after it. Every call is
-    /// answered, made again under its key where its connection broke, and booked once.
-    async fn under_load(&self, change: impl AsyncFnOnce() -> Result<()>) -> Result<usize> {
-        static STOP: AtomicBool = AtomicBool::new(false);
-        STOP.store(false, Ordering::Relaxed);
-        let load = tokio::spawn(async {
-            let mut calls = Vec::new();
-            let mut tick = tokio::time::interval(Duration::from_millis(50));
-            while !STOP.load(Ordering::Relaxed) {
-                tick.tick().await;
-                calls.push(tokio::spawn(async {
-                    let call = fresh(Begateway);
-                    let mut answer = call.send(PORT).await;
-                    for _ in 0..40 {
-                        if answer.is_ok() {
-                            break;
-                        }
-                        tokio::time::sleep(Duration::from_millis(250)).await;
-                        answer = call.send(PORT).await;
-                    }
-                    (call, answer)
-                }));
-            }
-            calls
-        });
-        let result = change().await;
-        STOP.store(true, Ordering::Relaxed);
-        let calls = load.await?;
-        result?;
-        let count = calls.len();
-        for call in calls {
-            let (call, answer) = call.await?;
-            let answer = answer?;
-            assert_eq!(answer.status, 200, "{answer:#?}");
-            assert_eq!(self.booked(Begateway, &call), 1, "{call:?}");
-        }
-        Ok(count)
-    }
-
-    /// The user agent of the last call to beGateway.
-    fn user_agent(&self) -> String {
-        let last = self.cluster.simulators.last_request(Begateway);
-        let last = last.expect("a request");
-        let agents: Vec<_> = last.headers_named("user-agent").collect();
-        String::from_utf8_lossy(&agents.concat()).into_owned()
-    }
-
-    /// The module of another version: its user agent alone is another.
-    fn other_module(&self, version: &str) -> Result<std::path::PathBuf> {
-        let mut bytes = std::fs::read(module()?)?;
-        let known = concat!("refund-filter/", env!("CARGO_PKG_VERSION")).as_bytes();
-        let new = format!("refund-filter/{version}");
-        ensure!(new.len() == known.len());
-        let at = bytes.windows(known.len()).position(|part| part == known);
-        let at = at.context("the module has no user agent")?;
-        bytes[at..at + known.len()].copy_from_slice(new.as_bytes());
-        let path = self.cluster.file("other.wasm");
-        std::fs::write(&path, bytes)?;
-        Ok(path)
-    }
 }
 
 #[test]
@@ -493,25 +359,22 @@ fn a_configuration_a_key_and_an_image_are_changed_under_calls() -> Result<()> {
 
         let mesh_ref: &Mesh = mesh;
         counts.push(
-            mesh_ref
-                .under_load(async || {
-                    let mut overlay = example()?;
-                    overlay.provider("begateway")?["default_reason"] = json!("changed");
-                    mesh_ref.apply(overlay).await?;
-                    wait_for("the new configuration", || async {
-                        let last = mesh_ref.cluster.simulators.last_request(Begateway);
-                        last.is_some_and(|last| {
-                            String::from_utf8_lossy(&last.body).contains("changed")
-                        })
-                    })
-                    .await
+            under_load(&mesh_ref.cluster, PORT, async || {
+                let mut overlay = example()?;
+                overlay.provider("begateway")?["default_reason"] = json!("changed");
+                mesh_ref.apply(overlay).await?;
+                wait_for("the new configuration", || async {
+                    let last = mesh_ref.cluster.simulators.last_request(Begateway);
+                    last.is_some_and(|last| String::from_utf8_lossy(&last.body).contains("changed"))
                 })
-                .await?,
+                .await
+            })
+            .await?,
         );
         let again = remembered.send(PORT).await?;
         assert_eq!(again.status, 200, "{again:#?}");
         assert_eq!(
-            mesh.sent(Begateway, &remembered),
+            sent(&mesh.cluster, Begateway, &remembered),
             1,
             "the guard forgot with a configuration"
         );
@@ -519,47 +382,45 @@ fn a_configuration_a_key_and_an_image_are_changed_under_calls() -> Result<()> {
         let mesh_ref: &Mesh = mesh;
         let uses = mesh_ref.cluster.simulators.uses(Begateway)[1];
         counts.push(
-            mesh_ref
-                .under_load(async || {
-                    mesh_ref
-                        .cluster
-                        .put_secrets(&mesh_ref.cluster.secrets[1])
-                        .await?;
-                    mount_volumes(&mesh_ref.cluster, &module()?).await?;
-                    wait_for("the new key", || async {
-                        mesh_ref.cluster.simulators.uses(Begateway)[1] > uses
-                    })
-                    .await
+            under_load(&mesh_ref.cluster, PORT, async || {
+                mesh_ref
+                    .cluster
+                    .put_secrets(&mesh_ref.cluster.secrets[1])
+                    .await?;
+                mount_volumes(&mesh_ref.cluster, &module()?).await?;
+                wait_for("the new key", || async {
+                    mesh_ref.cluster.simulators.uses(Begateway)[1] > uses
                 })
-                .await?,
+                .await
+            })
+            .await?,
         );
-        assert_eq!(mesh.sent(Begateway, &remembered), 1);
+        assert_eq!(sent(&mesh.cluster, Begateway, &remembered), 1);
         mesh.cluster.simulators.revoke(Begateway, 0);
         mesh.works().await?;
         let again = remembered.send(PORT).await?;
         assert_eq!(again.status, 200, "{again:#?}");
         assert_eq!(
-            mesh.sent(Begateway, &remembered),
+            sent(&mesh.cluster, Begateway, &remembered),
             1,
             "the guard forgot with a key"
         );
 
         // A new image is a rollout: a new pod, then the old one goes.
-        let other = mesh.other_module("9.9.9")?;
+        let other = other_module(&mesh.cluster, "9.9.9")?;
         mesh.pods += 1;
         let new = Pod::start(&mesh.cluster, &other, mesh.pods).await?;
         let old = std::mem::replace(&mut mesh.pod, new);
         let mesh_ref: &Mesh = mesh;
         counts.push(
-            mesh_ref
-                .under_load(async || {
-                    old.terminate().await?;
-                    wait_for("the new image", || async {
-                        mesh_ref.user_agent() == "refund-filter/9.9.9"
-                    })
-                    .await
+            under_load(&mesh_ref.cluster, PORT, async || {
+                old.terminate().await?;
+                wait_for("the new image", || async {
+                    user_agent(&mesh_ref.cluster, Begateway) == "refund-filter/9.9.9"
                 })
-                .await?,
+                .await
+            })
+            .await?,
         );
         println!("booked once each: {counts:?} calls (configuration, key, image)");
         mesh.restore().await
@@ -585,15 +446,15 @@ fn a_call_in_flight_ends_in_its_answer_while_its_pod_goes() -> Result<()> {
             .simulators
             .next_fault(Begateway, Fault::DelayReply(Duration::from_secs(2)));
         let call = fresh(Begateway);
-        let sent = call.clone();
-        let answer = tokio::spawn(async move { sent.send(PORT).await });
-        let arrived = || async { mesh.sent(Begateway, &call) == 1 };
+        let same = call.clone();
+        let answer = tokio::spawn(async move { same.send(PORT).await });
+        let arrived = || async { sent(&mesh.cluster, Begateway, &call) == 1 };
         wait_for("the call at the provider", arrived).await?;
         let new = Pod::start(&mesh.cluster, &module()?, mesh.pods).await?;
         std::mem::replace(&mut mesh.pod, new).terminate().await?;
         let answer = answer.await??;
         assert_eq!(answer.status, 200, "{answer:#?}");
-        assert_eq!(mesh.booked(Begateway, &call), 1);
+        assert_eq!(booked(&mesh.cluster, Begateway, &call), 1);
         mesh.works().await
     })
 }
@@ -657,23 +518,6 @@ fn figures_log_and_problems_are_as_the_contract_says() -> Result<()> {
     })
 }
 
-/// Whether a refund that succeeded is counted with its labels, whatever their order.
-fn has_series(figures: &str) -> bool {
-    figures.lines().any(|line| {
-        line.starts_with("refund_calls_total{")
-            && [
-                r#"provider="begateway""#,
-                r#"kind="refund""#,
-                r#"outcome="succeeded""#,
-                r#"code="none""#,
-                r#"replayed="false""#,
-            ]
-            .iter()
-            .all(|label| line.contains(label))
-            && !line.ends_with(" 0")
-    })
-}
-
 /// The example with the module pulled from a registry.
 fn pulled(image: &str) -> Result<Overlay> {
     let mut overlay = example()?;
@@ -689,7 +533,7 @@ fn a_pulled_image_is_changed_under_calls_and_one_that_cannot_be_had_stops_refund
         let registry = Registry::start(&mesh.cluster).await?;
         let first = registry.push(&mesh.cluster, &module()?).await?;
         let second = registry
-            .push(&mesh.cluster, &mesh.other_module("9.9.9")?)
+            .push(&mesh.cluster, &other_module(&mesh.cluster, "9.9.9")?)
             .await?;
         assert_ne!(first, second);
         mesh.apply(pulled(&first)?).await?;
@@ -704,19 +548,18 @@ fn a_pulled_image_is_changed_under_calls_and_one_that_cannot_be_had_stops_refund
         let remembered = fresh(Begateway);
         assert_eq!(remembered.send(PORT).await?.status, 200);
         let mesh_ref: &Mesh = mesh;
-        let count = mesh_ref
-            .under_load(async || {
-                mesh_ref.apply(pulled(&second)?).await?;
-                wait_for("the new image", || async {
-                    mesh_ref.user_agent() == "refund-filter/9.9.9"
-                })
-                .await
+        let count = under_load(&mesh_ref.cluster, PORT, async || {
+            mesh_ref.apply(pulled(&second)?).await?;
+            wait_for("the new image", || async {
+                user_agent(&mesh_ref.cluster, Begateway) == "refund-filter/9.9.9"
             })
-            .await?;
+            .await
+        })
+        .await?;
         println!("booked once each: {count} calls (pulled image)");
         assert_eq!(remembered.send(PORT).await?.status, 200);
         assert_eq!(
-            mesh.sent(Begateway, &remembered),
+            sent(&mesh.cluster, Begateway, &remembered),
             1,
             "the guard forgot with an image"
         );
@@ -730,7 +573,7 @@ fn a_pulled_image_is_changed_under_calls_and_one_that_cannot_be_had_stops_refund
             answer.is_ok_and(|answer| answer.body["code"] == "access-denied")
         };
         wait_for("the refusal", shut).await?;
-        let before = mesh.received();
+        let before = received(&mesh.cluster);
         for provider in FOUR {
             let answer = fresh(provider).send(PORT).await?;
             assert_eq!(
@@ -739,7 +582,7 @@ fn a_pulled_image_is_changed_under_calls_and_one_that_cannot_be_had_stops_refund
                 "{answer:#?}"
             );
         }
-        assert_eq!(mesh.received(), before);
+        assert_eq!(received(&mesh.cluster), before);
         mesh.application_answers().await?;
         let findings = mesh.doctor().await?;
         assert!(
