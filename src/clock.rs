@@ -64,6 +64,17 @@ impl Resend {
         }
     }
 
+    /// The same by a steady clock that shows so many milliseconds more. What is told to callers stays.
+    pub fn moved(self, milliseconds: i64) -> Self {
+        match self {
+            Resend::Until(end) => Resend::Until(Now {
+                steady_ms: end.steady_ms.saturating_add(milliseconds),
+                ..end
+            }),
+            Resend::Never | Resend::Always => self,
+        }
+    }
+
     /// The one that ends earlier.
     pub fn earlier(self, other: Self) -> Self {
         match (self, other) {

@@ -15,6 +15,10 @@ use crate::reader::{Object, Reader, list};
 use crate::signing::{KeyRing, SignerChoice, Signing};
 pub use crate::url::Url;
 
+mod shared_memory;
+
+pub use shared_memory::SharedMemory;
+
 /// How long a send may still arrive where the configuration does not say, in seconds.
 const DEFAULT_SETTLE_SECONDS: u32 = 300;
 
@@ -31,6 +35,8 @@ pub struct Config {
     pub secret_headers: Vec<String>,
     /// What is remembered of idempotency keys.
     pub guard: GuardSettings,
+    /// The store in which gateways remember keys together; none: each remembers for itself.
+    pub memory: Option<Rc<SharedMemory>>,
     /// Where Envoy says who calls; none: callers are not told apart.
     pub caller: Option<CallerSource>,
     /// Whether the plugin lists what is open, and does nothing else.
@@ -195,6 +201,13 @@ impl Reader<'_> {
             Some(node) => self.guard(node),
             None => Some(GuardSettings::default()),
         };
+        let memory = match object.take("memory") {
+            Some(node) => self.shared_memory(node).map(Some),
+            None => Some(None),
+        };
+        if matches!(memory, Some(Some(_))) && guard.is_some_and(|guard| !guard.is_on()) {
+            self.fault("/memory", "The guard is off: there is nothing to share.");
+        }
         self.refuse_the_rest(object);
         let providers = providers?;
         if providers.members().is_empty() && !open_list {
@@ -221,6 +234,7 @@ impl Reader<'_> {
             path: path?,
             secret_headers: mem::take(&mut self.secret_headers),
             guard: guard?,
+            memory: memory?.map(Rc::new),
             caller: caller?,
             open_list,
             providers: entries,

@@ -40,7 +40,7 @@ pub use answer::{Alarm, Answer, Settlement};
 pub use caller::unreadable_call;
 pub use callout::{Callout, CalloutRequest, Environment};
 pub use conclusion::Conclusion;
-pub use inquiry::Inquiry;
+pub use inquiry::{Inquiry, Named};
 pub use open_list::open_list;
 pub use reading::{MAX_BODY, Opening, Reading, open};
 pub use reply::{ReplyHead, Replying, Sent, retry_after};
@@ -61,6 +61,10 @@ pub enum Step {
     Answered(Answer),
     /// Its body is being read.
     Reading(Reading),
+    /// It waits for the word of the memory that gateways share: on its key.
+    Claiming(Box<Accepted>),
+    /// The same, on what its payment is called besides.
+    Naming(Box<Named>),
     /// It waits for a bearer token.
     Waiting(Box<Waiting>),
     /// It waits for the answer to a call of the gateway's own.
@@ -80,6 +84,8 @@ impl Step {
         match self {
             Step::Answered(answer) => answer,
             Step::Reading(reading) => reading.local_reply(reply, earlier),
+            Step::Claiming(accepted) => accepted.local_reply(reply),
+            Step::Naming(named) => named.local_reply(reply),
             Step::Waiting(waiting) => waiting.local_reply(reply),
             Step::Calling(callout) => callout.local_reply(reply),
             Step::Leaving(dispatch) => dispatch.sent.local_reply(reply),

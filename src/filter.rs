@@ -6,22 +6,22 @@ use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 
 use crate::host::envoy::Envoy;
-use crate::worker::{Flow, Metrics, Stream, Worker};
+use crate::worker::{Flow, Stream, Vm, Worker};
 
 mod start {
     #![allow(missing_docs, reason = "the SDK's macro writes a function without any")]
-    use super::{Envoy, Rc, Root, VM_METRICS, Worker};
+    use super::{Envoy, Rc, Root, VM, Worker};
 
     proxy_wasm::main! {{
         proxy_wasm::set_root_context(|id| {
-            let metrics = VM_METRICS.with(Rc::clone);
-            Box::new(Root(Rc::new(Worker::new(Rc::new(Envoy), id, metrics))))
+            let vm = VM.with(Rc::clone);
+            Box::new(Root(Rc::new(Worker::new(Rc::new(Envoy), id, vm))))
         });
     }}
 }
 
 thread_local! {
-    static VM_METRICS: Rc<Metrics> = Rc::default();
+    static VM: Rc<Vm> = Rc::default();
 }
 
 /// The plugin in one worker.

@@ -21,10 +21,12 @@ use crate::problem::Retry;
 mod bucket;
 mod open;
 mod payments;
+mod store;
 
 pub use bucket::{Bucket, Found};
 pub use open::{MAX_LISTED, Open, OpenRefunds, OpenState};
 pub use payments::{PaymentBucket, PaymentFound};
+pub use store::{Attempt, StoreView, Unreadable, Verdict};
 
 /// The largest body of an answer that is kept, in bytes: the caller's names at their longest, escaped, and the provider's words.
 pub const MAX_ANSWER: usize = 10 * 1024;
@@ -106,6 +108,9 @@ const WAYS: u32 = 16;
 /// The name of the record that holds the [`Table`], and the beginning of all others.
 const RECORD: &str = "refund.guard.4";
 
+/// The beginning of a payment's name in a store.
+const NAME_OF_PAYMENT: &str = "payment:";
+
 /// What is the same for all workers, and for all configurations that follow one another in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Table {
@@ -116,9 +121,21 @@ pub struct Table {
     salt: [u8; 16],
     /// Since when keys are remembered, by the steady clock.
     pub since_ms: i64,
+    /// Whether it is a store's, where each key has a bucket of its own.
+    of_store: bool,
 }
 
 impl Table {
+    /// A store that gateways share.
+    fn of_store(since_ms: i64) -> Self {
+        Table {
+            entries: 1,
+            salt: [0; 16],
+            since_ms,
+            of_store: true,
+        }
+    }
+
     /// The table in this memory; a new one where there is none yet.
     pub fn open(
         memory: &dyn Memory,
@@ -132,6 +149,7 @@ impl Table {
             entries,
             salt,
             since_ms: now.steady_ms,
+            of_store: false,
         };
         swap(memory, RECORD, |bytes| match Table::decode(bytes) {
             Some(table) => (table, None),
@@ -156,16 +174,23 @@ impl Table {
             entries: u32::from_le_bytes(*entries),
             salt: *salt,
             since_ms: i64::from_le_bytes(rest.try_into().ok()?),
+            of_store: false,
         })
     }
 
     /// The name of the bucket of a key.
     pub fn record(&self, key: &Digest) -> String {
+        if self.of_store {
+            return key.hex();
+        }
         format!("{RECORD}.{}", self.bucket(key))
     }
 
     /// The name of the bucket of a payment.
     fn payment_record(&self, name: &Digest) -> String {
+        if self.of_store {
+            return format!("{NAME_OF_PAYMENT}{}", name.hex());
+        }
         format!("{RECORD}.payment.{}", self.bucket(name))
     }
 
@@ -238,7 +263,7 @@ impl Guard<'_> {
                 fresh,
             }) => {
                 if let Some(way) = fresh {
-                    self.note(&record, way, question, now);
+                    self.note(&record, way, &question.key, &question.note, now);
                 }
                 let ticket = Ticket {
                     key: question.key,
@@ -382,6 +407,21 @@ impl Guard<'_> {
         }
     }
 
+    /// Gives a key back, and its payment, that a call has claimed or may have: of which nothing was sent.
+    pub fn release(&self, question: &Question, lease: u64, now: Now) {
+        let known = self.recall(&question.key, now).known;
+        if let Some(known) = known.filter(|known| known.in_flight && known.lease == lease) {
+            let ticket = Ticket {
+                key: question.key,
+                lease,
+                resend: question.resend,
+                payment: question.payment.clone(),
+                open_before: known.past.is_open(),
+            };
+            self.settle(&ticket, &Settled::without_answer(End::NotSent), now);
+        }
+    }
+
     /// What is remembered for a look-up of the refund under this key. It takes nothing.
     fn recall(&self, key: &Digest, now: Now) -> Recollection {
         let record = self.table.record(key);
@@ -482,7 +522,11 @@ impl Guard<'_> {
         let answer = StoredAnswer {
             status,
             id: settled.id.map(str::to_owned).or(known),
-            body: body.to_owned(),
+            body: if self.table.of_store {
+                store::without_the_calls_own(status, body)
+            } else {
+                body.to_owned()
+            },
         };
         answer
             .encode(&ticket.key)
@@ -690,6 +734,10 @@ pub enum Claim {
         /// Whether that one has not ended.
         is_open: bool,
     },
+    /// The store that gateways share cannot be asked: this is the word of the process alone.
+    Alone(Box<Claim>),
+    /// The same, and the process's own word is not enough. Or a look-up asks, to which it says nothing.
+    Unavailable,
     /// Nothing is claimed: this is a look-up, and this is what is remembered of the key that it names.
     Recalled(Box<Recollection>),
     /// The same call has been answered, and is not sent again.

@@ -62,6 +62,9 @@ pub trait Host: Memory {
     /// Lets a paused request go on.
     fn resume_request(&self) -> Result<(), Refused>;
 
+    /// Lets a paused response go on.
+    fn resume_response(&self) -> Result<(), Refused>;
+
     /// Makes the calls after this one speak of another context; an error where that context is
     /// gone.
     fn set_effective_context(&self, context: u32) -> Result<(), Refused>;
@@ -72,7 +75,7 @@ pub trait Host: Memory {
         &self,
         cluster: &str,
         headers: &Headers<'_>,
-        body: &str,
+        body: &[u8],
         timeout_ms: u32,
     ) -> Option<u32>;
 

@@ -43,6 +43,7 @@ pub mod money;
 pub mod problem;
 pub mod provider;
 pub mod reader;
+pub mod redis;
 pub mod refund;
 mod registry;
 pub mod rsa_key;

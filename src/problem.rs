@@ -69,6 +69,8 @@ pub enum Code {
     ProviderReplyMismatch,
     /// No usable signing key, or the signer failed.
     SigningUnavailable,
+    /// The memory that gateways share cannot be asked, and this provider has no keys of its own.
+    MemoryUnavailable,
     /// The gateway itself failed, or has no route.
     GatewayError,
 }
@@ -80,7 +82,7 @@ impl Code {
     }
 
     /// All of them.
-    pub const ALL: [Code; 32] = [
+    pub const ALL: [Code; 33] = [
         Code::BadRequest,
         Code::MethodNotAllowed,
         Code::UnsupportedMediaType,
@@ -112,6 +114,7 @@ impl Code {
         Code::ProviderReplyUnreadable,
         Code::ProviderReplyMismatch,
         Code::SigningUnavailable,
+        Code::MemoryUnavailable,
         Code::GatewayError,
     ];
 
@@ -240,6 +243,11 @@ impl Code {
                 "signing-unavailable",
                 503,
                 "The request could not be signed",
+            ),
+            Code::MemoryUnavailable => (
+                "memory-unavailable",
+                503,
+                "The gateways' memory cannot be asked",
             ),
             Code::GatewayError => ("gateway-error", 500, "The gateway failed"),
         }

@@ -49,6 +49,11 @@ impl<'a, V> Object<'a, V> {
         index.map(|index| self.members.swap_remove(index).1)
     }
 
+    /// Whether a member of this name is there and not taken.
+    pub fn peek(&self, name: &str) -> bool {
+        self.members.iter().any(|(known, _)| known == name)
+    }
+
     /// Whether a member of this name was there to be taken.
     pub fn had(&self, name: &'static str) -> bool {
         self.asked.contains(&(name, true))

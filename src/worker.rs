@@ -15,20 +15,22 @@ use crate::guard::{Digest, Fill, Table};
 use crate::host::{Buffer, Host, Level, Metric};
 use crate::memory::swap;
 use crate::problem::Fault;
+use crate::secret::{Secret, SecretSource};
 use crate::signing::{SignerChoice, Signing, Told};
 
 mod figures;
 mod guarding;
 mod misrouted;
+mod sharing;
 mod signer;
 mod stream;
 mod telemetry;
 mod tokens;
 
 pub use figures::{Kind, Said, Series};
+use sharing::{Errand, Unsettled};
 pub use stream::{Flow, Stream};
-pub use telemetry::Metrics;
-use telemetry::configurations;
+use telemetry::{Metrics, configurations};
 use tokens::{Fetch, Looks};
 
 /// How soon a fetch that a stream has asked for begins, in milliseconds.
@@ -60,7 +62,7 @@ pub struct Worker {
     /// The root is done: another configuration has taken its place, and only its own streams are
     /// left.
     closing: Cell<bool>,
-    metrics: Rc<Metrics>,
+    vm: Rc<Vm>,
     /// When the gauges were last set, by the steady clock.
     gauges_ms: Cell<i64>,
     /// What the guard remembers: the last whole count, and the one that is under way.
@@ -78,6 +80,17 @@ pub struct Worker {
     /// What OpenBao has told of its public keys, by provider, and until when it is not asked again,
     /// by the steady clock.
     told: RefCell<BTreeMap<String, (Told, i64)>>,
+    /// What the clock of the store that gateways share shows more than the steady one, in milliseconds; none until it was told.
+    store_ahead_ms: Cell<Option<i64>>,
+    /// Its password, as it was last brought.
+    memory_password: RefCell<Option<Secret>>,
+}
+
+/// What the roots of one VM share, one after the other with each configuration.
+#[derive(Default)]
+pub struct Vm {
+    metrics: Metrics,
+    unsettled: Unsettled,
 }
 
 /// A call of the filter's own, by what waits for it.
@@ -86,11 +99,13 @@ enum PendingCall {
     Token(Fetch),
     /// One stream.
     Stream(Rc<Stream>),
+    /// What is asked of the store that gateways share.
+    Memory(Box<Errand>),
 }
 
 impl Worker {
-    /// A worker without a configuration, whose root context has this id. `metrics` are its VM's.
-    pub fn new(host: Rc<dyn Host>, root: u32, metrics: Rc<Metrics>) -> Self {
+    /// A worker without a configuration, whose root context has this id, in this VM.
+    pub fn new(host: Rc<dyn Host>, root: u32, vm: Rc<Vm>) -> Self {
         Worker {
             host,
             root,
@@ -102,7 +117,7 @@ impl Worker {
             calls: RefCell::default(),
             tick_ms: Cell::default(),
             closing: Cell::default(),
-            metrics,
+            vm,
             gauges_ms: Cell::default(),
             counted: RefCell::default(),
             counting: RefCell::default(),
@@ -111,6 +126,8 @@ impl Worker {
             bodies_come: Cell::default(),
             table: Cell::default(),
             told: RefCell::default(),
+            store_ahead_ms: Cell::default(),
+            memory_password: RefCell::default(),
         }
     }
 
@@ -157,6 +174,13 @@ impl Worker {
             self.table(config.guard.entries);
         }
         self.define_series(config);
+        let password = config
+            .memory
+            .as_ref()
+            .and_then(|memory| memory.password.as_ref());
+        if let Some(SecretSource::Here(password)) = password {
+            self.learn_password(Some(password.clone()));
+        }
         self.gauges_ms.set(self.host.now().steady_ms);
         self.set_tick(self.idle_tick_ms());
     }
@@ -234,6 +258,7 @@ impl Worker {
         self.act_as_root(|| {
             self.set_gauges_in_time();
             self.start_fetches();
+            self.repeat();
             let (now, mut looks) = (self.host.now(), Looks::new());
             for stream in self.watched() {
                 stream.look_after(now, &mut looks);
@@ -242,7 +267,7 @@ impl Worker {
             self.start_fetches();
         });
         let watched = self.watched.borrow();
-        self.set_tick(if watched.is_empty() {
+        self.set_tick(if watched.is_empty() && !self.has_unsettled() {
             self.idle_tick_ms()
         } else if watched.values().any(|stream| stream.waits()) {
             TICK_TOKEN_MS
@@ -262,6 +287,7 @@ impl Worker {
         match pending {
             Some(PendingCall::Token(fetch)) => self.fetched(&fetch, came),
             Some(PendingCall::Stream(stream)) => stream.call_ended(came),
+            Some(PendingCall::Memory(errand)) => self.memory_answered(errand, came),
             None => {}
         }
     }
@@ -271,6 +297,7 @@ impl Worker {
     pub fn close(&self) {
         self.closing.set(true);
         self.set_gauges();
+        self.give_errands_back();
         if self.watched.borrow().is_empty() {
             self.set_tick(0);
             self.give_fetches_back();

@@ -5,8 +5,10 @@ use std::rc::Rc;
 use super::answer::answer;
 use super::call::{Call, Task};
 use super::caller::Caller;
-use super::sentences::{gateway_error, payment_has_refund, provider_off};
-use super::{Answer, Step, looked_up};
+use super::sentences::{
+    gateway_error, memory_unavailable, nothing_left, payment_has_refund, provider_off,
+};
+use super::{Answer, LocalReply, Step, looked_up};
 use crate::clock::{Now, Resend};
 use crate::config::ProviderEntry;
 use crate::guard::{Asks, Claim, Digest, End, Standing, StoredAnswer};
@@ -14,8 +16,13 @@ use crate::json::{Json, Node};
 use crate::problem::{Code, Problem, Retry};
 use crate::provider::Names;
 use crate::refund::Status;
-use crate::secret::{Carried, Secret};
+use crate::secret::{Carried, Secret, SecretSource};
 use crate::signing::Signer;
+
+/// Why nobody knows of earlier sends under a key.
+const NO_ROOM: &str = "The gateway has no room to remember this key, so it cannot tell whether an earlier send was the refund.";
+const ALONE: &str = "The memory that the gateways share could not be asked, so it is not known whether another one's send was the \
+                     refund.";
 
 /// A call without a fault, before anything is done for it.
 #[derive(Debug)]
@@ -66,8 +73,18 @@ impl Accepted {
         let idempotency = self.entry.dialect.capabilities().idempotency;
         let mut resend = idempotency.resend(self.caller.came, self.entry.settle_ms);
         let mut past = None;
+        let (claim, alone) = match claim {
+            Claim::Alone(claim) => (*claim, true),
+            claim => (claim, false),
+        };
+        let unread = matches!(claim, Claim::Unavailable);
         match claim {
             Claim::Unguarded => {}
+            Claim::Unavailable | Claim::Alone(_) => {
+                if matches!(self.task, Task::Refund(..)) {
+                    return Step::Answered(self.not_sent(memory_unavailable()));
+                }
+            }
             Claim::Recalled(recollection) => {
                 if let Task::LookUp(wanted, _) = &mut self.task {
                     recollection.add_to(wanted, &self.entry);
@@ -76,7 +93,7 @@ impl Accepted {
             }
             // The provider's own key holds; without one nothing would.
             Claim::NoRoom if resend != Resend::Never => {
-                self.caller.unremembered = true;
+                self.caller.unremembered = Some(NO_ROOM);
                 self.caller.standing = Some(Standing { resend });
             }
             Claim::NoRoom => {
@@ -124,6 +141,10 @@ impl Accepted {
                 );
             }
         }
+        if alone {
+            self.caller.unremembered = Some(ALONE);
+            self.caller.standing.get_or_insert(Standing { resend });
+        }
         // Only now: what was answered before under this key is told again.
         if self.entry.is_off && matches!(self.task, Task::Refund(..)) {
             return Step::Answered(self.not_sent(provider_off()));
@@ -139,6 +160,7 @@ impl Accepted {
             task: self.task,
             resend,
             past,
+            unread,
             preview: self.preview,
             secrets: Rc::clone(&secrets),
             token: None,
@@ -156,6 +178,39 @@ impl Accepted {
             problem.retry_until = standing.resend.retry_until();
         }
         Step::Answered(self.not_sent(problem))
+    }
+
+    /// Whether this provider's own keys keep a second send from being a second refund, whatever the gateway remembers.
+    pub fn has_keys(&self) -> bool {
+        let idempotency = self.entry.dialect.capabilities().idempotency;
+        idempotency.resend(self.caller.came, self.entry.settle_ms) != Resend::Never
+    }
+
+    /// The configured provider.
+    pub fn entry(&self) -> &Rc<ProviderEntry> {
+        &self.entry
+    }
+
+    /// A secret as the call brings it, if it does.
+    pub fn secret(
+        &self,
+        source: &SecretSource,
+        filter_state: &dyn Fn(&str) -> Option<Vec<u8>>,
+    ) -> Option<Secret> {
+        let carried = Carried {
+            headers: &self.secrets,
+            filter_state,
+        };
+        source.resolve(&carried).ok()
+    }
+
+    /// The answer in place of Envoy's own while the gateways' memory is asked. Nothing was sent, and what was sent before is not
+    /// known.
+    pub fn local_reply(mut self, reply: LocalReply<'_>) -> Answer {
+        let resend = self.entry.dialect.capabilities().idempotency;
+        let resend = resend.resend(self.caller.came, self.entry.settle_ms);
+        self.caller.standing = Some(Standing { resend });
+        self.not_sent(nothing_left(reply, Some(&self.entry.base_url.authority)))
     }
 
     fn not_sent(&self, problem: Problem) -> Answer {

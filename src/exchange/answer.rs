@@ -99,9 +99,23 @@ impl Answer {
         Some("late")
     }
 
-    /// Says no more than is known where the key has become another call's in the meantime: what this call did not refund,
-    /// that one may have.
-    fn disown(&mut self, now: Now) {
+    /// The key that it settles, or that its look-up named.
+    pub fn key(&self) -> Option<Digest> {
+        let settled = self.settles.as_ref().map(|settles| settles.ticket.key);
+        settled.or_else(|| Some(self.concludes.as_ref()?.key))
+    }
+
+    /// Says no more than is known where what a look-up has found out could not be stored: another call may have been sent since.
+    pub fn not_concluded(&mut self) {
+        let conclusion = self.concludes.take();
+        if let Some(otherwise) = conclusion.and_then(|conclusion| conclusion.otherwise) {
+            self.become_problem(&otherwise);
+        }
+    }
+
+    /// Says no more than is known where the key has become another call's in the meantime, or may have: what this call did not
+    /// refund, that one may have.
+    pub fn disown(&mut self, now: Now) {
         let Some(Settlement {
             ticket,
             problem: Some(problem),

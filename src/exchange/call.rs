@@ -58,6 +58,8 @@ pub(super) struct Call {
     /// What the guard remembers of the refund that is looked up; none where none was named by its
     /// key.
     pub(super) past: Option<Box<Recollection>>,
+    /// Whether that could not be asked for: the memory that the gateways share did not answer.
+    pub(super) unread: bool,
     /// Whether it is only to be shown what would be sent.
     pub(super) preview: bool,
     /// Until when a second send cannot refund twice, counted from the first.

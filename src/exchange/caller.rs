@@ -28,8 +28,8 @@ pub(super) struct Caller {
     pub(super) name: Option<CallerName>,
     /// What is known of earlier sends under the key.
     pub(super) standing: Option<Standing>,
-    /// Whether the guard had no room for the key: then nobody knows of earlier sends under it.
-    pub(super) unremembered: bool,
+    /// Why nobody knows of earlier sends under the key, where it is so: a sentence.
+    pub(super) unremembered: Option<&'static str>,
     /// That the key is this call's.
     pub(super) ticket: Option<Ticket>,
 }
@@ -48,7 +48,7 @@ impl Caller {
             came,
             name: None,
             standing: None,
-            unremembered: false,
+            unremembered: None,
             ticket: None,
         }
     }
@@ -136,7 +136,7 @@ pub fn unreadable_call() -> Answer {
         },
         name: None,
         standing: None,
-        unremembered: false,
+        unremembered: None,
         ticket: None,
     };
     let sentence = "Nothing was sent: the gateway cannot read the call.";

@@ -45,8 +45,10 @@ pub struct Environment<'a> {
     pub signer: &'a mut dyn Signer,
     /// Reads Envoy's filter state.
     pub filter_state: &'a dyn Fn(&str) -> Option<Vec<u8>>,
-    /// The guard, where it is on.
+    /// The guard in the process's own memory, where it is on.
     pub guard: Option<&'a Guard<'a>>,
+    /// Whether gateways share one: then a payment is not taken in the process's own.
+    pub shares: bool,
     /// What is remembered of OpenBao's public keys.
     pub public_keys: &'a dyn PublicKeys,
 }

@@ -7,14 +7,14 @@ use std::rc::Rc;
 use super::call::{Call, Task};
 use super::sending::Via;
 use super::sentences::{
-    gateway_error, of_refusal, over_limit, payment_has_refund, unreachable_provider,
+    gateway_error, memory_unavailable, nothing_left, of_refusal, over_limit, payment_has_refund,
+    unreachable_provider,
 };
-use super::{Answer, CalloutRequest, Environment, ReplyHead, Sent, Step};
-use crate::clock::Now;
-use crate::guard::{Claim, End, Guard};
+use super::{Answer, CalloutRequest, Environment, LocalReply, ReplyHead, Sent, Step};
+use crate::guard::{Claim, Digest, End, Ticket};
 use crate::headers::Headers;
 use crate::problem::{Code, Problem, Retry};
-use crate::provider::{Doubt, Look, Names, ProviderMessage, Refunds, Shown};
+use crate::provider::{Doubt, Look, Names, ProviderMessage, ProviderRequest, Refunds, Shown};
 use crate::refund::{Amount, Refund};
 use crate::secret::Carried;
 
@@ -105,21 +105,21 @@ impl Inquiry {
         match looked_at {
             Ok((shown, request)) => {
                 call.names = shown.names;
-                if let Some(problem) = call.claim_shown_names(environment.guard, environment.now) {
-                    return Step::Answered(call.not_sent(problem));
-                }
-                let secrets = Rc::clone(&call.secrets);
-                let carried = Carried {
-                    headers: &secrets,
-                    filter_state: environment.filter_state,
+                let named = Named { call, request };
+                // In the memory that gateways share it is asked for by a call of its own.
+                let (ticket, names) = match named.asks() {
+                    Some(_) if environment.shares && named.call.caller.unremembered.is_none() => {
+                        return Step::Naming(Box::new(named));
+                    }
+                    None => return named.go_on(Ok(None), environment),
+                    Some(asks) => asks,
                 };
-                call.draft(
-                    request,
-                    Via::Route,
-                    environment.now,
-                    environment.signer,
-                    &carried,
-                )
+                let mut ticket = ticket.clone();
+                let claimed = match environment.guard {
+                    Some(guard) => guard.claim_more(&mut ticket, &names, environment.now),
+                    None => Ok(()),
+                };
+                named.go_on(claimed.map(|()| Some(ticket)), environment)
             }
             Err(held_back) => {
                 let (mut problem, word) = *held_back;
@@ -176,23 +176,67 @@ fn look_failed(code: Code, happened: &str) -> Problem {
     )
 }
 
-impl Call {
-    /// Takes the payment under the names that the look has shown, too; else says why not.
-    fn claim_shown_names(&mut self, guard: Option<&Guard<'_>>, now: Now) -> Option<Problem> {
-        let names = self.payment_names(&Names::default());
-        let (Some(guard), Some(ticket)) = (guard, &mut self.caller.ticket) else {
-            return None;
-        };
-        match guard.claim_more(ticket, &names, now) {
-            Ok(()) => None,
-            Err(Claim::PaymentTaken { is_open }) => Some(payment_has_refund(is_open)),
-            Err(_) => Some(gateway_error(
-                503,
-                "Nothing was sent: the gateway cannot remember this payment. The platform team must look at its guard.",
-            )),
-        }
+/// A call whose payment was looked at and can be refunded, before it is taken under the names that the look has shown.
+#[derive(Debug)]
+pub struct Named {
+    call: Call,
+    request: Option<ProviderRequest>,
+}
+
+impl Named {
+    /// That the key is the call's, and the names under which its payment is to be taken as well.
+    pub fn asks(&self) -> Option<(&Ticket, Vec<Digest>)> {
+        let ticket = self.call.caller.ticket.as_ref()?;
+        let names = self.call.payment_names(&Names::default());
+        (!names.is_empty()).then_some((ticket, names))
     }
 
+    /// Goes on once the payment is taken, or is not.
+    pub fn go_on(
+        self,
+        claimed: Result<Option<Ticket>, Claim>,
+        environment: &mut Environment<'_>,
+    ) -> Step {
+        let Named { mut call, request } = self;
+        match claimed {
+            Ok(None) => {}
+            Ok(ticket) => call.caller.ticket = ticket,
+            Err(claim) => return Step::Answered(call.not_sent(of_claim(&claim))),
+        }
+        let secrets = Rc::clone(&call.secrets);
+        let carried = Carried {
+            headers: &secrets,
+            filter_state: environment.filter_state,
+        };
+        call.draft(
+            request,
+            Via::Route,
+            environment.now,
+            environment.signer,
+            &carried,
+        )
+    }
+
+    /// The answer in place of Envoy's own meanwhile.
+    pub fn local_reply(self, reply: LocalReply<'_>) -> Answer {
+        let host = &self.call.entry.base_url.authority;
+        self.call.not_sent(nothing_left(reply, Some(host)))
+    }
+}
+
+/// The problem of a payment that could not be taken.
+fn of_claim(claim: &Claim) -> Problem {
+    match claim {
+        Claim::PaymentTaken { is_open } => payment_has_refund(*is_open),
+        Claim::Unavailable => memory_unavailable(),
+        _ => gateway_error(
+            503,
+            "Nothing was sent: the gateway cannot remember this payment. The platform team must look at its guard.",
+        ),
+    }
+}
+
+impl Call {
     /// Whether a refund may be sent, by what its payment shows; else why not, with the provider's
     /// words.
     fn may_go_on(

@@ -242,7 +242,12 @@ impl Call {
         };
         let known = self.known();
         let has_key = matches!(self.task, Task::LookUp(_, Some(_)));
-        let sentence = if self.past.is_none() && has_key {
+        let sentence = if self.unread {
+            Some(
+                "The provider shows no such refund. The memory that the gateways share could not be asked, so it is not known whether \
+                 a send is still on its way.",
+            )
+        } else if self.past.is_none() && has_key {
             Some(
                 "The provider shows no such refund. The gateway remembers no keys, so it cannot tell whether a send is still on \
                  its way.",
@@ -363,29 +368,57 @@ impl Call {
     }
 }
 
-/// Adds what a look-up's caller did not know and a refund's has said: its reason and its reference.
+/// Adds what the call says that asks again, and the stored answer does not: a look-up's caller knew neither reason nor reference,
+/// and a store is told nothing of it.
 pub(super) fn complete(stored: &mut StoredAnswer, refund: &Refund) {
     if stored.status >= 300 {
         return;
     }
-    let known = [("reason", &refund.reason), ("reference", &refund.reference)]
+    let text = |text: &Option<String>| text.as_ref().map(crate::json_text);
+    let said = [
+        ("payment", Some(crate::json_text(&refund.payment))),
+        ("reason", text(&refund.reason)),
+        ("reference", text(&refund.reference)),
+    ];
+    let said = said
         .into_iter()
-        .filter_map(|(name, text)| Some((name, crate::json_text(text.as_ref()?))));
-    add(&mut stored.body, known);
+        .filter_map(|(name, value)| Some((name, value?)));
+    add(&mut stored.body, said);
 }
 
+/// The members of an answer, in their order.
+const MEMBERS: [&str; 7] = [
+    "id",
+    "provider",
+    "status",
+    "payment",
+    "amount",
+    "reason",
+    "reference",
+];
+
 /// Adds what an answer does not have of these members: their names, and their values as JSON.
-fn add<'a>(body: &mut String, members: impl Iterator<Item = (&'a str, String)>) {
-    let Ok(json) = Json::parse(body.as_bytes()) else {
+fn add<'a>(body: &mut String, more: impl Iterator<Item = (&'a str, String)>) {
+    let json = Json::parse(body.as_bytes()).ok();
+    let Some(Ok(members)) = json.as_ref().and_then(|json| json.root().members()) else {
         return;
     };
-    let missing: String = members
-        .filter(|(name, _)| json.root().get(name).is_none())
-        .map(|(name, value)| format!(",\"{name}\":{value}"))
+    let mut all: Vec<(String, String)> = members
+        .into_iter()
+        .map(|(name, node)| (name.into_owned(), node.raw().to_owned()))
         .collect();
-    if body.ends_with('}') {
-        body.pop();
-        body.push_str(&missing);
-        body.push('}');
+    for (name, value) in more {
+        if !all.iter().any(|(known, _)| known == name) {
+            all.push((name.to_owned(), value));
+        }
     }
+    all.sort_by_key(|(name, _)| {
+        let place = MEMBERS.iter().position(|member| member == name);
+        place.unwrap_or(MEMBERS.len())
+    });
+    let all: Vec<String> = all
+        .into_iter()
+        .map(|(name, value)| format!("{}:{value}", crate::json_text(&name)))
+        .collect();
+    *body = format!("{{{}}}", all.join(","));
 }

@@ -283,10 +283,8 @@ impl Sent {
         let (code, retry, sentence) = of_refusal(refusal);
         let is_verdict = !self.counts_attempts(head);
         let call = &mut self.call;
-        let unknown = if call.caller.unremembered {
-            Some(
-                "The gateway has no room to remember this key, so it cannot tell whether an earlier send was the refund.",
-            )
+        let unknown = if call.caller.unremembered.is_some() {
+            call.caller.unremembered
         } else if !is_verdict && (attempts > 1 || call.caller.standing.is_some()) {
             Some("It had been sent before, and that may have been the refund.")
         } else {

@@ -90,6 +90,15 @@ pub(super) fn caller_not_allowed(why: &str) -> Problem {
     )
 }
 
+/// The problem where the memory that gateways share cannot be asked, and without it nothing may be sent.
+pub(super) fn memory_unavailable() -> Problem {
+    Problem::unknown(
+        Code::MemoryUnavailable,
+        Retry::SameKey,
+        "This call sent nothing: the memory that the gateways share cannot be asked whether another one has sent this key.",
+    )
+}
+
 pub(super) fn gateway_error(status: u16, sentence: &str) -> Problem {
     Problem {
         status,

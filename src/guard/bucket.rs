@@ -56,7 +56,7 @@ enum State {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Entry {
+pub(super) struct Entry {
     key: Digest,
     refund: Digest,
     about: About,
@@ -111,7 +111,7 @@ fn past_of(number: u8) -> Option<Past> {
 
 impl Past {
     /// Whether money may have moved, and it is not known.
-    fn is_open(self) -> bool {
+    pub(super) fn is_open(self) -> bool {
         match self {
             Past::Pending | Past::Unknown | Past::Absent => true,
             Past::Free | Past::Refunded | Past::Refused => false,
@@ -379,6 +379,44 @@ impl Bucket {
             resend: before.map_or(resend, |before| resend.earlier(before.resend)),
             last_ms: now.steady_ms,
         });
+    }
+
+    /// The entry of a key as it is stored.
+    pub(super) fn entry(&self, key: &Digest) -> Option<Entry> {
+        self.find(key).map(|(_, entry)| entry)
+    }
+
+    /// Makes this the entry of a key, or takes the key's away. Gives its place, and whether it is new; none where it has none.
+    pub(super) fn adopt(
+        &mut self,
+        key: &Digest,
+        entry: Option<Entry>,
+        now: Now,
+    ) -> Option<(usize, bool)> {
+        let known = self.find(key).map(|(way, _)| way);
+        let way = match (known, entry) {
+            (Some(way), _) => way,
+            (None, Some(_)) => self.room(now)?.0,
+            (None, None) => return None,
+        };
+        if let Some(place) = self.places.get_mut(way) {
+            *place = entry;
+        }
+        entry.map(|_| (way, known.is_none()))
+    }
+
+    /// Adds so many milliseconds to all times of the steady clock.
+    pub(super) fn move_by(&mut self, milliseconds: i64) {
+        let moved = |at: i64| at.saturating_add(milliseconds);
+        if let Some(overflow) = &mut self.overflow {
+            overflow.last_ms = moved(overflow.last_ms);
+            overflow.resend = overflow.resend.moved(milliseconds);
+        }
+        for entry in self.places.iter_mut().flatten() {
+            entry.resend = entry.resend.moved(milliseconds);
+            entry.sent_ms = entry.sent_ms.map(moved);
+            entry.until_ms = moved(entry.until_ms);
+        }
     }
 
     /// What a call may do. After [`Found::Taken`] the bucket has changed: only who stores it may go on. So it has after

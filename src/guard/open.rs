@@ -4,7 +4,7 @@
 //! bucket: it is written once, when the key is taken, and swapped with nothing.
 
 use super::bucket::take;
-use super::{Digest, Guard, Question, RECORD};
+use super::{Digest, Guard, RECORD};
 use crate::clock::Now;
 
 /// The most refunds that are listed: the oldest.
@@ -47,12 +47,8 @@ fn note_record(bucket: &str, way: usize) -> String {
 
 impl Guard<'_> {
     /// Notes what a key was taken for.
-    pub(super) fn note(&self, bucket: &str, way: usize, question: &Question, now: Now) {
-        let parts = [
-            &question.key.0[..],
-            &now.steady_ms.to_le_bytes(),
-            question.note.as_bytes(),
-        ];
+    pub(super) fn note(&self, bucket: &str, way: usize, key: &Digest, note: &str, now: Now) {
+        let parts = [&key.0[..], &now.steady_ms.to_le_bytes(), note.as_bytes()];
         // Without it the call is as good.
         let _ = self
             .memory

@@ -127,6 +127,13 @@ impl PaymentBucket {
         out
     }
 
+    /// Adds so many milliseconds to all times.
+    pub(super) fn move_by(&mut self, milliseconds: i64) {
+        for entry in self.places.iter_mut().flatten() {
+            entry.until_ms = entry.until_ms.saturating_add(milliseconds);
+        }
+    }
+
     /// Takes a payment for a key. After [`PaymentFound::Taken`] the bucket has changed.
     pub fn claim(
         &mut self,

@@ -235,6 +235,11 @@ impl Host for Envoy {
         done(unsafe { proxy_continue_stream(0) })
     }
 
+    fn resume_response(&self) -> Result<(), Refused> {
+        // SAFETY: no pointers.
+        done(unsafe { proxy_continue_stream(1) })
+    }
+
     fn set_effective_context(&self, context: u32) -> Result<(), Refused> {
         // SAFETY: no pointers.
         done(unsafe { proxy_set_effective_context(context) })
@@ -315,7 +320,7 @@ impl Host for Envoy {
         &self,
         cluster: &str,
         headers: &Headers<'_>,
-        body: &str,
+        body: &[u8],
         timeout_ms: u32,
     ) -> Option<u32> {
         // What the SDK cannot take is a caller's tracing header that is not UTF-8: all else is the
@@ -330,6 +335,6 @@ impl Host for Envoy {
             })
             .collect();
         let timeout = Duration::from_millis(u64::from(timeout_ms));
-        dispatch_http_call(cluster, pairs, Some(body.as_bytes()), Vec::new(), timeout).ok()
+        dispatch_http_call(cluster, pairs, Some(body), Vec::new(), timeout).ok()
     }
 }

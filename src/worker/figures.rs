@@ -142,7 +142,7 @@ fn places(code: Code) -> &'static [Place] {
         Code::AmountOverLimit | Code::ProviderOff => &[Preview, Refund],
         Code::GatewayError => &[Unread, Preview, LookUp, Refund, Replay],
         Code::SigningUnavailable => &[Preview, LookUp, Refund],
-        Code::IdempotencyKeyReused | Code::PaymentHasRefund => &[Refund],
+        Code::IdempotencyKeyReused | Code::PaymentHasRefund | Code::MemoryUnavailable => &[Refund],
         Code::PaymentNotRefundable => &[Refund, Replay],
         Code::RefundNotFound | Code::RefundAmbiguous => &[LookUp],
         Code::ProviderUnreachable => &[LookUp, Refund],

@@ -56,21 +56,31 @@ impl Worker {
         self.guard()?.standing(key, self.host.now())
     }
 
-    /// Asks the guard what a call wants of it.
+    /// Asks the guard in the process's own memory what a call wants of it.
     pub(super) fn ask_guard(&self, asks: &Asks) -> Claim {
+        let claim = self.ask_own_guard(asks);
+        self.count_claim(&claim);
+        claim
+    }
+
+    fn ask_own_guard(&self, asks: &Asks) -> Claim {
         let on = self.config.borrow().as_ref().map(|config| config.guard);
         if on.is_some_and(|settings| !settings.is_on()) {
             return Claim::Unguarded;
         }
-        let claim = match (asks, self.guard(), self.random_number()) {
+        match (asks, self.guard(), self.random_number()) {
             (_, Some(guard), Some(lease)) => guard.ask(asks, lease, self.host.now()),
             // Without its memory the guard is as good as full; without a lease of its own a call
             // could be settled by another.
             (Asks::Claim(_), ..) => Claim::NoRoom,
             (Asks::Nothing | Asks::Recall(_), ..) => Claim::Unguarded,
-        };
-        match &claim {
-            Claim::Unguarded | Claim::Recalled(_) => {}
+        }
+    }
+
+    /// Counts what the guard has said.
+    pub(super) fn count_claim(&self, claim: &Claim) {
+        match claim {
+            Claim::Unguarded | Claim::Recalled(_) | Claim::Alone(_) | Claim::Unavailable => {}
             Claim::Taken { evicted, .. } => {
                 if *evicted {
                     self.count_guard("evicted");
@@ -82,7 +92,6 @@ impl Worker {
             Claim::PaymentTaken { .. } => self.count_guard("payment_taken"),
             Claim::Answered { .. } => self.count_guard("replayed"),
         }
-        claim
     }
 
     /// Tells the guard how a call ended. Where its key has become another call's, the answer says

@@ -144,6 +144,9 @@ impl Worker {
         };
         of_calls("none", false);
         counters(GUARD_EVENTS.map(guard_events).into());
+        if config.memory.is_some() {
+            self.define_memory_series(config.providers().map(|entry| &*entry.name));
+        }
         for entry in config.providers() {
             let name = &*entry.name;
             of_calls(name, true);
@@ -228,7 +231,7 @@ impl Worker {
     }
 
     pub(super) fn metric(&self, kind: Metric, name: String) -> Option<u32> {
-        let mut metrics = self.metrics.0.borrow_mut();
+        let mut metrics = self.vm.metrics.0.borrow_mut();
         if let Some(id) = metrics.get(&name) {
             return Some(*id);
         }

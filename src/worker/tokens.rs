@@ -106,7 +106,7 @@ impl Worker {
         let call = self.host.dispatch_http_call(
             &endpoint.cluster,
             &headers,
-            token::REQUEST_BODY,
+            token::REQUEST_BODY.as_bytes(),
             token::FETCH_TIMEOUT_MS,
         );
         match call {
@@ -181,15 +181,20 @@ impl Worker {
     }
 
     /// Gives up all fetches: their answers will not be delivered, and others must not wait for
-    /// them.
+    /// them. The calls of streams are answered as before.
     pub(super) fn give_fetches_back(&self) {
-        let wanted = mem::take(&mut *self.wanted.borrow_mut());
-        let calls = mem::take(&mut *self.calls.borrow_mut());
-        let fetching = calls.into_values().filter_map(|call| match call {
-            PendingCall::Token(fetch) => Some(fetch),
-            PendingCall::Stream(_) => None,
-        });
-        for fetch in wanted.into_iter().chain(fetching) {
+        let mut fetches = mem::take(&mut *self.wanted.borrow_mut());
+        let mut calls = self.calls.borrow_mut();
+        for (number, call) in mem::take(&mut *calls) {
+            match call {
+                PendingCall::Token(fetch) => fetches.push(fetch),
+                call @ (PendingCall::Stream(_) | PendingCall::Memory(_)) => {
+                    calls.insert(number, call);
+                }
+            }
+        }
+        drop(calls);
+        for fetch in fetches {
             let gone = Err(Failure::unreachable());
             self.with_record(&fetch.provider, |record| {
                 ((), record.settle(fetch.lease, &gone))

@@ -80,6 +80,7 @@ pub fn call_reply(
         signer: &mut StubSigner,
         filter_state,
         guard,
+        shares: false,
         public_keys: &Keys(Told::Unavailable),
     };
     callout.reply(head, body, &mut environment)

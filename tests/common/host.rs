@@ -10,7 +10,7 @@ use refund_filter::clock::Now;
 use refund_filter::headers::Headers;
 use refund_filter::host::{Buffer, Host, Level, Map, Metric, NOT_FOUND, NoRandomness, Refused};
 use refund_filter::memory::{Memory, NotWritten};
-use refund_filter::worker::{Flow, Metrics, Stream, Worker};
+use refund_filter::worker::{Flow, Stream, Vm, Worker};
 use serde_json::{Value, json};
 
 use super::shared_data::SharedData;
@@ -30,6 +30,7 @@ pub struct OwnCall {
     pub cluster: String,
     /// As they are encoded.
     pub headers: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 /// An answer that the filter gave as Envoy's own.
@@ -48,6 +49,7 @@ pub struct Side {
     pub properties: BTreeMap<String, Vec<u8>>,
     pub replies: Vec<Reply>,
     pub resumed: u32,
+    pub responses_resumed: u32,
 }
 
 #[derive(Default)]
@@ -187,6 +189,10 @@ impl Host for MockHost {
         self.side(|side| side.resumed += 1).ok_or(BAD)
     }
 
+    fn resume_response(&self) -> Result<(), Refused> {
+        self.side(|side| side.responses_resumed += 1).ok_or(BAD)
+    }
+
     fn set_effective_context(&self, context: u32) -> Result<(), Refused> {
         if !self.streams.borrow().contains_key(&context) {
             return Err(BAD);
@@ -199,7 +205,7 @@ impl Host for MockHost {
         &self,
         cluster: &str,
         headers: &Headers<'_>,
-        _body: &str,
+        body: &[u8],
         _timeout_ms: u32,
     ) -> Option<u32> {
         self.refused("dispatch_http_call").ok()?;
@@ -215,6 +221,7 @@ impl Host for MockHost {
             context: self.effective.get(),
             cluster: cluster.to_owned(),
             headers: headers.encode(),
+            body: body.to_vec(),
         });
         Some(number)
     }
@@ -255,7 +262,7 @@ impl Host for MockHost {
 pub struct Process {
     pub host: Rc<MockHost>,
     pub worker: Rc<Worker>,
-    metrics: Rc<Metrics>,
+    vm: Rc<Vm>,
     streams: RefCell<BTreeMap<u32, Rc<Stream>>>,
 }
 
@@ -288,18 +295,18 @@ impl Process {
         root.buffers.insert(buffer, bytes);
         host.streams.borrow_mut().insert(ROOT, root);
         host.as_context(ROOT);
-        let metrics = Rc::<Metrics>::default();
+        let vm = Rc::<Vm>::default();
         let worker = Rc::new(Worker::new(
             Rc::clone(&host) as Rc<dyn Host>,
             ROOT,
-            Rc::clone(&metrics),
+            Rc::clone(&vm),
         ));
         assert!(worker.configure(&|_| None), "{:?}", host.log.borrow());
         host.configured.set(true);
         Process {
             host,
             worker,
-            metrics,
+            vm,
             streams: RefCell::default(),
         }
     }
@@ -307,8 +314,8 @@ impl Process {
     /// A further configuration comes, the same: Envoy makes a new root in the same VM.
     pub fn configure_anew(&mut self) {
         self.host.as_context(ROOT);
-        let (host, metrics) = (Rc::clone(&self.host), Rc::clone(&self.metrics));
-        self.worker = Rc::new(Worker::new(host, ROOT, metrics));
+        let (host, vm) = (Rc::clone(&self.host), Rc::clone(&self.vm));
+        self.worker = Rc::new(Worker::new(host, ROOT, vm));
         assert!(self.worker.configure(&|_| None));
     }
 
@@ -382,15 +389,20 @@ impl Process {
 
     /// The answer to the first call of the filter's own that has none yet; none: it is reset.
     pub fn answer_call(&self, answer: Option<(u16, &str)>) -> OwnCall {
+        self.answer_with(|_| answer.map(|(status, body)| (status, body.as_bytes().to_vec())))
+    }
+
+    /// The same, by what that call was.
+    pub fn answer_with(&self, answer: impl FnOnce(&OwnCall) -> Option<(u16, Vec<u8>)>) -> OwnCall {
         let call = self.host.calls.borrow_mut().remove(0);
+        let answer = answer(&call);
         self.host.as_context(call.context);
         self.host.side(|side| {
-            let (status, body) = answer.unwrap_or_default();
+            let (status, body) = answer.clone().unwrap_or_default();
             let mut headers = Headers::default();
             headers.text(":status", status.to_string());
             side.maps.insert(Map::CallResponse as u32, headers.encode());
-            side.buffers
-                .insert(Buffer::CallResponse as u32, body.as_bytes().to_vec());
+            side.buffers.insert(Buffer::CallResponse as u32, body);
         });
         if call.context == ROOT {
             self.worker.call_answered(call.number, answer.is_some());

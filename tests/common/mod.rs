@@ -12,6 +12,8 @@ pub mod oracles;
 pub mod properties;
 pub mod shared_data;
 #[cfg(not(target_arch = "wasm32"))]
+pub mod store;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod world;
 
 use std::rc::Rc;

@@ -618,7 +618,11 @@ impl<'f> World<'f> {
             }
             Step::Leaving(dispatch) => self.leave(nth, *dispatch),
             Step::Waiting(_) | Step::Calling(_) => self.calls[nth] = Stage::Waits(step),
-            Step::Reading(_) | Step::Sent(_) | Step::Replying(_) => unreachable!(),
+            Step::Reading(_)
+            | Step::Claiming(_)
+            | Step::Naming(_)
+            | Step::Sent(_)
+            | Step::Replying(_) => unreachable!(),
         }
     }
 

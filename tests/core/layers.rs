@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["credentials"],
     &["signing", "refund", "idempotency", "url"],
     &["guard", "money", "text", "authorization", "reader"],
+    &["redis"],
     &[
         "caller", "clock", "secret", "json", "headers", "memory", "rsa_key",
     ],

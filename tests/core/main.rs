@@ -63,6 +63,8 @@ mod replies;
 #[cfg(not(target_arch = "wasm32"))]
 mod rsa_keys;
 #[cfg(not(target_arch = "wasm32"))]
+mod sharing;
+#[cfg(not(target_arch = "wasm32"))]
 mod signing;
 #[cfg(not(target_arch = "wasm32"))]
 mod supply_chain;

@@ -922,6 +922,16 @@ fn faults_at_a_provider() -> Vec<Example> {
             &unsigned.unwrap_err(),
         ),
         example(
+            "memory-unavailable",
+            ONLY_POST,
+            "The memory that gateways share cannot be asked (BBMSL)",
+            &answered(claimed(
+                fixture("bbmsl"),
+                &headers_with(&[]),
+                Claim::Unavailable,
+            )),
+        ),
+        example(
             "gateway-error",
             ONLY_POST,
             "The gateway failed on the way",

@@ -802,6 +802,7 @@ fn openbao_replies(callout: Callout, status: u16, body: &str, told: &Told) -> St
         signer: &mut FailingSigner,
         filter_state: &|_| None,
         guard: None,
+        shares: false,
         public_keys: &Keys(told.clone()),
     };
     callout.reply(&head, body.as_bytes(), &mut environment)

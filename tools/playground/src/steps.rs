@@ -103,6 +103,7 @@ pub fn run(
                             signer: &mut signer(),
                             filter_state: &|_| None,
                             guard: is_on.then_some(&guard),
+                            shares: false,
                             public_keys: &NoKeys,
                         };
                         callout.reply(&head(*status, headers), body.as_bytes(), &mut environment)
@@ -136,7 +137,11 @@ pub fn run(
                 }
             }
             // A call leaves these before it is driven from here.
-            Step::Reading(_) | Step::Sent(_) | Step::Replying(_) => return end,
+            Step::Reading(_)
+            | Step::Claiming(_)
+            | Step::Naming(_)
+            | Step::Sent(_)
+            | Step::Replying(_) => return end,
         };
     }
 }

@@ -1,0 +1,663 @@
+//! The memory that gateways share, as this worker asks it.
+//!
+//! What is asked for a stream is an [`Errand`]. It is tried over what the store is known to hold, and one call tells whether that
+//! holds; a call whose answer is lost is made once more. A stream waits for its claim before anything is sent, and for its
+//! settlement before its caller has the answer: so whoever has an answer finds it at every gateway. It waits for twice the call's
+//! time at most. What could not be settled by then, or outlived its stream, is the root's to repeat.
+//!
+//! The process's own table holds a copy of what the store said last: for the list of what is open, for the gauges, and for calls
+//! to providers with keys of their own while the store cannot be asked.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::{PendingCall, Stream, Worker};
+use crate::clock::Now;
+use crate::config::SharedMemory;
+use crate::exchange::Answer;
+use crate::guard::{Asks, Attempt, Claim, Digest, Guard, Question, StoreView, Ticket, Verdict};
+use crate::headers::Headers;
+use crate::host::{Buffer, Map, Metric};
+use crate::redis::{Fault, Swaps};
+use crate::secret::Secret;
+
+/// How many calls one errand makes at most: others may change a key again and again.
+const MOST_CALLS: u32 = 8;
+/// How many errands wait for the root at most. What is told to the store too late for them is true by its lease.
+const MOST_KEPT: usize = 1_024;
+/// How often the root tries again while the store cannot be asked, in milliseconds.
+const TRY_AGAIN_MS: i64 = 1_000;
+/// How many errands the root has under way at a time.
+const AT_A_TIME: usize = 16;
+/// How long a claim may be held by its call's own clock before another could have it, less than its lease, in milliseconds.
+const SKEW_MS: i64 = 5_000;
+/// Since when the store has failed this process, or not: in memory that all workers share.
+const FAILED_RECORD: &str = "refund.memory.failed";
+
+/// What is asked of the store.
+#[derive(Clone)]
+pub(super) enum Act {
+    /// What a call wants of the guard.
+    Ask(Asks),
+    /// A payment under the names that a look has shown.
+    Names(Ticket, Vec<Digest>),
+    /// That a call has ended, and what it had asked; or what a look-up has found out.
+    Settle(Option<Box<Question>>, Box<Answer>),
+    /// That nothing was sent by a call whose claim may have been stored.
+    Release(Question),
+}
+
+/// What came of it.
+pub(super) enum Told {
+    Claim(Claim),
+    Names(Result<Ticket, Claim>),
+    /// The answer that is true now, and a word to be counted.
+    Settled(Box<Answer>, Option<&'static str>),
+    Released,
+}
+
+impl Act {
+    /// Does it with the guard as the store is known to hold it.
+    fn run(&self, guard: &Guard<'_>, lease: u64, now: Now) -> Told {
+        match self {
+            Act::Ask(asks) => Told::Claim(guard.ask(asks, lease, now)),
+            Act::Names(ticket, names) => {
+                let mut ticket = ticket.clone();
+                let claimed = guard.claim_more(&mut ticket, names, now);
+                Told::Names(claimed.map(|()| ticket))
+            }
+            Act::Settle(question, answer) => {
+                let mut settled = answer.clone();
+                let word = settled.settle(guard, Some(lease), now);
+                let ticket = answer.settles.as_ref().map(|settles| &settles.ticket);
+                // The store may never have heard of the key, or have forgotten it. What is told meanwhile stays the careful word.
+                if let (Some("late"), Some(question), Some(ticket)) = (word, question, ticket)
+                    && let Claim::Taken { .. } =
+                        guard.ask(&Asks::Claim(Question::clone(question)), ticket.lease, now)
+                {
+                    answer.clone().settle(guard, None, now);
+                }
+                Told::Settled(settled, word)
+            }
+            Act::Release(question) => {
+                guard.release(question, lease, now);
+                Told::Released
+            }
+        }
+    }
+
+    /// Its name in the metrics.
+    fn name(&self) -> &'static str {
+        match self {
+            Act::Ask(Asks::Recall(_)) => "look_up",
+            Act::Ask(_) | Act::Names(..) => "claim",
+            Act::Settle(..) => "settle",
+            Act::Release(_) => "release",
+        }
+    }
+
+    /// The key of which the process keeps a copy, and what its list shows of it.
+    fn copied(&self) -> Option<(Digest, Option<&str>)> {
+        match self {
+            Act::Ask(Asks::Claim(question)) | Act::Release(question) => {
+                Some((question.key, Some(&question.note)))
+            }
+            Act::Settle(_, answer) => Some((answer.key()?, None)),
+            Act::Ask(Asks::Recall(_) | Asks::Nothing) | Act::Names(..) => None,
+        }
+    }
+}
+
+/// All names that [`Act::name`] gives.
+const ACTS: [&str; 4] = ["claim", "look_up", "settle", "release"];
+
+/// One thing that is asked of the store, over as many calls as it takes.
+pub(super) struct Errand {
+    act: Act,
+    attempt: Attempt,
+    told: Option<Told>,
+    /// A random number: that of a claim's lease.
+    lease: u64,
+    /// When it began, by the steady clock. Nothing of it is written later than twice the call's time after that.
+    began_ms: i64,
+    /// Not before this moment, where it is the root's.
+    due_ms: i64,
+    /// When the call that is under way was made.
+    called_ms: i64,
+    calls: u32,
+    /// Of the call that is under way.
+    word: u64,
+    /// Whether that one only reads, since the store's clock is not known.
+    only_reads: bool,
+    has_failed: bool,
+    /// Whether the call begins with the password.
+    logs_in: bool,
+    /// Who waits for it; none: the root.
+    stream: Option<Rc<Stream>>,
+}
+
+impl Errand {
+    /// One for a stream, that begins with what the stream was told of the store before.
+    fn after(self, known: Option<Attempt>) -> Self {
+        match known {
+            Some(known) => Errand {
+                attempt: known.followed_by(self.lease),
+                ..self
+            },
+            None => self,
+        }
+    }
+
+    /// What it was told of the store.
+    pub(super) fn into_known(self) -> Attempt {
+        self.attempt
+    }
+
+    /// One that has not begun. `lease` is a random number.
+    pub(super) fn new(act: Act, lease: u64, stream: Option<Rc<Stream>>) -> Self {
+        Errand {
+            act,
+            attempt: Attempt::new(lease),
+            told: None,
+            lease,
+            began_ms: 0,
+            due_ms: 0,
+            called_ms: 0,
+            calls: 0,
+            word: 0,
+            only_reads: false,
+            has_failed: false,
+            logs_in: false,
+            stream,
+        }
+    }
+
+    pub(super) fn is_of(&self, stream: &Rc<Stream>) -> bool {
+        self.stream
+            .as_ref()
+            .is_some_and(|waits| Rc::ptr_eq(waits, stream))
+    }
+
+    /// What is left to be done for it once its stream is gone, or has gone on without it. A claim may yet be stored: it is given
+    /// back once that can no longer be.
+    fn left_over(self, over_ms: i64) -> Option<Self> {
+        let act = match self.act {
+            Act::Ask(Asks::Claim(question)) => Act::Release(question),
+            Act::Ask(Asks::Recall(_) | Asks::Nothing) | Act::Names(..) => return None,
+            // A look-up's word was told with what was known; the next one finds it again.
+            Act::Settle(_, answer) if answer.settles.is_none() => return None,
+            act => act,
+        };
+        let due_ms = self.began_ms.saturating_add(over_ms);
+        Some(Errand {
+            due_ms,
+            ..Errand::new(act, self.lease, None)
+        })
+    }
+}
+
+/// What becomes of an errand.
+pub(super) enum Progress {
+    /// A call is under way.
+    UnderWay,
+    /// It is done.
+    Done(Box<Errand>, Told),
+    /// The store cannot be asked.
+    Failed(Box<Errand>),
+}
+
+/// What outlives the roots of a VM, one after the other with each configuration.
+#[derive(Default)]
+pub struct Unsettled {
+    errands: RefCell<VecDeque<Errand>>,
+    /// When the root tries again, by the steady clock.
+    next_ms: Cell<i64>,
+}
+
+fn calls(act: &str, result: &str) -> String {
+    format!("refund.memory_calls_total.call.{act}.result.{result}")
+}
+
+fn took(act: &str) -> String {
+    format!("refund.memory_milliseconds.call.{act}")
+}
+
+fn fallbacks(provider: &str, result: &str) -> String {
+    format!("refund.memory_fallbacks_total.provider.{provider}.result.{result}")
+}
+
+fn repeats(result: &str) -> String {
+    format!("refund.memory_repeats_total.result.{result}")
+}
+
+/// All that a call can come to.
+const RESULTS: [&str; 8] = [
+    "ok",
+    "again",
+    "late",
+    "busy",
+    "refused",
+    "garbled",
+    "unreadable",
+    "unanswered",
+];
+
+impl Worker {
+    /// The store that gateways share, where one is configured.
+    pub(super) fn shared_memory(&self) -> Option<Rc<SharedMemory>> {
+        let config = self.config.borrow();
+        let config = config.as_ref()?;
+        config
+            .memory
+            .as_ref()
+            .filter(|_| config.guard.is_on())
+            .cloned()
+    }
+
+    /// The series of the store, which are there from the start.
+    pub(super) fn define_memory_series<'a>(&self, providers: impl Iterator<Item = &'a str>) {
+        for act in ACTS {
+            for result in RESULTS {
+                self.metric(Metric::Counter, calls(act, result));
+            }
+            self.metric(Metric::Histogram, took(act));
+        }
+        for result in ["left", "ok", "failed", "dropped"] {
+            self.metric(Metric::Counter, repeats(result));
+        }
+        for provider in providers {
+            for result in ["alone", "unavailable"] {
+                self.metric(Metric::Counter, fallbacks(provider, result));
+            }
+        }
+    }
+
+    /// Counts a call that the store could not be asked about.
+    pub(super) fn count_fallback(&self, provider: &str, goes_on: bool) {
+        self.count(fallbacks(
+            provider,
+            if goes_on { "alone" } else { "unavailable" },
+        ));
+    }
+
+    /// Notes the store's password, as a stream has brought it: the root sees neither filter state nor headers.
+    pub(super) fn learn_password(&self, password: Option<Secret>) {
+        if password.is_some() {
+            self.memory_password.replace(password);
+        }
+    }
+
+    /// An errand for a stream; none where the host has no randomness.
+    pub(super) fn errand(&self, act: Act, stream: &Rc<Stream>) -> Option<Errand> {
+        let errand = Errand::new(act, self.random_number()?, Some(Rc::clone(stream)));
+        Some(errand.after(stream.known_of_store()))
+    }
+
+    fn view<'a>(&self, memory: &'a SharedMemory, now: Now) -> Option<StoreView<'a>> {
+        let settings = self.config.borrow().as_ref()?.guard;
+        let unix_ahead_ms = now.unix_ms.saturating_sub(now.steady_ms);
+        Some(StoreView {
+            prefix: &memory.prefix,
+            settings,
+            ahead_ms: self.store_ahead_ms.get().unwrap_or(unix_ahead_ms),
+            since_ms: self.store_failed_ms(),
+        })
+    }
+
+    /// When a gateway of this process last could not ask the store: before that another may have gone on without it.
+    fn store_failed_ms(&self) -> i64 {
+        let (bytes, _) = self.host.read(FAILED_RECORD);
+        bytes.try_into().map_or(i64::MIN, i64::from_le_bytes)
+    }
+
+    /// Begins an errand, or goes on with it over what the store holds now.
+    pub(super) fn set_out(&self, mut errand: Box<Errand>) -> Progress {
+        let now = self.host.now();
+        if errand.calls == 0 {
+            errand.began_ms = now.steady_ms;
+        }
+        let Some(memory) = self.shared_memory() else {
+            return Progress::Failed(errand);
+        };
+        let Some(view) = self.view(&memory, now) else {
+            return Progress::Failed(errand);
+        };
+        let (act, lease) = (&errand.act, errand.lease);
+        match errand
+            .attempt
+            .run(&view, |guard| act.run(guard, lease, now))
+        {
+            Ok(told) => errand.told = Some(told),
+            Err(_) => {
+                self.count(calls(errand.act.name(), "unreadable"));
+                self.alarm("the shared memory holds what this version cannot read: a newer one has written it");
+                return Progress::Failed(errand);
+            }
+        }
+        errand.only_reads = self.store_ahead_ms.get().is_none();
+        if errand.only_reads {
+            errand.attempt.only_read();
+        }
+        self.call_store(&memory, errand)
+    }
+
+    /// Makes a call of what the errand's attempt needs.
+    fn call_store(&self, memory: &SharedMemory, mut errand: Box<Errand>) -> Progress {
+        let now = self.host.now();
+        let Some((view, word)) = self.view(memory, now).zip(self.random_number()) else {
+            return Progress::Failed(errand);
+        };
+        errand.word = word;
+        errand.called_ms = now.steady_ms;
+        errand.calls = errand.calls.saturating_add(1);
+        let swaps = Swaps {
+            swaps: errand.attempt.swaps(),
+            word,
+            deadline_ms: errand
+                .began_ms
+                .saturating_add(twice(memory))
+                .saturating_add(view.ahead_ms),
+            ttl_ms: view.ttl_ms(),
+        };
+        let password = self.memory_password.borrow();
+        let body = swaps.request(memory.login(password.as_ref()));
+        errand.logs_in = password.is_some();
+        let mut headers = Headers::default();
+        headers.fixed(":method", "POST");
+        headers.fixed(":path", "/");
+        headers.fixed(":scheme", "http");
+        headers.text(":authority", memory.cluster.clone());
+        // The call is bound to the context that runs, as the SDK binds it.
+        let context = errand.stream.as_ref().map(|stream| stream.id());
+        let root_acts = self.root_acts.get();
+        if root_acts {
+            let _ = self.host.set_effective_context(self.root);
+        }
+        let call =
+            self.host
+                .dispatch_http_call(&memory.cluster, &headers, &body, memory.timeout_ms);
+        if root_acts && let Some(context) = context {
+            let _ = self.host.set_effective_context(context);
+        }
+        match call {
+            Some(call) => {
+                let pending = PendingCall::Memory(errand);
+                self.calls.borrow_mut().insert(call, pending);
+                Progress::UnderWay
+            }
+            None => {
+                drop(password);
+                self.fails(&errand, "unanswered", "there is no such cluster");
+                Progress::Failed(errand)
+            }
+        }
+    }
+
+    /// Takes the store's answer; `came`: with headers.
+    fn store_answered(&self, mut errand: Box<Errand>, came: bool) -> Progress {
+        let now = self.host.now();
+        let name = errand.act.name();
+        let waited_ms = now.steady_ms.saturating_sub(errand.called_ms);
+        if let Some(id) = self.metric(Metric::Histogram, took(name)) {
+            self.host
+                .record(id, u64::try_from(waited_ms).unwrap_or_default());
+        }
+        let Some(memory) = self.shared_memory() else {
+            return Progress::Failed(errand);
+        };
+        // 200 says that there is a connection, and nothing of what came of the call.
+        let is_through = came && self.call_status() == Some(200);
+        let body = is_through
+            .then(|| self.host.buffer(Buffer::CallResponse))
+            .flatten()
+            .unwrap_or_default();
+        let swaps = Swaps {
+            swaps: errand.attempt.swaps(),
+            word: errand.word,
+            deadline_ms: 0,
+            ttl_ms: 0,
+        };
+        let answer = match body.is_empty() {
+            true => None,
+            false => Some(swaps.answer(errand.logs_in, &body)),
+        };
+        let view = self.view(&memory, now);
+        match (answer, view) {
+            (Some(Ok(stands)), Some(view)) => {
+                self.store_ahead_ms
+                    .set(Some(stands.now_ms.saturating_sub(now.steady_ms)));
+                let verdict = errand.attempt.judge(&view, stands);
+                if verdict == Verdict::Holds && !errand.only_reads {
+                    self.count(calls(name, "ok"));
+                    self.keep_copy(&errand, &view, now);
+                    return match errand.told.take() {
+                        Some(told) => Progress::Done(errand, told),
+                        None => Progress::Failed(errand),
+                    };
+                }
+                self.count(calls(name, "again"));
+                if self.may_call(&errand, &memory, now) {
+                    return self.set_out(errand);
+                }
+                self.alarm("the shared memory: others have changed a key for too long");
+                Progress::Failed(errand)
+            }
+            (Some(Err(Fault::Late(now_ms))), _) => {
+                self.store_ahead_ms
+                    .set(Some(now_ms.saturating_sub(now.steady_ms)));
+                self.count(calls(name, "late"));
+                if !errand.has_failed && self.may_call(&errand, &memory, now) {
+                    errand.has_failed = true;
+                    return self.set_out(errand);
+                }
+                self.note_failure(now);
+                Progress::Failed(errand)
+            }
+            (answer, _) => {
+                let (result, why) = match answer {
+                    Some(Err(fault @ Fault::Busy(_))) => ("busy", fault.to_string()),
+                    Some(Err(fault @ Fault::Refused(_))) => ("refused", fault.to_string()),
+                    Some(Err(fault)) => ("garbled", fault.to_string()),
+                    _ => ("unanswered", "no answer came in time".to_owned()),
+                };
+                self.fails(&errand, result, &why);
+                // Once more the very same, which is stored once whichever of the two it was.
+                let again = result != "refused"
+                    && !errand.has_failed
+                    && self.may_call(&errand, &memory, now);
+                if again {
+                    errand.has_failed = true;
+                    return self.call_store(&memory, errand);
+                }
+                Progress::Failed(errand)
+            }
+        }
+    }
+
+    fn may_call(&self, errand: &Errand, memory: &SharedMemory, now: Now) -> bool {
+        let since_ms = now.steady_ms.saturating_sub(errand.began_ms);
+        errand.calls < MOST_CALLS && since_ms < twice(memory)
+    }
+
+    fn fails(&self, errand: &Errand, result: &str, why: &str) {
+        self.count(calls(errand.act.name(), result));
+        self.note_failure(self.host.now());
+        self.alarm(&format!("the shared memory cannot be asked: {why}"));
+    }
+
+    fn note_failure(&self, now: Now) {
+        let _ = self
+            .host
+            .write(FAILED_RECORD, &now.steady_ms.to_le_bytes(), 0);
+    }
+
+    /// The process's own table keeps what the store holds of this key.
+    fn keep_copy(&self, errand: &Errand, view: &StoreView<'_>, now: Now) {
+        if let (Some((key, note)), Some(guard)) = (errand.act.copied(), self.guard()) {
+            errand
+                .attempt
+                .seen(view, |store| guard.adopt(store, &key, note, now));
+        }
+    }
+
+    fn call_status(&self) -> Option<u16> {
+        let bytes = self.host.headers(Map::CallResponse)?;
+        let headers = Headers::decode(&bytes)?;
+        let status = headers.first(":status")?;
+        std::str::from_utf8(status).ok()?.parse().ok()
+    }
+
+    /// Goes on with the answer to a call to the store.
+    pub(super) fn memory_answered(&self, errand: Box<Errand>, came: bool) {
+        match self.store_answered(errand, came) {
+            Progress::UnderWay => {}
+            Progress::Done(errand, told) => match errand.stream.clone() {
+                Some(stream) => stream.errand_done(told, errand.into_known()),
+                None => {
+                    self.count(repeats("ok"));
+                    self.vm.unsettled.next_ms.set(0);
+                    self.repeat();
+                }
+            },
+            Progress::Failed(errand) => match errand.stream.clone() {
+                Some(stream) => stream.errand_failed(*errand),
+                None => {
+                    self.count(repeats("failed"));
+                    self.put_back(*errand);
+                }
+            },
+        }
+    }
+
+    /// Takes back what of a stream's is under way.
+    pub(super) fn take_errand(&self, stream: &Rc<Stream>) -> Option<Errand> {
+        let mut calls = self.calls.borrow_mut();
+        let number = calls.iter().find_map(|(number, call)| match call {
+            PendingCall::Memory(errand) if errand.is_of(stream) => Some(*number),
+            _ => None,
+        })?;
+        match calls.remove(&number)? {
+            PendingCall::Memory(errand) => Some(*errand),
+            PendingCall::Token(_) | PendingCall::Stream(_) => None,
+        }
+    }
+
+    /// Leaves to the root what is left of an errand.
+    pub(super) fn leave_over(&self, errand: Errand) {
+        let Some(memory) = self.shared_memory() else {
+            return;
+        };
+        if let Some(errand) = errand.left_over(twice(&memory)) {
+            self.leave(errand);
+        }
+    }
+
+    /// Leaves the end of a call to the root.
+    pub(super) fn leave_settlement(&self, question: Option<Box<Question>>, answer: &Answer) {
+        if let Some(settles) = &answer.settles {
+            let act = Act::Settle(question, Box::new(answer.clone()));
+            self.leave(Errand::new(act, settles.ticket.lease, None));
+        }
+    }
+
+    fn leave(&self, errand: Errand) {
+        let mut errands = self.vm.unsettled.errands.borrow_mut();
+        if errands.len() >= MOST_KEPT {
+            errands.pop_front();
+            self.count(repeats("dropped"));
+        }
+        errands.push_back(errand);
+        drop(errands);
+        self.count(repeats("left"));
+        if !self.closing.get() {
+            self.tick_within(super::TICK_BODY_MS);
+        }
+    }
+
+    fn put_back(&self, errand: Errand) {
+        let now_ms = self.host.now().steady_ms;
+        self.vm
+            .unsettled
+            .next_ms
+            .set(now_ms.saturating_add(TRY_AGAIN_MS));
+        let again = Errand {
+            due_ms: errand.due_ms,
+            ..Errand::new(errand.act, errand.lease, None)
+        };
+        self.vm.unsettled.errands.borrow_mut().push_front(again);
+    }
+
+    /// Tells the store what it has not been told yet. While it cannot be asked, one call in a second tries.
+    pub(super) fn repeat(&self) {
+        let now_ms = self.host.now().steady_ms;
+        if self.closing.get()
+            || self.shared_memory().is_none()
+            || now_ms < self.vm.unsettled.next_ms.get()
+        {
+            return;
+        }
+        let fails = self.vm.unsettled.next_ms.get() > 0;
+        let most = if fails { 1 } else { AT_A_TIME };
+        for _ in self.repeats_under_way()..most {
+            let mut errands = self.vm.unsettled.errands.borrow_mut();
+            let due = errands.iter().position(|errand| errand.due_ms <= now_ms);
+            let Some(errand) = due.and_then(|due| errands.remove(due)) else {
+                return;
+            };
+            drop(errands);
+            if let Progress::Failed(errand) = self.set_out(Box::new(errand)) {
+                self.count(repeats("failed"));
+                self.put_back(*errand);
+                return;
+            }
+        }
+    }
+
+    fn repeats_under_way(&self) -> usize {
+        let calls = self.calls.borrow();
+        let of_root = calls.values().filter(|call| match call {
+            PendingCall::Memory(errand) => errand.stream.is_none(),
+            PendingCall::Token(_) | PendingCall::Stream(_) => false,
+        });
+        of_root.count()
+    }
+
+    /// Whether errands wait for the root, and it is not about to go.
+    pub(super) fn has_unsettled(&self) -> bool {
+        !self.closing.get() && !self.vm.unsettled.errands.borrow().is_empty()
+    }
+
+    /// Takes what this root has under way back for the next one.
+    pub(super) fn give_errands_back(&self) {
+        let mut calls = self.calls.borrow_mut();
+        let all = std::mem::take(&mut *calls);
+        for (number, call) in all {
+            match call {
+                PendingCall::Memory(errand) if errand.stream.is_none() => {
+                    let again = Errand::new(errand.act, errand.lease, None);
+                    self.vm.unsettled.errands.borrow_mut().push_front(again);
+                }
+                call => {
+                    calls.insert(number, call);
+                }
+            }
+        }
+    }
+
+    /// Whether a claim that was asked for at this moment is still its call's own, whatever others do: its lease has not run out.
+    pub(super) fn is_held(&self, since_ms: i64) -> bool {
+        let lease_ms = self
+            .config
+            .borrow()
+            .as_ref()
+            .map(|config| config.guard.lease_ms);
+        let held_ms = self.host.now().steady_ms.saturating_sub(since_ms);
+        lease_ms.is_some_and(|lease_ms| held_ms.saturating_add(SKEW_MS) < lease_ms)
+    }
+}
+
+/// How long an errand may take, in milliseconds.
+fn twice(memory: &SharedMemory) -> i64 {
+    i64::from(memory.timeout_ms).saturating_mul(2)
+}

@@ -1,0 +1,685 @@
+//! Gateways that share a memory: each is a worker over a host that records, and the store is one for all.
+
+use crate::common::fixtures::{TOKEN, sent};
+use crate::common::gateway::fixture;
+use crate::common::host::{Process, ROOT, Reply, Side};
+use crate::common::look_up_headers;
+use crate::common::store::MockStore;
+use refund_filter::host::Buffer;
+use refund_filter::worker::Flow;
+use serde_json::{Value, json};
+
+/// The store's clock: no gateway's.
+const STORE_MS: i64 = 1_900_000_000_000;
+
+struct Fleet {
+    store: MockStore,
+    gateways: Vec<Process>,
+    name: &'static str,
+}
+
+/// Why a call to the store has no answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// It was not done.
+    Call,
+    /// It was done.
+    Answer,
+}
+
+impl Fleet {
+    fn of(name: &'static str, gateways: usize) -> Self {
+        Self::with(name, gateways, &json!({}))
+    }
+
+    fn with(name: &'static str, gateways: usize, more: &Value) -> Self {
+        let mut provider = fixture(name).provider_config();
+        crate::common::resolve_files(&mut provider);
+        let mut configuration = json!({
+            "providers": {name: provider},
+            "memory": {"redis": {"cluster": "redis"}},
+        });
+        for (member, value) in more.as_object().unwrap() {
+            configuration[member] = value.clone();
+        }
+        let gateways = (0..gateways)
+            .map(|_| Process::plugin(None, &configuration))
+            .collect();
+        Fleet {
+            store: MockStore::new(STORE_MS),
+            gateways,
+            name,
+        }
+    }
+
+    /// The store answers this gateway's calls until it makes none.
+    fn serve(&self, nth: usize) {
+        while self.asks(nth) {
+            self.gateways[nth].answer_with(|call| Some((200, self.store.call(&call.body))));
+        }
+    }
+
+    /// Whether this gateway waits for the store.
+    fn asks(&self, nth: usize) -> bool {
+        let calls = self.gateways[nth].host.calls.borrow();
+        calls.first().is_some_and(|call| call.cluster == "redis")
+    }
+
+    /// The next call of this gateway to the store has no answer.
+    fn loses(&self, nth: usize, lost: Lost) {
+        assert!(self.asks(nth));
+        self.gateways[nth].answer_with(|call| {
+            if lost == Lost::Answer {
+                self.store.call(&call.body);
+            }
+            None
+        });
+    }
+
+    /// The store is gone for this gateway, as often as it asks.
+    fn serve_none(&self, nth: usize) {
+        while self.asks(nth) {
+            self.loses(nth, Lost::Call);
+        }
+    }
+
+    fn call(&self) -> Value {
+        fixture(self.name).call()
+    }
+
+    /// A call that waits for the store.
+    fn begins(&self, nth: usize, key: &str) -> u32 {
+        let (id, flow) = self.gateways[nth].call(key, &self.call());
+        assert_eq!(flow, Flow::Pause);
+        assert!(self.asks(nth));
+        id
+    }
+
+    /// A call, up to where it is sent or answered.
+    fn sends(&self, nth: usize, key: &str) -> u32 {
+        let id = self.begins(nth, key);
+        self.serve(nth);
+        self.token(nth);
+        id
+    }
+
+    /// Its token comes, where the provider wants one.
+    fn token(&self, nth: usize) {
+        let gateway = &self.gateways[nth];
+        gateway.tick_after(1);
+        if !gateway.host.calls.borrow().is_empty() && !self.asks(nth) {
+            let token = json!({"access_token": TOKEN, "token_type": "Bearer", "expires_in": 300});
+            gateway.answer_call(Some((200, &token.to_string())));
+        }
+        self.serve(nth);
+    }
+
+    #[track_caller]
+    fn is_sent(&self, nth: usize, id: u32) -> bool {
+        self.gateways[nth].of(id, |side| side.resumed > 0)
+    }
+
+    /// The provider refunds.
+    fn refunds(&self, nth: usize, id: u32, key: &str) {
+        assert!(self.is_sent(nth, id));
+        self.replies(nth, id, 200, &success(self.name, key));
+    }
+
+    fn replies(&self, nth: usize, id: u32, status: u16, body: &str) {
+        let gateway = &self.gateways[nth];
+        gateway.reply_begins(id, status);
+        assert_eq!(gateway.reply_ends(id, body), Flow::Pause);
+    }
+
+    /// The answer that was written over the provider's reply.
+    fn told(&self, nth: usize, id: u32) -> Value {
+        let gateway = &self.gateways[nth];
+        gateway.of(id, |side| {
+            assert_eq!(side.responses_resumed, 1);
+            serde_json::from_slice(&side.buffers[&(Buffer::Response as u32)]).unwrap()
+        })
+    }
+
+    fn answered(&self, nth: usize, id: u32) -> Reply {
+        self.gateways[nth].answered(id)
+    }
+
+    /// Time goes by, for all.
+    fn later(&self, milliseconds: i64) {
+        self.store
+            .now_ms
+            .set(self.store.now_ms.get() + milliseconds);
+        for gateway in &self.gateways {
+            gateway.later(milliseconds);
+        }
+    }
+
+    /// The root of this gateway does what is due.
+    fn tick(&self, nth: usize, milliseconds: i64) {
+        self.later(milliseconds);
+        self.gateways[nth].tick_after(0);
+    }
+}
+
+/// What the provider says of the refund under this key.
+fn success(name: &str, key: &str) -> String {
+    let fixture = fixture(name);
+    let dispatch = sent(&fixture.config(), key, &fixture.call()).unwrap();
+    fixture.success_reply(&fixture.call(), &dispatch).0
+}
+
+#[track_caller]
+fn says(reply: &Reply, (code, outcome, retry): (&str, &str, &str)) {
+    let body = &reply.body;
+    assert_eq!(
+        (&body["code"], &body["outcome"], &body["retry"]),
+        (&json!(code), &json!(outcome), &json!(retry)),
+        "{body}"
+    );
+}
+
+/// With keys of their own, and without.
+const KEYED: &str = "moyasar";
+const UNKEYED: &str = "bbmsl";
+/// With keys of its own, and an answer that proves that there is no refund under one.
+const PROVES: &str = "begateway";
+
+#[test]
+fn a_key_that_nobody_has_used_costs_one_call_before_it_is_sent_and_one_before_its_answer() {
+    for name in [KEYED, UNKEYED, PROVES, "bog"] {
+        let fleet = Fleet::of(name, 1);
+        // The first call of a worker also learns the store's clock.
+        let first = fleet.sends(0, "k-0");
+        assert_eq!(fleet.store.calls.get(), 2);
+        fleet.refunds(0, first, "k-0");
+        fleet.serve(0);
+        assert_eq!(fleet.store.calls.get(), 3);
+        fleet.store.calls.set(0);
+        let mut call = fleet.call();
+        call["payment"]["id"] = json!(if name == UNKEYED { "77" } else { "another" });
+        call["payment"].as_object_mut().unwrap().remove("reference");
+        let (id, _) = fleet.gateways[0].call("k-1", &call);
+        fleet.serve(0);
+        fleet.token(0);
+        assert!(fleet.is_sent(0, id), "{name}");
+        assert_eq!(fleet.store.calls.get(), 1, "{name}");
+    }
+}
+
+#[test]
+fn an_answer_is_the_same_at_every_gateway() {
+    // BOG's is pending first, and such a call is sent again.
+    for name in [KEYED, UNKEYED, PROVES] {
+        let fleet = Fleet::of(name, 2);
+        let id = fleet.sends(0, "k-1");
+        fleet.refunds(0, id, "k-1");
+        // Nobody has the answer before the store has it.
+        assert_eq!(fleet.gateways[0].of(id, |side| side.responses_resumed), 0);
+        fleet.serve(0);
+        let told = fleet.told(0, id);
+        assert_eq!(told["status"], "succeeded", "{told}");
+        let again = fleet.begins(1, "k-1");
+        fleet.serve(1);
+        assert!(!fleet.is_sent(1, again));
+        let reply = fleet.answered(1, again);
+        assert_eq!(reply.body, told);
+        assert_eq!(reply.details, "refund_replayed");
+    }
+}
+
+#[test]
+fn a_key_is_sent_once_whoever_asks_for_it_at_the_same_moment() {
+    for name in [KEYED, UNKEYED] {
+        let fleet = Fleet::of(name, 3);
+        for nth in 0..3 {
+            // Each has asked before any of them has an answer.
+            fleet.begins(nth, "k-1");
+        }
+        for nth in 0..3 {
+            fleet.serve(nth);
+            fleet.token(nth);
+        }
+        let sent: Vec<bool> = (0..3).map(|nth| fleet.is_sent(nth, ROOT + 1)).collect();
+        assert_eq!(sent, [true, false, false]);
+        let retry = if name == KEYED { "same_key" } else { "look_up" };
+        for nth in 1..3 {
+            says(
+                &fleet.answered(nth, ROOT + 1),
+                ("refund-in-progress", "unknown", retry),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_key_of_another_refund_is_refused_at_every_gateway() {
+    let fleet = Fleet::of(KEYED, 2);
+    fleet.sends(0, "k-1");
+    let mut call = fleet.call();
+    call["payment"]["id"] = json!("another");
+    let (id, _) = fleet.gateways[1].call("k-1", &call);
+    fleet.serve(1);
+    says(
+        &fleet.answered(1, id),
+        ("idempotency-key-reused", "unknown", "no"),
+    );
+}
+
+#[test]
+fn a_payment_is_one_for_all_gateways_where_it_has_one_refund() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    let other = fleet.sends(1, "k-2");
+    assert!(!fleet.is_sent(1, other));
+    says(
+        &fleet.answered(1, other),
+        ("payment-has-refund", "not_refunded", "same_key"),
+    );
+    fleet.refunds(0, id, "k-1");
+    fleet.serve(0);
+    let other = fleet.sends(1, "k-3");
+    says(
+        &fleet.answered(1, other),
+        ("payment-has-refund", "not_refunded", "no"),
+    );
+}
+
+#[test]
+fn a_claim_whose_answer_is_lost_is_made_once_more_and_counts_once() {
+    for lost in [Lost::Call, Lost::Answer] {
+        let fleet = Fleet::of(UNKEYED, 2);
+        let id = fleet.begins(0, "k-1");
+        // The clock.
+        fleet.gateways[0].answer_with(|call| Some((200, fleet.store.call(&call.body))));
+        fleet.loses(0, lost);
+        fleet.serve(0);
+        assert!(fleet.is_sent(0, id));
+        let other = fleet.sends(1, "k-1");
+        says(
+            &fleet.answered(1, other),
+            ("refund-in-progress", "unknown", "look_up"),
+        );
+    }
+}
+
+#[test]
+fn without_the_store_a_provider_without_keys_is_sent_nothing() {
+    let fleet = Fleet::of(UNKEYED, 1);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(!fleet.is_sent(0, id));
+    let reply = fleet.answered(0, id);
+    assert_eq!(reply.status, 503);
+    says(&reply, ("memory-unavailable", "unknown", "same_key"));
+    // And it may be sent as soon as the store is back.
+    fleet.tick(0, 2_000);
+    fleet.serve(0);
+    let id = fleet.sends(0, "k-1");
+    assert!(fleet.is_sent(0, id));
+}
+
+#[test]
+fn without_the_store_a_provider_with_keys_goes_on_unless_the_team_wants_it_otherwise() {
+    let refuse = json!({"memory": {"redis": {"cluster": "redis"}, "when_unavailable": "refuse"}});
+    let fleet = Fleet::with(KEYED, 1, &refuse);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    says(
+        &fleet.answered(0, id),
+        ("memory-unavailable", "unknown", "same_key"),
+    );
+
+    let fleet = Fleet::of(KEYED, 2);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    let gateway = &fleet.gateways[0];
+    gateway.reply_begins(id, 200);
+    assert_eq!(
+        gateway.reply_ends(id, &success(KEYED, "k-1")),
+        Flow::Continue
+    );
+    // Later the store knows, too, and so does everybody.
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    let again = fleet.sends(1, "k-1");
+    assert_eq!(fleet.answered(1, again).details, "refund_replayed");
+}
+
+#[test]
+fn what_the_store_could_not_be_asked_about_is_refused_for_certain_by_nobody() {
+    let fleet = Fleet::of(KEYED, 1);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    let refusal = fixture(KEYED).refusal_reply("invalid_request", "no");
+    let gateway = &fleet.gateways[0];
+    gateway.reply_begins(id, 400);
+    gateway.reply_ends(id, &refusal);
+    let told = gateway.of(id, |side| {
+        serde_json::from_slice::<Value>(&side.buffers[&(Buffer::Response as u32)]).unwrap()
+    });
+    assert_eq!(told["outcome"], "unknown", "{told}");
+}
+
+#[test]
+fn a_caller_who_leaves_while_its_key_is_claimed_leaves_it_to_others() {
+    for lost in [None, Some(Lost::Call), Some(Lost::Answer)] {
+        let fleet = Fleet::of(UNKEYED, 2);
+        let first = fleet.sends(0, "warm");
+        fleet.replies(0, first, 200, &fixture(UNKEYED).refusal_reply("0000", "x"));
+        fleet.serve(0);
+        fleet.store.values.borrow_mut().clear();
+        let id = fleet.begins(0, "k-1");
+        // The claim is on its way.
+        match lost {
+            Some(lost) => fleet.loses(0, lost),
+            None => {}
+        }
+        let pending = fleet.gateways[0].host.calls.borrow()[0].body.clone();
+        fleet.gateways[0].leaves(id);
+        fleet.gateways[0].host.calls.borrow_mut().clear();
+        // It is stored all the same, as late as it may be.
+        fleet.later(900);
+        fleet.store.call(&pending);
+        fleet.tick(0, 200);
+        fleet.serve(0);
+        let other = fleet.sends(1, "k-1");
+        assert!(fleet.is_sent(1, other), "{}", lost.is_some());
+        // And not later than that.
+        fleet.store.values.borrow_mut().clear();
+        fleet.store.call(&pending);
+        assert!(fleet.store.values.borrow().is_empty());
+    }
+}
+
+#[test]
+fn a_stream_that_ends_before_its_key_is_settled_has_it_settled_by_the_root() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.refunds(0, id, "k-1");
+    fleet.gateways[0].leaves(id);
+    fleet.gateways[0].host.calls.borrow_mut().clear();
+    fleet.tick(0, 2_000);
+    fleet.serve(0);
+    let again = fleet.sends(1, "k-1");
+    assert_eq!(fleet.answered(1, again).body["status"], "succeeded");
+}
+
+#[test]
+fn what_could_not_be_settled_is_told_all_the_same_and_repeated() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.refunds(0, id, "k-1");
+    fleet.serve_none(0);
+    assert_eq!(fleet.told(0, id)["status"], "succeeded");
+    // The store stays away for long.
+    for _ in 0..30 {
+        fleet.tick(0, 1_001);
+        fleet.serve_none(0);
+    }
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    let again = fleet.sends(1, "k-1");
+    assert_eq!(fleet.answered(1, again).body["status"], "succeeded");
+    assert!(fleet.gateways[0].shows("refund.memory_repeats_total.result.failed") >= 15);
+    assert_eq!(
+        fleet.gateways[0].shows("refund.memory_repeats_total.result.ok"),
+        1
+    );
+}
+
+#[test]
+fn a_gateway_that_dies_leaves_a_key_in_doubt_once_its_lease_is_over() {
+    for name in [KEYED, UNKEYED] {
+        let fleet = Fleet::of(name, 2);
+        fleet.sends(0, "k-1");
+        fleet.later(59_000);
+        let early = fleet.sends(1, "k-1");
+        assert_eq!(fleet.answered(1, early).body["code"], "refund-in-progress");
+        fleet.later(2_000);
+        let late = fleet.sends(1, "k-1");
+        if name == KEYED {
+            assert!(fleet.is_sent(1, late));
+            // Its refusal says nothing of the first send.
+            let refusal = fixture(name).refusal_reply("invalid_request", "no");
+            fleet.replies(1, late, 400, &refusal);
+            fleet.serve(1);
+            assert_eq!(fleet.told(1, late)["outcome"], "unknown");
+        } else {
+            says(
+                &fleet.answered(1, late),
+                ("gateway-error", "unknown", "look_up"),
+            );
+        }
+    }
+}
+
+#[test]
+fn no_clock_of_a_gateway_counts_in_the_store() {
+    let fleet = Fleet::of(KEYED, 2);
+    for (nth, jump_ms) in [(0, -3_600_000), (1, 86_400_000)] {
+        let host = &fleet.gateways[nth].host;
+        let mut now = refund_filter::host::Host::now(&**host);
+        now.unix_ms += jump_ms;
+        now.steady_ms += jump_ms.abs() / 7;
+        host.now.set(Some(now));
+    }
+    let id = fleet.sends(0, "k-1");
+    assert!(fleet.is_sent(0, id));
+    fleet.later(59_000);
+    let early = fleet.sends(1, "k-1");
+    assert_eq!(fleet.answered(1, early).body["code"], "refund-in-progress");
+    fleet.later(2_000);
+    let late = fleet.sends(1, "k-1");
+    assert!(fleet.is_sent(1, late));
+}
+
+#[test]
+fn a_store_whose_clock_has_jumped_is_asked_once_more_by_its_new_one() {
+    let fleet = Fleet::of(UNKEYED, 1);
+    let first = fleet.sends(0, "k-1");
+    fleet.refunds(0, first, "k-1");
+    fleet.serve(0);
+    // Another primary, whose clock is fast.
+    fleet.store.now_ms.set(STORE_MS + 30_000);
+    let again = fleet.begins(0, "k-2");
+    fleet.serve(0);
+    assert_eq!(fleet.answered(0, again).body["code"], "payment-has-refund");
+    fleet.store.values.borrow_mut().clear();
+    fleet.store.now_ms.set(STORE_MS + 90_000);
+    let id = fleet.sends(0, "k-3");
+    assert!(fleet.is_sent(0, id));
+}
+
+#[test]
+fn every_word_of_the_store_has_its_meaning() {
+    let cut = b"*5\r\n$16\r\n00000000".to_vec();
+    let anothers =
+        b"*5\r\n$16\r\n0000000000000000\r\n$13\r\n1900000000000\r\n$0\r\n\r\n$0\r\n\r\n$0\r\n\r\n"
+            .to_vec();
+    let errors: Vec<(&str, Vec<u8>)> = [
+        ("busy", "LOADING Redis is loading the dataset in memory"),
+        (
+            "busy",
+            "READONLY You can't write against a read only replica.",
+        ),
+        ("busy", "NOREPLICAS Not enough good replicas to write."),
+        ("busy", "BUSY Redis is busy running a script."),
+        ("busy", "MASTERDOWN Link with MASTER is down"),
+        ("busy", "CLUSTERDOWN The cluster is down"),
+        (
+            "refused",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+        ),
+        ("refused", "NOAUTH Authentication required."),
+        ("refused", "WRONGPASS invalid username-password pair"),
+        ("refused", "NOPERM this user has no permissions"),
+        ("refused", "MOVED 3999 127.0.0.1:6381"),
+        ("refused", "NEVER seen"),
+    ]
+    .into_iter()
+    .map(|(result, words)| (result, format!("-{words}\r\n").into_bytes()))
+    .chain([
+        ("garbled", cut),
+        ("garbled", anothers),
+        ("garbled", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        ("unanswered", Vec::new()),
+    ])
+    .collect();
+    for (result, words) in errors {
+        let fleet = Fleet::of(UNKEYED, 1);
+        let id = fleet.begins(0, "k-1");
+        let mut calls = 0;
+        while fleet.asks(0) {
+            fleet.gateways[0].answer_with(|_| Some((200, words.clone())));
+            calls += 1;
+        }
+        says(
+            &fleet.answered(0, id),
+            ("memory-unavailable", "unknown", "same_key"),
+        );
+        let series = format!("refund.memory_calls_total.call.claim.result.{result}");
+        assert_eq!(fleet.gateways[0].shows(&series), calls, "{result}");
+        // What somebody must see to first is not tried again.
+        assert_eq!(calls, if result == "refused" { 1 } else { 2 }, "{result}");
+        assert!(fleet.store.values.borrow().is_empty());
+    }
+}
+
+#[test]
+fn what_a_newer_version_has_stored_is_in_doubt() {
+    for name in [KEYED, UNKEYED] {
+        let fleet = Fleet::of(name, 1);
+        fleet.sends(0, "k-1");
+        for (value, _) in fleet.store.values.borrow_mut().values_mut() {
+            value[0] = 2;
+        }
+        let id = fleet.sends(0, "k-1");
+        assert_eq!(fleet.is_sent(0, id), false);
+        let reply = fleet.answered(0, id);
+        assert_eq!(reply.body["outcome"], "unknown", "{}", reply.body);
+        let other = Fleet::of(name, 1);
+        *other.store.values.borrow_mut() = fleet.store.values.borrow().clone();
+        let id = other.sends(0, "k-1");
+        assert_eq!(other.is_sent(0, id), name == KEYED);
+    }
+}
+
+#[test]
+fn the_store_is_told_nothing_that_the_call_itself_says() {
+    for name in [KEYED, UNKEYED, PROVES, "bog"] {
+        let fleet = Fleet::of(name, 1);
+        let mut call = fleet.call();
+        call["reason"] = json!("CANARY-reason");
+        let (id, _) = fleet.gateways[0].call("CANARY-key", &call);
+        fleet.serve(0);
+        fleet.token(0);
+        fleet.refunds(0, id, "CANARY-key");
+        fleet.serve(0);
+        let stored = String::from_utf8_lossy(&fleet.store.bytes()).into_owned();
+        assert!(stored.contains("\"status\""), "{stored}");
+        let payment = call["payment"].as_object().unwrap();
+        let said = payment.values().map(|name| name.as_str().unwrap());
+        for said in said.chain(["CANARY", "\"payment\"", "\"reason\"", "\"reference\""]) {
+            assert!(!stored.contains(said), "{said}: {stored}");
+        }
+    }
+}
+
+#[test]
+fn the_password_goes_to_the_store_and_nowhere_else() {
+    let memory = |password: Value| json!({"memory": {"redis": {"cluster": "redis", "username": "refunds", "password": password}}});
+    let mut fleet = Fleet::with(KEYED, 1, &memory(json!({"inline": "CANARY-password"})));
+    fleet.store.login = Some(("refunds", "CANARY-password"));
+    let id = fleet.sends(0, "k-1");
+    assert!(fleet.is_sent(0, id));
+    fleet.store.login = Some(("refunds", "another"));
+    let id = fleet.sends(0, "k-2");
+    assert!(fleet.is_sent(0, id), "a provider with keys goes on");
+    assert_eq!(fleet.gateways[0].logged("CANARY"), 0);
+    assert_eq!(fleet.gateways[0].logged("it said WRONGPASS"), 1);
+
+    // As a stream brings it.
+    let mut fleet = Fleet::with(KEYED, 1, &memory(json!({"filter_state": "redis.password"})));
+    fleet.store.login = Some(("refunds", "CANARY-password"));
+    let mut side = Side::default();
+    side.properties.insert(
+        "filter_state.redis.password".to_owned(),
+        b"CANARY-password\n".to_vec(),
+    );
+    let gateway = &fleet.gateways[0];
+    let id = gateway.begin_with("k-1", side);
+    gateway.body(id, &fleet.call());
+    fleet.serve(0);
+    fleet.refunds(0, id, "k-1");
+    // The root has it, too.
+    gateway.leaves(id);
+    gateway.host.calls.borrow_mut().clear();
+    fleet.tick(0, 2_000);
+    fleet.serve(0);
+    assert_eq!(gateway.shows("refund.memory_repeats_total.result.ok"), 1);
+}
+
+/// What is told in a look-up of the key at a provider that shows no refund.
+fn looks_up(fleet: &Fleet, nth: usize, is_read: bool) -> Value {
+    let fixture = fixture(fleet.name);
+    let call = fixture.call();
+    let payment = call["payment"]["id"].as_str().unwrap();
+    let query = format!("provider={}&payment_id={payment}&key=k-1", fleet.name);
+    let gateway = &fleet.gateways[nth];
+    let (id, flow) = gateway.headers(look_up_headers(&query), Side::default(), true);
+    assert_eq!(flow, Flow::Pause);
+    match is_read {
+        true => fleet.serve(nth),
+        false => fleet.serve_none(nth),
+    }
+    assert!(fleet.is_sent(nth, id));
+    gateway.reply_begins(id, 200);
+    gateway.reply_ends(id, &fixture.shown(false));
+    fleet.serve(nth);
+    gateway.of(id, |side| {
+        serde_json::from_slice(&side.buffers[&(Buffer::Response as u32)]).unwrap()
+    })
+}
+
+#[test]
+fn a_look_up_that_could_not_read_its_key_is_unknown_and_one_that_could_needs_no_uptime() {
+    let fleet = Fleet::of(PROVES, 1);
+    let told = looks_up(&fleet, 0, true);
+    assert_eq!(told["outcome"], "not_refunded", "{told}");
+    let fleet = Fleet::of(PROVES, 1);
+    let told = looks_up(&fleet, 0, false);
+    assert_eq!(told["outcome"], "unknown", "{told}");
+    // Another gateway may have gone on without the store.
+    let told = looks_up(&fleet, 0, true);
+    assert_eq!(told["outcome"], "unknown", "{told}");
+    fleet.later(301_000);
+    let told = looks_up(&fleet, 0, true);
+    assert_eq!(told["outcome"], "not_refunded", "{told}");
+}
+
+#[test]
+fn a_look_ups_word_counts_for_sends_of_every_gateway() {
+    let fleet = Fleet::of(PROVES, 2);
+    let id = fleet.sends(0, "k-1");
+    let told = looks_up(&fleet, 1, true);
+    assert_eq!(told["outcome"], "unknown", "it is in flight: {told}");
+    fleet.gateways[0].leaves(id);
+    fleet.tick(0, 2_000);
+    fleet.serve(0);
+    let told = looks_up(&fleet, 1, true);
+    assert_eq!(told["outcome"], "unknown", "it may still arrive: {told}");
+    fleet.later(301_000);
+    let told = looks_up(&fleet, 1, true);
+    assert_eq!(told["outcome"], "not_refunded", "{told}");
+    // What is proved at one gateway clears nothing at the other.
+    let again = fleet.sends(0, "k-1");
+    fleet.replies(
+        0,
+        again,
+        422,
+        &fixture(PROVES).refusal_reply("F.0105", "no"),
+    );
+    fleet.serve(0);
+    assert_eq!(fleet.told(0, again)["outcome"], "unknown");
+}
