@@ -107,7 +107,7 @@ impl MockStore {
 
 /// Takes arrays of bulk strings apart.
 pub fn commands(mut rest: &[u8]) -> Vec<Vec<&[u8]>> {
-    fn head<'a>(rest: &mut &'a [u8], kind: u8) -> usize {
+    fn head(rest: &mut &[u8], kind: u8) -> usize {
         let end = rest.windows(2).position(|two| two == b"\r\n").unwrap();
         let (line, after) = rest.split_at(end);
         *rest = &after[2..];

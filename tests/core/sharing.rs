@@ -371,9 +371,8 @@ fn a_caller_who_leaves_while_its_key_is_claimed_leaves_it_to_others() {
         fleet.store.values.borrow_mut().clear();
         let id = fleet.begins(0, "k-1");
         // The claim is on its way.
-        match lost {
-            Some(lost) => fleet.loses(0, lost),
-            None => {}
+        if let Some(lost) = lost {
+            fleet.loses(0, lost);
         }
         let pending = fleet.gateways[0].host.calls.borrow()[0].body.clone();
         fleet.gateways[0].leaves(id);
@@ -555,7 +554,7 @@ fn what_a_newer_version_has_stored_is_in_doubt() {
             value[0] = 2;
         }
         let id = fleet.sends(0, "k-1");
-        assert_eq!(fleet.is_sent(0, id), false);
+        assert!(!fleet.is_sent(0, id));
         let reply = fleet.answered(0, id);
         assert_eq!(reply.body["outcome"], "unknown", "{}", reply.body);
         let other = Fleet::of(name, 1);
