@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use provider_simulator::Provider;
 use serde_json::{Value, json};
 
+use crate::redis::{PASSWORD, Store};
 use crate::{SecretsBy, project};
 
 const LISTENER: &str = "/static_resources/listeners/0";
@@ -202,6 +203,41 @@ pub fn sign_by_transit(
     change_plugin(config, |plugin| {
         plugin["providers"]["bbmsl"]["signing"] = signing
     })?;
+    move_secrets(config, secrets);
+    Ok(())
+}
+
+/// Splices memory.yaml in: these stores are one memory, the primary among them.
+pub fn share_memory(config: &mut Value, stores: &[Store], secrets: &Path) -> Result<()> {
+    let mut parts = read("memory.yaml")?;
+    let mut cluster = parts["cluster"].take();
+    let endpoints = stores.iter().map(|store| {
+        let address = json!({"address": store.address.ip(), "port_value": store.address.port()});
+        json!({"endpoint": {"address": {"socket_address": address}}})
+    });
+    let endpoints: Vec<Value> = endpoints.collect();
+    *at(&mut cluster, "/load_assignment/endpoints/0/lb_endpoints")? = json!(endpoints);
+    let store = stores.first().context("no store")?;
+    let tls = at(
+        &mut cluster,
+        "/transport_socket/typed_config/common_tls_context",
+    )?;
+    tls["validation_context"]["trusted_ca"]["filename"] = json!(store.ca);
+    tls["tls_certificates"] = json!([{
+        "certificate_chain": {"filename": store.certificate}, "private_key": {"filename": store.key},
+    }]);
+    list(config, "/static_resources/clusters")?.push(cluster);
+    let filters = format!("{LISTENER}/filter_chains/0/filters/0/typed_config/http_filters");
+    let mut memory = parts["memory"].take();
+    match named(config, &filters, "envoy.filters.http.set_filter_state") {
+        Ok(states) => {
+            list(states, "/typed_config/on_request_headers")?
+                .push(parts["set_filter_state"].take());
+        }
+        // An Envoy that is too old for secrets in filter state.
+        Err(_) => memory["redis"]["password"] = json!({"inline": PASSWORD}),
+    }
+    change_plugin(config, |plugin| plugin["memory"] = memory)?;
     move_secrets(config, secrets);
     Ok(())
 }

@@ -8,6 +8,7 @@ pub mod ecds;
 mod envoy_yaml;
 pub mod openbao;
 pub mod play;
+pub mod redis;
 pub mod sandbox;
 pub mod soak;
 
@@ -29,7 +30,7 @@ use tokio::time::{Instant, sleep};
 
 pub use envoy_yaml::{
     change_plugin, filter_mut, filter_state, inject_credentials, load, parse, parts, route_mut,
-    set_secrets, sign_by_transit, trace_to,
+    set_secrets, share_memory, sign_by_transit, trace_to,
 };
 
 /// The path of the canonical call.

@@ -13,6 +13,7 @@ mod figures;
 mod guard;
 mod hostile;
 mod look_ups;
+mod memory;
 mod open_list;
 mod providers;
 mod rotation;
