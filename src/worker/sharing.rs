@@ -462,12 +462,14 @@ impl Worker {
                     _ => ("unanswered", "no answer came in time".to_owned()),
                 };
                 self.fails(&errand, result, &why);
-                // Once more the very same, which is stored once whichever of the two it was.
+                // Once more the very same, which is stored once whichever of the two it was. Envoy may give a call that is made from
+                // the answer to another one that one's connection, which the store closes: that is no word of the store's.
+                let was_closed = is_through && result == "unanswered";
                 let again = result != "refused"
-                    && !errand.has_failed
+                    && (was_closed || !errand.has_failed)
                     && self.may_call(&errand, &memory, now);
                 if again {
-                    errand.has_failed = true;
+                    errand.has_failed |= !was_closed;
                     return self.call_store(&memory, errand);
                 }
                 Progress::Failed(errand)

@@ -96,6 +96,10 @@ impl MockStore {
     }
 
     /// All that it holds.
+    #[allow(
+        dead_code,
+        reason = "the gateway's tests take their share of this file"
+    )]
     pub fn bytes(&self) -> Vec<u8> {
         let values = self.values.borrow();
         values

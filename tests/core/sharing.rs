@@ -522,7 +522,6 @@ fn every_word_of_the_store_has_its_meaning() {
         ("garbled", cut),
         ("garbled", anothers),
         ("garbled", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
-        ("unanswered", Vec::new()),
     ])
     .collect();
     for (result, words) in errors {
@@ -543,6 +542,29 @@ fn every_word_of_the_store_has_its_meaning() {
         assert_eq!(calls, if result == "refused" { 1 } else { 2 }, "{result}");
         assert!(fleet.store.values.borrow().is_empty());
     }
+}
+
+#[test]
+fn a_call_on_a_connection_that_was_about_to_be_closed_is_made_again() {
+    let fleet = Fleet::of(UNKEYED, 1);
+    let id = fleet.begins(0, "k-1");
+    for _ in 0..3 {
+        fleet.gateways[0].answer_with(|_| Some((200, Vec::new())));
+    }
+    fleet.serve(0);
+    assert!(fleet.is_sent(0, id));
+    // Not for ever.
+    let id = fleet.begins(0, "k-2");
+    let mut calls = 0;
+    while fleet.asks(0) {
+        fleet.gateways[0].answer_with(|_| Some((200, Vec::new())));
+        calls += 1;
+    }
+    assert_eq!(calls, 8);
+    says(
+        &fleet.answered(0, id),
+        ("memory-unavailable", "unknown", "same_key"),
+    );
 }
 
 #[test]

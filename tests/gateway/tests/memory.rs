@@ -1,13 +1,24 @@
 //! Gateways that share one memory of keys, in a real Redis over TLS: its user may do nothing but what the filter does.
 
+#[path = "../../common/store.rs"]
+mod store;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::{FOUR, Problem, assert_problem, booked, final_at_once, keyed, of, unknown};
+use crate::common::{
+    FOUR, Problem, assert_problem, booked, final_at_once, keyed, of, plugin, unknown,
+};
 use anyhow::{Context as _, Result, ensure};
-use gateway_testbed::redis::{PASSWORD, Redis, Store, USER};
+use gateway_testbed::redis::{HOST, PASSWORD, Redis, Store, USER};
 use gateway_testbed::{Beside, Gateway, Options, cluster, share_memory};
 use provider_simulator::{Fault, Provider};
-use serde_json::Value;
+use refund_filter::redis::{Fault as RedisFault, Login, Swap, Swaps};
+use refund_filter::secret::Secret;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep};
 
 use Provider::{Bbmsl, Moyasar};
@@ -24,6 +35,10 @@ async fn sharing(stores: &[Store], beside: Option<Beside>) -> Result<Gateway> {
         more_secrets: vec![("memory-password", PASSWORD.to_owned())],
         change: Box::new(move |config, folder| {
             share_memory(config, &stores, folder).expect("memory.yaml");
+            // A busy machine is no fault of the store's.
+            plugin(config, |plugin| {
+                plugin["memory"]["redis"]["timeout_ms"] = json!(2_000)
+            });
         }),
         beside,
         ..Options::default()
@@ -31,6 +46,13 @@ async fn sharing(stores: &[Store], beside: Option<Beside>) -> Result<Gateway> {
     .await?;
     sees_the_store(&gateway).await?;
     Ok(gateway)
+}
+
+/// What the filter has said in a gateway's log.
+fn lines_of(gateway: &Gateway) -> Vec<String> {
+    let log = gateway.log();
+    let lines = log.lines().filter(|line| line.contains("refund-filter"));
+    lines.map(str::to_owned).collect()
 }
 
 /// Waits until Envoy has found a primary.
@@ -192,6 +214,319 @@ async fn what_is_unknown_at_one_gateway_is_unknown_at_all() -> Result<()> {
         let told = first.refund(&case, &one(provider, 1)).await?;
         assert_eq!(told.body["status"], "succeeded", "{case}: {told:?}");
         assert_eq!(booked(&first, provider, 1), 1, "{case}");
+    }
+    Ok(())
+}
+
+/// What Redis does is what the core's tests take it for: the same calls, word for word, to both.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_says_what_the_cores_store_says() -> Result<()> {
+    let redis = Redis::start().await?;
+    let time = redis.command(&["TIME"]).await?;
+    let now_ms: i64 = time.lines().next().context("a time")?.parse::<i64>()? * 1_000;
+    let mock = store::MockStore {
+        login: Some((USER, PASSWORD)),
+        ..store::MockStore::new(now_ms)
+    };
+    let far = now_ms + 60_000;
+    let swap = |key: &str, was: &str, new: &str| Swap {
+        key: format!("refund.guard:{key}"),
+        was: was.into(),
+        new: new.into(),
+    };
+    let binary = Swap {
+        new: vec![0, 13, 10, 255, b'$'],
+        ..swap("binary", "", "")
+    };
+    let cases: Vec<(Vec<Swap>, i64)> = vec![
+        // Nothing is there; it is written; it is so already; it is another's.
+        (vec![swap("a", "", "")], far),
+        (vec![swap("a", "", "1")], far),
+        (vec![swap("a", "", "1")], far),
+        (vec![swap("a", "", "2")], far),
+        (vec![swap("a", "1", "2")], far),
+        (vec![swap("a", "1", "")], far),
+        (vec![binary.clone()], far),
+        (
+            vec![Swap {
+                was: binary.new,
+                new: b"3".to_vec(),
+                ..swap("binary", "", "")
+            }],
+            far,
+        ),
+        // All or nothing, what is only read included.
+        (vec![swap("b", "", "1"), swap("a", "1", "9")], far),
+        (vec![swap("b", "", "1"), swap("a", "1", "")], far),
+        (
+            vec![swap("b", "", "1"), swap("a", "2", ""), swap("c", "", "1")],
+            far,
+        ),
+        // Too late, and not too late to be told what stands.
+        (vec![swap("d", "", "1")], now_ms - 60_000),
+        (
+            vec![swap("a", "2", ""), swap("b", "", "7")],
+            now_ms - 60_000,
+        ),
+        (vec![swap("d", "", "")], far),
+        // Not its own.
+    ];
+    for (nth, (swaps, deadline_ms)) in cases.into_iter().enumerate() {
+        let swaps = Swaps {
+            swaps: &swaps,
+            word: 0x0123_4567_89ab_cdef + u64::try_from(nth)?,
+            deadline_ms,
+            ttl_ms: 60_000,
+        };
+        let secret = Secret::new(PASSWORD.to_owned());
+        let login = Login {
+            username: Some(USER),
+            password: &secret,
+        };
+        let request = swaps.request(Some(login));
+        let said = spoken(&redis.store(), &request).await?;
+        let (theirs, ours) = (
+            swaps.answer(true, &said),
+            swaps.answer(true, &mock.call(&request)),
+        );
+        match (theirs, ours) {
+            (Ok(theirs), Ok(ours)) => assert_eq!(theirs.values, ours.values, "case {nth}"),
+            (Err(RedisFault::Late(_)), Err(RedisFault::Late(_))) => {}
+            (theirs, ours) => panic!("case {nth}: {theirs:?}, {ours:?}"),
+        }
+    }
+    // What they say where nobody is let in.
+    let swaps = [swap("a", "", "")];
+    let swaps = Swaps {
+        swaps: &swaps,
+        word: 1,
+        deadline_ms: far,
+        ttl_ms: 1,
+    };
+    let wrong = Secret::new("wrong".to_owned());
+    for login in [
+        None,
+        Some(Login {
+            username: Some(USER),
+            password: &wrong,
+        }),
+    ] {
+        let request = swaps.request(login);
+        let said = spoken(&redis.store(), &request).await?;
+        let theirs = swaps.answer(login.is_some(), &said);
+        // The unnamed user may say ROLE alone.
+        let wanted = if login.is_some() {
+            "WRONGPASS"
+        } else {
+            "NOPERM"
+        };
+        assert_eq!(theirs, Err(RedisFault::Refused(wanted)));
+        if login.is_some() {
+            assert_eq!(theirs, swaps.answer(true, &mock.call(&request)));
+        }
+    }
+    let other = [Swap {
+        key: "another:a".into(),
+        ..swap("a", "", "")
+    }];
+    let swaps = Swaps {
+        swaps: &other,
+        ..swaps
+    };
+    let right = Secret::new(PASSWORD.to_owned());
+    let request = swaps.request(Some(Login {
+        username: Some(USER),
+        password: &right,
+    }));
+    let said = spoken(&redis.store(), &request).await?;
+    let refused = swaps.answer(true, &said);
+    assert!(
+        matches!(refused, Err(RedisFault::Refused("NOPERM" | "ERR"))),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
+/// Sends bytes over a connection of their own, closes that half, and gives all that comes.
+async fn spoken(store: &Store, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&store.ca)?)?;
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()?
+    .with_root_certificates(roots)
+    .with_client_auth_cert(
+        vec![CertificateDer::from_pem_file(&store.certificate)?],
+        PrivateKeyDer::from_pem_file(&store.key)?,
+    )?;
+    let tcp = tokio::net::TcpStream::connect(store.address).await?;
+    let host = rustls::pki_types::ServerName::try_from(HOST)?;
+    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(host, tcp)
+        .await?;
+    stream.write_all(bytes).await?;
+    stream.shutdown().await?;
+    let mut said = Vec::new();
+    // Redis ends its half without a farewell.
+    if let Err(error) = stream.read_to_end(&mut said).await {
+        ensure!(error.kind() == std::io::ErrorKind::UnexpectedEof, error);
+    }
+    Ok(said)
+}
+
+/// The same key at three gateways with two workers each, all at once, again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_all_who_call_at_once_one_is_sent() -> Result<()> {
+    const KEYS: u64 = 200;
+    let redis = Redis::start().await?;
+    let gateways = Arc::new(fleet::<3>(&[redis.store()]).await?);
+    let mut told = std::collections::BTreeMap::<String, usize>::new();
+    for provider in FOUR {
+        for nth in 0..KEYS / 4 {
+            let mut calls = tokio::task::JoinSet::new();
+            for call in 0..9 {
+                let gateways = Arc::clone(&gateways);
+                let key = format!("{provider:?}-{nth}");
+                calls.spawn(
+                    async move { gateways[call % 3].refund(&key, &one(provider, nth)).await },
+                );
+            }
+            while let Some(answer) = calls.join_next().await {
+                let answer = answer??;
+                let word = if answer.status < 300 {
+                    "refunded"
+                } else {
+                    "in progress"
+                };
+                if answer.status >= 300 {
+                    let lines = gateways.iter().flat_map(lines_of);
+                    let code = &answer.body["code"];
+                    assert_eq!(
+                        code,
+                        "refund-in-progress",
+                        "{:#?}",
+                        lines.collect::<Vec<_>>()
+                    );
+                }
+                *told.entry(word.to_owned()).or_default() += 1;
+            }
+            assert_eq!(booked(&gateways[0], provider, nth), 1, "{provider:?} {nth}");
+        }
+    }
+    // Nobody was told anything else, and all were told.
+    let all: usize = told.values().sum();
+    assert_eq!(u64::try_from(all)?, KEYS * 9, "{told:?}");
+    assert!(told["refunded"] >= usize::try_from(KEYS)?, "{told:?}");
+    Ok(())
+}
+
+/// What the real server says in each state that it can be in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_write_is_no_memory() -> Result<()> {
+    let mut primary = Redis::start().await?;
+    let replica = primary.replica().await?;
+    let [gateway] = fleet::<1>(&[primary.store(), replica.store()]).await?;
+    let made = gateway.refund("first", &one(Bbmsl, 1)).await?;
+    assert_eq!(made.status, 200, "{made:?}");
+    let unavailable = Problem {
+        outcome: "unknown",
+        retry: "same_key",
+        ..Problem::certain("memory-unavailable", 503)
+    };
+    let config = |name: &'static str, value: &'static str| ["CONFIG", "SET", name, value];
+    let states = [
+        ("OOM", config("maxmemory", "1"), config("maxmemory", "0")),
+        (
+            "NOREPLICAS",
+            config("min-replicas-to-write", "9"),
+            config("min-replicas-to-write", "0"),
+        ),
+        (
+            "NOPERM",
+            ["ACL", "SETUSER", USER, "-eval"],
+            ["ACL", "SETUSER", USER, "+eval"],
+        ),
+        (
+            "ERR",
+            ["ACL", "SETUSER", USER, "-set"],
+            ["ACL", "SETUSER", USER, "+set"],
+        ),
+        (
+            "WRONGPASS",
+            ["ACL", "SETUSER", USER, "off"],
+            ["ACL", "SETUSER", USER, "on"],
+        ),
+    ];
+    for (nth, (word, begin, end)) in states.into_iter().enumerate() {
+        let nth = 10 + u64::try_from(nth)?;
+        primary.command(&begin).await?;
+        let refused = gateway.refund(word, &one(Bbmsl, nth)).await?;
+        assert_problem(word, &refused, unavailable);
+        let lines = lines_of(&gateway);
+        let said = format!("it said {word}");
+        assert!(lines.iter().any(|line| line.contains(&said)), "{lines:#?}");
+        primary.command(&end).await?;
+        // At once, since nothing stands in the store of it.
+        let made = gateway.refund(word, &one(Bbmsl, nth)).await?;
+        assert_eq!(made.status, 200, "{word}: {made:?}");
+        assert_eq!(booked(&gateway, Bbmsl, nth), 1, "{word}");
+    }
+    // The replica takes over, and Envoy finds it by its health check.
+    let all = primary.command(&["DBSIZE"]).await?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while replica.command(&["DBSIZE"]).await? != all {
+        ensure!(Instant::now() < deadline, "nothing is replicated");
+        sleep(Duration::from_millis(50)).await;
+    }
+    primary.kill().await?;
+    replica.command(&["REPLICAOF", "NO", "ONE"]).await?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let again = loop {
+        let again = gateway.refund("first", &one(Bbmsl, 1)).await?;
+        if again.status == 200 || Instant::now() > deadline {
+            break again;
+        }
+        assert_problem("failover", &again, unavailable);
+        sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(again.header("idempotency-replayed"), "true", "{again:?}");
+    assert_eq!(booked(&gateway, Bbmsl, 1), 1);
+    Ok(())
+}
+
+/// The limit: a primary that dies before its replica has a claim takes the claim with it. A provider's own keys hold even then;
+/// without keys the second send is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_no_replica_has_is_lost_with_its_primary() -> Result<()> {
+    let mut primary = Redis::start().await?;
+    let mut replica = primary.replica().await?;
+    let [first, second] = fleet::<2>(&[primary.store(), replica.store()]).await?;
+    // Nothing is replicated any more.
+    replica.kill().await?;
+    for provider in final_at_once() {
+        let made = first
+            .refund(&format!("{provider:?}"), &one(provider, 1))
+            .await?;
+        assert_eq!(made.status, 200, "{provider:?}: {made:?}");
+    }
+    primary.kill().await?;
+    replica.restart().await?;
+    replica.command(&["REPLICAOF", "NO", "ONE"]).await?;
+    sees_the_store(&second).await?;
+    for provider in final_at_once() {
+        let again = second
+            .refund(&format!("{provider:?}"), &one(provider, 1))
+            .await?;
+        let sent = second.simulators.received(provider);
+        assert_eq!(sent, 2, "{provider:?}: {again:?}");
+        if provider.has_keys() {
+            assert_eq!(again.status, 200, "{provider:?}: {again:?}");
+        } else {
+            // Here the order's own state saves it: another amount of another order would be refunded twice.
+            assert_eq!(again.body["outcome"], "unknown", "{provider:?}: {again:?}");
+        }
+        assert_eq!(booked(&first, provider, 1), 1, "{provider:?}: {again:?}");
     }
     Ok(())
 }
