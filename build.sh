@@ -643,7 +643,7 @@ Usage: ./build.sh [COMMAND]
   compat                  the tests with real Envoy, on every version from 1.36 on
   bench                   measures the filter beside Lua, ext_proc and a service (BENCH_WRITE=1 writes docs/performance.md)
   pictures                draws the dashboard's panels for the docs from a run
-  soak                    thousands of refunds under random faults (SEED=… for the same ones)
+  soak                    thousands of refunds under random faults, at one gateway and at a fleet (SEED=… for the same ones)
 
 ENVOY=/path/to/envoy takes an Envoy of your own, with SECRETS_BY=header where it is older than 1.38.
 TEXT

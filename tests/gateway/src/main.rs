@@ -64,7 +64,8 @@ async fn main() -> ExitCode {
 }
 
 async fn soak() -> Result<()> {
-    gateway_testbed::soak::run(Plan::full()?).await
+    gateway_testbed::soak::run(Plan::full()?).await?;
+    gateway_testbed::soak::run(Plan::full()?.of_a_fleet()).await
 }
 
 async fn play(rounds: u32) -> Result<()> {

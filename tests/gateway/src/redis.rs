@@ -181,6 +181,9 @@ fn run(folder: &Path, address: SocketAddr, replica_of: Option<SocketAddr>) -> Re
             "",
             "--appendonly",
             "yes",
+            // Acknowledged is written: a crash forgets nothing.
+            "--appendfsync",
+            "always",
         ])
         .args(["--maxmemory-policy", "noeviction"])
         .args(["--masteruser", "admin", "--masterauth", ADMIN])

@@ -21,6 +21,7 @@ use simulator::Provider;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::redis::{PASSWORD, Redis};
 use crate::{Gateway, Options, route_mut};
 use caller::{Caller, History, Open, Refund};
 
@@ -35,6 +36,10 @@ const STEP: u64 = 40;
 const BETWEEN_RESTARTS: Duration = Duration::from_secs(SETTLE_SECONDS * 5 / 2);
 /// Longer than any of the faults holds a send back.
 const SETTLE_SECONDS: u64 = 8;
+/// Longer than any call of a fleet is under way.
+const LEASE_SECONDS: u64 = 12;
+/// How long a fleet's store may take.
+const STORE_TIMEOUT_MS: u64 = 1_500;
 /// How long a provider is closed.
 const CLOSED: Duration = Duration::from_millis(200);
 /// A refund that was only taken completes after so many look-ups that did not show it.
@@ -53,6 +58,8 @@ pub struct Plan {
     pub longest: Duration,
     /// All chance comes from it, but for the order in which concurrent callers come through.
     pub seed: u64,
+    /// How many gateways there are. Several share a memory, in a Redis that fails and is killed, too.
+    pub gateways: usize,
 }
 
 impl Plan {
@@ -62,7 +69,17 @@ impl Plan {
             refunds: 1_500,
             longest: Duration::from_secs(60),
             seed: seed()?,
+            gateways: 1,
         })
+    }
+
+    /// The same with a fleet.
+    pub fn of_a_fleet(self) -> Plan {
+        Plan {
+            gateways: 3,
+            refunds: self.refunds / 4,
+            ..self
+        }
     }
 
     /// Three minutes at most.
@@ -71,6 +88,7 @@ impl Plan {
             refunds: 20_000,
             longest: Duration::from_secs(165),
             seed: seed()?,
+            gateways: 1,
         })
     }
 }
@@ -113,9 +131,14 @@ pub async fn run(plan: Plan) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let looks_first = rng.r#gen();
     println!("Where there are no keys, payments are looked at first: {looks_first}");
-    let mut gateway = start(looks_first, &mut rng).await?;
+    let mut redis = match plan.gateways {
+        1 => None,
+        _ => Some(Redis::start().await?),
+    };
+    let mut gateways = start(looks_first, &plan, redis.as_ref(), &mut rng).await?;
+    let simulators = gateways[0].simulators.clone();
     let load = Arc::new(Load {
-        simulators: gateway.simulators.clone(),
+        simulators: simulators.clone(),
         plan,
         next: AtomicU64::new(0),
         done: AtomicU64::new(0),
@@ -125,11 +148,11 @@ pub async fn run(plan: Plan) -> Result<()> {
     let begin = Instant::now();
     let mut callers = JoinSet::new();
     for nth in 0..CALLERS {
-        let caller = Caller::new(&gateway, nth)?;
+        let caller = Caller::new(&gateways, nth)?;
         callers.spawn(load.clone().make_refunds(caller, begin));
     }
-    let (mut samples, mut restarts) = (Vec::new(), Vec::new());
-    let plugin = gateway.plugin()?;
+    let (mut samples, mut restarts, mut outages) = (Vec::new(), Vec::new(), Vec::new());
+    let plugin = gateways[0].plugin()?;
     // Early, so that a short run has one.
     let (mut started, mut first_restart) = (begin, Some(Duration::from_secs(SETTLE_SECONDS / 2)));
     'load: for nth in 0.. {
@@ -142,43 +165,70 @@ pub async fn run(plan: Plan) -> Result<()> {
             }
             sleep(Duration::from_millis(10)).await;
         }
-        if started.elapsed() > first_restart.unwrap_or(BETWEEN_RESTARTS)
-            && nth * STEP < plan.refunds / 2
-            && begin.elapsed() < plan.longest / 2
+        // In a fleet one gateway after the other, all the time.
+        let between = match redis {
+            None => BETWEEN_RESTARTS,
+            Some(_) => BETWEEN_RESTARTS / 4,
+        };
+        if started.elapsed() > first_restart.unwrap_or(between)
+            && (redis.is_some() || nth * STEP < plan.refunds / 2)
+            && (redis.is_some() || begin.elapsed() < plan.longest / 2)
         {
-            no_trap(&gateway).await?;
+            let place = restarts.len() % gateways.len();
+            let gateway = &mut gateways[place];
+            no_trap(gateway).await?;
             let gone = SystemTime::now();
             gateway.restart().await?;
             restarts.push(gone..=SystemTime::now());
             (started, first_restart) = (Instant::now(), None);
             // What is left in memory is told from here on.
             samples.clear();
+        } else if let Some(redis) = redis.as_mut().filter(|_| nth % 4 == 1) {
+            let gone = SystemTime::now();
+            fail(redis, &mut rng).await?;
+            // What was done without it is settled by then.
+            outages.push(gone..=SystemTime::now() + Duration::from_secs(5));
         } else {
-            disturb(&gateway, nth, &plugin, &mut rng).await?;
+            disturb(&gateways[0], nth, &plugin, &mut rng).await?;
         }
-        samples.push(sample(&gateway).await?);
+        samples.push(sample(&gateways[0]).await?);
     }
     let took = begin.elapsed();
     // What a provider books late is booked by then.
     sleep(faults::LATE).await;
-    no_trap(&gateway).await?;
+    for gateway in &gateways {
+        no_trap(gateway).await?;
+    }
     let load = Arc::into_inner(load).context("a caller is left")?;
     let histories = load.histories.into_inner();
     let histories = histories.unwrap_or_else(PoisonError::into_inner);
-    let simulators = gateway.simulators.clone();
-    gateway.stop().await?;
+    for gateway in gateways {
+        gateway.stop().await?;
+    }
 
-    let reckoning = reckoning::reckon(&histories, &simulators, &restarts, looks_first);
+    let forgets = if redis.is_some() { &outages } else { &restarts };
+    let reckoning = reckoning::reckon(
+        &histories,
+        &simulators,
+        forgets,
+        redis.is_some(),
+        looks_first,
+    );
     println!("{}", reckoning.table());
     println!(
-        "{} refunds in {} s, {} restarts",
+        "{} refunds in {} s, {} restarts, {} times without the store",
         histories.len(),
         took.as_secs(),
-        restarts.len()
+        restarts.len(),
+        outages.len()
     );
     ensure!(!restarts.is_empty(), "the gateway was never restarted");
-    let memory = memory_is_flat(&samples);
-    println!("Envoy: {}", memory.as_deref().unwrap_or("memory grew"));
+    // A fleet's gateways do not live for long enough.
+    let memory = match redis {
+        None => memory_is_flat(&samples),
+        Some(_) => Ok(String::from("not measured in a fleet")),
+    };
+    println!("Envoy's memory: {}", memory.as_deref().unwrap_or("it grew"));
     if let Some(failure) = reckoning.failure() {
         bail!("{failure}\nSEED={}", plan.seed);
     }
@@ -202,43 +252,83 @@ async fn no_trap(gateway: &Gateway) -> Result<()> {
 }
 
 /// The project's envoy.yaml with short routes; whether a provider speaks HTTP/2 is chance.
-async fn start(looks_first: bool, rng: &mut StdRng) -> Result<Gateway> {
+async fn start(
+    looks_first: bool,
+    plan: &Plan,
+    redis: Option<&Redis>,
+    rng: &mut StdRng,
+) -> Result<Vec<Gateway>> {
     let old: Vec<_> = Provider::REFUNDING
         .map(crate::cluster)
         .into_iter()
         .filter(|_| rng.r#gen())
         .collect();
     println!("HTTP/1.1 to {old:?}, HTTP/2 to the others");
-    Gateway::start(Options {
-        ecds: true,
-        simulators: simulator::Options {
-            kept_exchanges: 1_000_000,
-            ..simulator::Options::default()
-        },
-        ..Options::changed(move |config| {
-            for provider in Provider::REFUNDING.map(crate::cluster) {
-                let route = route_mut(config, provider).expect("every provider has a route");
-                route["route"]["timeout"] = json!(format!("{}s", ROUTE_TIMEOUT.as_secs_f64()));
-            }
-            crate::change_plugin(config, |plugin| {
-                for provider in Provider::REFUNDING {
-                    let configured = &mut plugin["providers"][crate::cluster(provider)];
-                    configured["settle_seconds"] = json!(SETTLE_SECONDS);
-                    if !provider.has_keys() {
-                        configured["query_first"] = json!(looks_first);
-                    }
+    let mut gateways: Vec<Gateway> = Vec::with_capacity(plan.gateways);
+    for _ in 0..plan.gateways {
+        let (old, store) = (old.clone(), redis.map(Redis::store));
+        let gateway = Gateway::start(Options {
+            ecds: true,
+            beside: gateways.first().map(Gateway::beside),
+            more_secrets: vec![("memory-password", PASSWORD.to_owned())],
+            simulators: simulator::Options {
+                kept_exchanges: 1_000_000,
+                ..simulator::Options::default()
+            },
+            change: Box::new(move |config, folder| {
+                change(config, looks_first, &old);
+                if let Some(store) = store {
+                    crate::share_memory(config, &[store], folder).expect("memory.yaml");
+                    crate::change_plugin(config, |plugin| {
+                        plugin["guard"] = json!({"lease_seconds": LEASE_SECONDS});
+                        // A busy machine is no fault of the store's.
+                        plugin["memory"]["redis"]["timeout_ms"] = json!(STORE_TIMEOUT_MS);
+                    })
+                    .expect("the plugin configuration");
                 }
-            })
-            .expect("the plugin configuration");
-            let clusters = config.pointer_mut("/static_resources/clusters");
-            for cluster in clusters.and_then(Value::as_array_mut).into_iter().flatten() {
-                if old.iter().any(|name| cluster["name"] == *name) {
-                    speak_http1(cluster);
-                }
+            }),
+            ..Options::default()
+        });
+        gateways.push(gateway.await?);
+    }
+    Ok(gateways)
+}
+
+fn change(config: &mut Value, looks_first: bool, old: &[&str]) {
+    for provider in Provider::REFUNDING.map(crate::cluster) {
+        let route = route_mut(config, provider).expect("every provider has a route");
+        route["route"]["timeout"] = json!(format!("{}s", ROUTE_TIMEOUT.as_secs_f64()));
+    }
+    crate::change_plugin(config, |plugin| {
+        for provider in Provider::REFUNDING {
+            let configured = &mut plugin["providers"][crate::cluster(provider)];
+            configured["settle_seconds"] = json!(SETTLE_SECONDS);
+            if !provider.has_keys() {
+                configured["query_first"] = json!(looks_first);
             }
-        })
+        }
     })
-    .await
+    .expect("the plugin configuration");
+    let clusters = config.pointer_mut("/static_resources/clusters");
+    for cluster in clusters.and_then(Value::as_array_mut).into_iter().flatten() {
+        if old.iter().any(|name| cluster["name"] == *name) {
+            speak_http1(cluster);
+        }
+    }
+}
+
+/// The store hangs for a while, or dies and is started again.
+async fn fail(redis: &mut Redis, rng: &mut StdRng) -> Result<()> {
+    let pause = Duration::from_millis(rng.gen_range(100..3 * STORE_TIMEOUT_MS));
+    if rng.r#gen() {
+        redis.signal("STOP").await?;
+        sleep(pause).await;
+        redis.signal("CONT").await
+    } else {
+        redis.kill().await?;
+        sleep(pause).await;
+        redis.restart().await
+    }
 }
 
 fn speak_http1(cluster: &mut Value) {

@@ -373,19 +373,20 @@ impl Open {
 /// Makes one refund after the other over connections of its own.
 pub(super) struct Caller {
     client: Client,
-    url: String,
+    /// Of all gateways, each of which gets a call in turn.
+    urls: Vec<String>,
 }
 
 impl Caller {
     /// Every second one speaks HTTP/2.
-    pub fn new(gateway: &Gateway, nth: usize) -> Result<Caller> {
+    pub fn new(gateways: &[Gateway], nth: usize) -> Result<Caller> {
         let client = match nth % 2 {
             0 => Client::builder().http1_only(),
             _ => Client::builder().http2_prior_knowledge(),
         };
         Ok(Caller {
             client: client.build()?,
-            url: gateway.url(),
+            urls: gateways.iter().map(Gateway::url).collect(),
         })
     }
 
@@ -576,13 +577,20 @@ impl Desk<'_> {
         format!("soak-{}-{}", self.refund.nth, self.calls.len() + beside)
     }
 
+    /// The gateway whose turn it is: two calls at once, and one after the other, go to two of them.
+    fn url(&self, beside: usize) -> String {
+        let urls = &self.caller.urls;
+        let nth = usize::try_from(self.refund.nth).unwrap_or_default();
+        urls[(nth + self.calls.len() + beside) % urls.len()].clone()
+    }
+
     fn prepare(&mut self, why: Why, minor_units: u64, beside: usize) -> Draft {
         self.tempt_fate();
         let id = self.id(beside);
         let request = self
             .caller
             .client
-            .post(&self.caller.url)
+            .post(self.url(beside))
             .header("content-type", "application/json")
             .header("idempotency-key", self.refund.spelled(self.rng))
             .header("x-request-id", &id)
@@ -600,8 +608,7 @@ impl Desk<'_> {
             ("key", &key),
         ];
         query.extend(refund.map(|refund| ("id", refund)));
-        let url = &self.caller.url;
-        let request = self.caller.client.get(url).query(&query);
+        let request = self.caller.client.get(self.url(beside)).query(&query);
         Draft {
             request: request.header("x-request-id", &id),
             id,

@@ -27,8 +27,10 @@ type Wrong = (&'static str, String);
 /// One refund with what reached the provider and what is booked.
 struct Case<'a> {
     history: &'a History,
-    /// From when until when the gateway was gone.
-    restarts: &'a [RangeInclusive<SystemTime>],
+    /// From when until when nobody remembered keys: the gateway was gone, or the store of a fleet.
+    forgets: &'a [RangeInclusive<SystemTime>],
+    /// Whether gateways share their memory.
+    shares: bool,
     /// Whether the gateway looks at a payment first, where the provider has no keys.
     looks_first: bool,
     sends: Vec<&'a Exchange>,
@@ -70,7 +72,8 @@ impl Section {
 pub(super) fn reckon(
     histories: &[History],
     simulators: &Simulators,
-    restarts: &[RangeInclusive<SystemTime>],
+    forgets: &[RangeInclusive<SystemTime>],
+    shares: bool,
     looks_first: bool,
 ) -> Reckoning {
     let mut reckoning = Reckoning {
@@ -120,7 +123,8 @@ pub(super) fn reckon(
             let beside = beside.collect();
             let mut case = Case {
                 history,
-                restarts,
+                forgets,
+                shares,
                 looks_first,
                 sends,
                 booked,
@@ -342,6 +346,7 @@ impl Case<'_> {
         let refund = &self.history.refund;
         !refund.provider.has_keys()
             && !self.looks_first
+            && !self.shares
             && self.booked.is_empty()
             && self.beside.iter().any(|entry| {
                 let calls = self.history.calls.iter();
@@ -363,7 +368,7 @@ impl Case<'_> {
 
     /// Whether the gateway lived from one time to the other.
     fn is_one_life(&self, from: SystemTime, until: SystemTime) -> bool {
-        let mut gone = self.restarts.iter();
+        let mut gone = self.forgets.iter();
         !gone.any(|gone| *gone.start() <= until && *gone.end() >= from)
     }
 
@@ -591,6 +596,7 @@ impl Case<'_> {
                 && !self.history.refund.provider.has_keys()
                 && call.word_by_call() != LastWord::Unknown
                 && !earlier().any(|other| other.why == Why::LookUp)
+                && self.knew_nothing(call)
             {
                 wrong.push("what was unknown is answered otherwise, and nobody asked the provider");
             }
@@ -612,6 +618,13 @@ impl Case<'_> {
             wrong.push("sent again after the final answer");
         }
         wrong
+    }
+
+    /// Whether no final answer came before this call, forgotten since or not.
+    fn knew_nothing(&self, call: &Call) -> bool {
+        let calls = self.history.calls.iter();
+        let mut before = calls.take_while(|other| other.id != call.id);
+        !before.any(|other| other.word_by_call().is_final())
     }
 
     /// Whether a call's answer is the one that the next refund call under its key gets.
@@ -689,6 +702,7 @@ fn is_in_the_contract(call: &Call, provider: Provider) -> bool {
             | "gateway-error",
             "unknown",
         ) => retry == by_key,
+        ("memory-unavailable", "unknown") => !provider.has_keys() && retry == "same_key",
         ("idempotency-key-reused", "unknown") => call.why == Why::Reuse && retry == "no",
         // An earlier send under the key is unknown: that outweighs what became of this one.
         ("provider-auth-failed" | "provider-rate-limited" | "provider-unreachable", "unknown") => {
