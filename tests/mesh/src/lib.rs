@@ -256,6 +256,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// Takes an object away.
+    pub async fn delete(&self, kind: &str, name: &str) -> Result<()> {
+        let delete = ["--namespace", NAMESPACE, "delete", kind, name];
+        self.kubectl(&delete).await.map(drop)
+    }
+
+    /// Changes an object by a JSON patch.
+    pub async fn patch(&self, kind: &str, name: &str, patch: &str) -> Result<()> {
+        let namespace = ["--namespace", NAMESPACE];
+        let patch = ["patch", kind, name, "--type", "json", "--patch", patch];
+        self.kubectl(&[&namespace[..], &patch].concat())
+            .await
+            .map(drop)
+    }
+
     /// Reads an object.
     pub async fn object(&self, kind: &str, name: &str) -> Result<Value> {
         let text = self
@@ -436,6 +451,8 @@ pub struct Call {
     pub token: Option<&'static str>,
     /// The `Idempotency-Key`.
     pub key: String,
+    /// The `x-request-id`.
+    pub request_id: Option<&'static str>,
     /// The body.
     pub body: String,
 }
@@ -449,6 +466,7 @@ impl Call {
             host: HOST.to_owned(),
             token: Some(token),
             key: uuid::Uuid::new_v4().to_string(),
+            request_id: None,
             body: body.to_string(),
         }
     }
@@ -486,6 +504,9 @@ impl Call {
             .header("content-type", "application/json");
         if let Some(token) = self.token {
             request = request.bearer_auth(token);
+        }
+        if let Some(id) = self.request_id {
+            request = request.header("x-request-id", id);
         }
         if !self.body.is_empty() {
             request = request.body(self.body.clone());

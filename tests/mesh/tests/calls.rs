@@ -96,6 +96,51 @@ pub fn other_module(cluster: &Cluster, version: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// How one sees that an object is gone or wrong.
+pub enum Sign {
+    /// By a word of what the doctor says.
+    Says(&'static str),
+    /// The doctor has nothing to say: by what is no longer in use, by the dump as compact JSON.
+    FromDump(&'static str),
+    /// Envoy goes on with what it has: by the status of this object, `kind/name`.
+    Status(&'static str),
+}
+
+impl Sign {
+    /// Whether it is there, by the dump of a gateway.
+    pub async fn is_there(&self, cluster: &Cluster, dump: &str) -> Result<bool> {
+        Ok(match self {
+            Sign::Says(word) => doctor(dump)?.iter().any(|line| line.contains(word)),
+            Sign::FromDump(text) => !in_use(dump)?.contains(text),
+            Sign::Status(object) => {
+                let (kind, name) = object.split_once('/').unwrap_or_default();
+                let status = cluster.object(kind, name).await?["status"].to_string();
+                status.contains(r#""status":"False""#)
+            }
+        })
+    }
+}
+
+/// A dump without the listeners that only end what they have begun.
+fn in_use(dump: &str) -> Result<String> {
+    let mut dump: Value = serde_json::from_str(dump)?;
+    let parts = dump["configs"].as_array_mut().context("no configs")?;
+    for listener in parts
+        .iter_mut()
+        .filter_map(|part| part.get_mut("dynamic_listeners")?.as_array_mut())
+        .flatten()
+    {
+        listener["draining_state"].take();
+    }
+    Ok(dump.to_string())
+}
+
+/// What the doctor says of a dump, a line each.
+pub fn doctor(dump: &str) -> Result<Vec<String>> {
+    let findings = refund_doctor::examine(dump)?;
+    Ok(findings.iter().map(ToString::to_string).collect())
+}
+
 /// What an answer says must be true: of what is certain, and of what is not said.
 pub fn assert_true(case: &str, answer: &Answer, booked: usize) {
     match answer.body["outcome"].as_str() {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{PATH, module};
 use mesh_testbed::envoy_gateway::{EnvoyGateway, PORT, Pod, definitions, put_keys};
 use mesh_testbed::registry::Registry;
-use mesh_testbed::{Call, Cluster, NAMESPACE, Overlay, raw, wait_for};
+use mesh_testbed::{Call, Cluster, Overlay, raw, wait_for};
 use provider_simulator::Fault;
 use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, Moyasar};
 use serde_json::{Value, json};
@@ -15,8 +15,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::calls::{
-    FORGED, FOUR, JWKS, RETURNS, assert_true, booked, fresh, has_series, other_module, received,
-    sent, under_load, user_agent,
+    FORGED, FOUR, JWKS, RETURNS, Sign, assert_true, booked, doctor, fresh, has_series,
+    other_module, received, sent, under_load, user_agent,
 };
 
 /// The mesh that all tests share, one after the other.
@@ -168,8 +168,44 @@ impl Mesh {
 
     /// What the doctor says of the gateway.
     async fn doctor(&self) -> Result<Vec<String>> {
-        let findings = refund_doctor::examine(&self.pod.dump().await?)?;
-        Ok(findings.iter().map(ToString::to_string).collect())
+        doctor(&self.pod.dump().await?)
+    }
+
+    /// Completes when what is gone or wrong is seen, nothing is open, and no certain word is false;
+    /// and when all is as it ships again.
+    async fn is_safe(&mut self, case: &str, provider: Provider, sign: &Sign) -> Result<()> {
+        let seen = || async {
+            let dump = self.pod.dump().await.unwrap_or_default();
+            sign.is_there(&self.cluster, &dump)
+                .await
+                .unwrap_or_default()
+        };
+        let said = wait_for(case, seen).await;
+        let findings = self.doctor().await?;
+        let call = fresh(provider);
+        let answer = call.send(PORT).await?;
+        println!("{case}: {} {} {findings:?}", answer.status, answer.text);
+        said?;
+        assert_true(case, &answer, booked(&self.cluster, provider, &call));
+        for token in [None, Some(FORGED)] {
+            let call = Call {
+                token,
+                ..fresh(provider)
+            };
+            let answer = call.send(PORT).await?;
+            assert!(answer.status >= 300, "{case}: {answer:#?}");
+            assert_eq!(sent(&self.cluster, provider, &call), 0, "{case}");
+        }
+        let before = received(&self.cluster);
+        for host in ["pg.moyasar.com", "api.bog.ge", "other.example"] {
+            let status = raw(PORT, "POST", "/v1/orders/1/refund", host, Some(RETURNS)).await?;
+            assert_eq!(status, 404, "{case}: {host}");
+        }
+        assert_eq!(received(&self.cluster), before, "{case}");
+        self.application_answers().await?;
+        // The later keys, which another test does not revoke.
+        put_keys(&self.cluster, &self.cluster.secrets[1]).await?;
+        self.restore().await
     }
 
     /// Whether the application beside the refunds answers.
@@ -316,180 +352,241 @@ fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
     })
 }
 
-/// Each object that ships: its kind and name, the provider that is called, and a word of what the
-/// doctor says without it. Where it has nothing to say, what is gone from the dump; and where Envoy
-/// goes on with what it has, the object whose status tells.
-const OBJECTS: [(&str, &str, Provider, Gone); 18] = [
+/// Each object that ships: its kind and name, the provider that is called, and how one sees that it
+/// is gone.
+const OBJECTS: [(&str, &str, Provider, Sign); 18] = [
     (
         "httproute",
         "refunds",
         Moyasar,
-        Gone::Says("the refund filter is in no chain"),
+        Sign::Says("the refund filter is in no chain"),
     ),
     (
         "httproutefilter",
         "refund-without-filter",
         Moyasar,
-        Gone::Status("httproute/refunds"),
+        Sign::Status("httproute/refunds"),
     ),
     (
         "httproutefilter",
         "refund-nowhere",
         Moyasar,
-        Gone::Status("httproute/refund-moyasar-key"),
+        Sign::Status("httproute/refund-moyasar-key"),
     ),
     (
         "envoyextensionpolicy",
         "refund",
         Moyasar,
-        Gone::Says("the refund filter is in no chain"),
+        Sign::Says("the refund filter is in no chain"),
     ),
     (
         "envoypatchpolicy",
         "refund-filter",
         Moyasar,
-        Gone::Says("allow_on_headers_stop_iteration"),
+        Sign::Says("allow_on_headers_stop_iteration"),
     ),
     (
         "envoypatchpolicy",
         "refund-connection",
         Moyasar,
-        Gone::Says("local_reply_config"),
+        Sign::Says("local_reply_config"),
     ),
     (
         "envoypatchpolicy",
         "refund-limits",
         Moyasar,
-        Gone::FromDump("\"request_timeout\": \"15s\""),
+        Sign::FromDump("\"request_timeout\":\"15s\""),
     ),
     (
         "envoypatchpolicy",
         "refund-bog",
         Bog,
-        Gone::Says("no virtual host has the provider's host"),
+        Sign::Says("no virtual host has the provider's host"),
     ),
     (
         "httproute",
         "refund-bog-key",
         Bog,
-        Gone::FromDump("httproute/refunds/refund-bog-key"),
+        Sign::FromDump("httproute/refunds/refund-bog-key"),
     ),
     (
         "envoypatchpolicy",
         "refund-moyasar",
         Moyasar,
-        Gone::Says("no virtual host has the provider's host"),
+        Sign::Says("no virtual host has the provider's host"),
     ),
     (
         "httproute",
         "refund-moyasar-key",
         Moyasar,
-        Gone::FromDump("httproute/refunds/refund-moyasar-key"),
+        Sign::FromDump("httproute/refunds/refund-moyasar-key"),
     ),
     (
         "envoypatchpolicy",
         "refund-begateway",
         Begateway,
-        Gone::Says("no virtual host has the provider's host"),
+        Sign::Says("no virtual host has the provider's host"),
     ),
     (
         "httproute",
         "refund-begateway-key",
         Begateway,
-        Gone::FromDump("httproute/refunds/refund-begateway-key"),
+        Sign::FromDump("httproute/refunds/refund-begateway-key"),
     ),
     (
         "envoypatchpolicy",
         "refund-bbmsl",
         Bbmsl,
-        Gone::Says("no virtual host has the provider's host"),
+        Sign::Says("no virtual host has the provider's host"),
     ),
     (
         "httproute",
         "refund-bbmsl-key",
         Bbmsl,
-        Gone::FromDump("httproute/refunds/refund-bbmsl-key"),
+        Sign::FromDump("httproute/refunds/refund-bbmsl-key"),
     ),
     (
         "httproutefilter",
         "refund-moyasar-key",
         Moyasar,
-        Gone::Status("httproute/refund-moyasar-key"),
+        Sign::Status("httproute/refund-moyasar-key"),
     ),
     (
         "secret",
         "refund-moyasar",
         Moyasar,
-        Gone::Status("httproute/refund-moyasar-key"),
+        Sign::Status("httproute/refund-moyasar-key"),
     ),
     (
         "securitypolicy",
         "refunds",
         Moyasar,
-        Gone::Says("jwt_authn"),
+        Sign::Says("jwt_authn"),
     ),
 ];
 
-/// How one sees that an object is gone.
-enum Gone {
-    Says(&'static str),
-    FromDump(&'static str),
-    Status(&'static str),
-}
+/// What can be wrong in them: kind and name, the provider that is called, what is wrong, by which
+/// JSON patch, and how one sees it.
+const BROKEN: [(&str, &str, Provider, &str, &str, Sign); 13] = [
+    (
+        "httproute",
+        "refunds",
+        Moyasar,
+        "on another gateway",
+        r#"[{"op": "replace", "path": "/spec/parentRefs/0/name", "value": "refund"}]"#,
+        Sign::Says("the refund filter is in no chain"),
+    ),
+    (
+        "envoyextensionpolicy",
+        "refund",
+        Moyasar,
+        "for another route",
+        r#"[{"op": "replace", "path": "/spec/targetRefs/0/name", "value": "refund"}]"#,
+        Sign::Says("the refund filter is in no chain"),
+    ),
+    (
+        "envoyextensionpolicy",
+        "refund",
+        Moyasar,
+        "no provider",
+        r#"[{"op": "replace", "path": "/spec/wasm/0/config/providers", "value": {}}]"#,
+        Sign::Says("Envoy has refused its newest configuration"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-filter",
+        Moyasar,
+        "for another plugin",
+        r#"[{"op": "replace", "path": "/spec/jsonPatches/0/operation/jsonPath",
+            "value": "$..http_filters[?(@.name =~ '^envoy.filters.http.wasm/.*/refunds/refund_fitler/wasm/0$')].typed_config.config"}]"#,
+        Sign::Says("allow_on_headers_stop_iteration"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-filter",
+        Moyasar,
+        "no route guard",
+        r#"[{"op": "remove", "path": "/spec/jsonPatches/3"}]"#,
+        Sign::Says("no route guard"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-connection",
+        Moyasar,
+        "answers that are a text",
+        r#"[{"op": "replace", "path": "/spec/jsonPatches/11/operation/value", "value": "none"}]"#,
+        Sign::Says("local_reply_config"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-limits",
+        Moyasar,
+        "a time that is none",
+        r#"[{"op": "replace", "path": "/spec/jsonPatches/1/operation/value", "value": "soon"}]"#,
+        Sign::FromDump("\"request_timeout\":\"15s\""),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-bog",
+        Bog,
+        "no virtual host",
+        r#"[{"op": "remove", "path": "/spec/jsonPatches/0"}]"#,
+        Sign::Says("no virtual host has the provider's host"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-moyasar",
+        Moyasar,
+        "no cluster",
+        r#"[{"op": "remove", "path": "/spec/jsonPatches/3"}]"#,
+        Sign::Says("there is no cluster `moyasar`"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-begateway",
+        Begateway,
+        "a cluster with an unknown member",
+        r#"[{"op": "add", "path": "/spec/jsonPatches/3/operation/value/conect_timeout", "value": "5s"}]"#,
+        Sign::Says("there is no cluster `begateway`"),
+    ),
+    (
+        "envoypatchpolicy",
+        "refund-bbmsl",
+        Bbmsl,
+        "its key in another state",
+        r#"[{"op": "replace", "path": "/spec/jsonPatches/2/operation/value/typed_config/on_request_headers/0/object_key", "value": "refund.bbmsl_kye"}]"#,
+        Sign::Says("nothing gives providers.bbmsl.signing.keys"),
+    ),
+    (
+        "httproutefilter",
+        "refund-moyasar-key",
+        Moyasar,
+        "another Secret",
+        r#"[{"op": "replace", "path": "/spec/credentialInjection/credential/valueRef/name", "value": "refund-mayosar"}]"#,
+        Sign::Status("httproute/refund-moyasar-key"),
+    ),
+    (
+        "securitypolicy",
+        "refunds",
+        Moyasar,
+        "another name of the issuer",
+        r#"[{"op": "replace", "path": "/spec/jwt/providers/0/name", "value": "corporate"}]"#,
+        Sign::Says("the token's payload `corp`"),
+    ),
+];
 
 #[test]
-fn without_any_one_object_nothing_is_open_and_no_certain_word_is_false() -> Result<()> {
+fn with_any_one_object_gone_or_broken_nothing_is_open_and_no_certain_word_is_false() -> Result<()> {
     on_mesh(async |mesh| {
-        for (kind, name, provider, gone) in &OBJECTS {
+        for (kind, name, provider, sign) in &OBJECTS {
+            mesh.cluster.delete(kind, name).await?;
             let case = format!("without {kind} {name}");
-            mesh.cluster
-                .kubectl(&["--namespace", NAMESPACE, "delete", kind, name])
-                .await?;
-            let seen = || async {
-                match gone {
-                    Gone::Says(word) => {
-                        let findings = mesh.doctor().await.unwrap_or_default();
-                        findings.iter().any(|line| line.contains(word))
-                    }
-                    Gone::FromDump(text) => {
-                        let dump = mesh.pod.dump().await;
-                        dump.is_ok_and(|dump| !dump.contains(text))
-                    }
-                    Gone::Status(object) => {
-                        let (kind, name) = object.split_once('/').unwrap_or_default();
-                        let object = mesh.cluster.object(kind, name).await;
-                        object.is_ok_and(|object| {
-                            let status = object["status"].to_string();
-                            status.contains(r#""status":"False""#)
-                        })
-                    }
-                }
-            };
-            let said = wait_for(&case, seen).await;
-            let findings = mesh.doctor().await?;
-            said.with_context(|| format!("{case}: {findings:#?}"))?;
-            let call = fresh(*provider);
-            let answer = call.send(PORT).await?;
-            println!("{case}: {} {} {findings:?}", answer.status, answer.text);
-            assert_true(&case, &answer, booked(&mesh.cluster, *provider, &call));
-            for token in [None, Some(FORGED)] {
-                let call = Call {
-                    token,
-                    ..fresh(*provider)
-                };
-                let answer = call.send(PORT).await?;
-                assert!(answer.status >= 300, "{case}: {answer:#?}");
-                assert_eq!(sent(&mesh.cluster, *provider, &call), 0, "{case}");
-            }
-            let before = received(&mesh.cluster);
-            for host in ["pg.moyasar.com", "api.bog.ge", "other.example"] {
-                let status = raw(PORT, "POST", "/v1/orders/1/refund", host, Some(RETURNS)).await?;
-                assert_eq!(status, 404, "{case}: {host}");
-            }
-            assert_eq!(received(&mesh.cluster), before, "{case}");
-            mesh.application_answers().await?;
-            put_keys(&mesh.cluster, &mesh.cluster.secrets[0]).await?;
-            mesh.restore().await.with_context(|| case)?;
+            mesh.is_safe(&case, *provider, sign).await?;
+        }
+        for (kind, name, provider, what, patch, sign) in &BROKEN {
+            mesh.cluster.patch(kind, name, patch).await?;
+            let case = format!("{kind} {name}: {what}");
+            mesh.is_safe(&case, *provider, sign).await?;
         }
         Ok(())
     })
@@ -634,9 +731,11 @@ fn figures_log_and_problems_are_as_the_contract_says() -> Result<()> {
         // The largest body that the contract takes, nearly.
         let mut call = fresh(Begateway);
         call.body.insert_str(1, &" ".repeat(60_000));
+        // A UUID of version 7, of which a tracer would make one of version 4.
+        call.request_id = Some("019ad0a2-9f3c-7c5e-8a41-3d2f6b7c8d90");
         let answer = call.send(PORT).await?;
         assert_eq!(answer.status, 200, "{answer:#?}");
-        assert_ne!(answer.header("x-request-id"), "");
+        assert_eq!(Some(answer.header("x-request-id")), call.request_id);
         let wrong = Call {
             body: "{".into(),
             ..fresh(Begateway)

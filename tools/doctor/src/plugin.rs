@@ -111,16 +111,7 @@ impl Plugin {
                 "no provider is configured, and the filter refuses that; name at least one",
             );
         }
-        let by_token =
-            list(&json, "/caller/property").any(|part| part == "envoy.filters.http.jwt_authn");
-        let checks = |filter: &Filter<'_>| filter.kind.contains(".jwt_authn.");
-        if by_token && !chain.before.iter().any(checks) {
-            findings.lacks(
-                place,
-                "who calls is to be told by a token, and no jwt_authn filter stands in front of the refund filter, so that every call is \
-                 refused; add one as auth-jwt.yaml shows (in Istio: a RequestAuthentication)",
-            );
-        }
+        examine_token(chain, &json, findings);
         for (name, provider) in providers.into_iter().flatten() {
             find_secrets(&format!("providers.{name}"), provider, &mut secrets);
         }
@@ -298,6 +289,40 @@ impl Secret {
             )
         };
         findings.lacks(&chain.place, what);
+    }
+}
+
+/// Whether a filter in front puts the token there of which the caller's name is read.
+fn examine_token(chain: &Chain<'_>, json: &Value, findings: &mut Findings) {
+    let mut property = list(json, "/caller/property").filter_map(Value::as_str);
+    if !property.any(|part| part == "envoy.filters.http.jwt_authn") {
+        return;
+    }
+    let payload = property.next().unwrap_or_default();
+    let checks = |filter: &&Filter<'_>| filter.kind.contains(".jwt_authn.");
+    let mut known = chain.before.iter().filter(checks).peekable();
+    let puts = |filter: &Filter<'_>| {
+        let providers = filter.config.get("providers").and_then(Value::as_object);
+        let mut providers = providers
+            .into_iter()
+            .flat_map(|providers| providers.values());
+        providers.any(|provider| text(provider, "/payload_in_metadata") == payload)
+    };
+    if known.peek().is_none() {
+        findings.lacks(
+            &chain.place,
+            "who calls is to be told by a token, and no jwt_authn filter stands in front of the refund filter, so that every call is \
+             refused; add one as auth-jwt.yaml shows (in Istio: a RequestAuthentication)",
+        );
+    } else if !known.any(puts) {
+        findings.lacks(
+            &chain.place,
+            format!(
+                "who calls is to be told by the token's payload `{payload}`, and no jwt_authn filter puts one there under that name, so \
+                 that every call is refused; name the same in `caller` and in payload_in_metadata (in Envoy Gateway: the name of the \
+                 SecurityPolicy's JWT provider)"
+            ),
+        );
     }
 }
 
