@@ -104,14 +104,17 @@ pub enum Sign {
     FromDump(&'static str),
     /// Envoy goes on with what it has: by the status of this object, `kind/name`.
     Status(&'static str),
+    /// The same: by a word of what the control plane logs.
+    Logged(&'static str),
 }
 
 impl Sign {
-    /// Whether it is there, by the dump of a gateway.
-    pub async fn is_there(&self, cluster: &Cluster, dump: &str) -> Result<bool> {
+    /// Whether it is there, by the dump of a gateway and the log of its control plane.
+    pub async fn is_there(&self, cluster: &Cluster, dump: &str, log: &str) -> Result<bool> {
         Ok(match self {
             Sign::Says(word) => doctor(dump)?.iter().any(|line| line.contains(word)),
             Sign::FromDump(text) => !in_use(dump)?.contains(text),
+            Sign::Logged(word) => log.contains(word),
             Sign::Status(object) => {
                 let (kind, name) = object.split_once('/').unwrap_or_default();
                 let status = cluster.object(kind, name).await?["status"].to_string();

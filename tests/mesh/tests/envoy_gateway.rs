@@ -176,7 +176,7 @@ impl Mesh {
     async fn is_safe(&mut self, case: &str, provider: Provider, sign: &Sign) -> Result<()> {
         let seen = || async {
             let dump = self.pod.dump().await.unwrap_or_default();
-            sign.is_there(&self.cluster, &dump)
+            sign.is_there(&self.cluster, &dump, &self.control_log())
                 .await
                 .unwrap_or_default()
         };
@@ -514,7 +514,7 @@ const BROKEN: [(&str, &str, Provider, &str, &str, Sign); 13] = [
         "refund-connection",
         Moyasar,
         "answers that are a text",
-        r#"[{"op": "replace", "path": "/spec/jsonPatches/11/operation/value", "value": "none"}]"#,
+        r#"[{"op": "replace", "path": "/spec/jsonPatches/12/operation/value", "value": "none"}]"#,
         Sign::Says("local_reply_config"),
     ),
     (
@@ -731,7 +731,7 @@ fn figures_log_and_problems_are_as_the_contract_says() -> Result<()> {
         // The largest body that the contract takes, nearly.
         let mut call = fresh(Begateway);
         call.body.insert_str(1, &" ".repeat(60_000));
-        // A UUID of version 7, of which a tracer would make one of version 4.
+        // A UUID of version 7, of which Envoy makes one of version 4 by itself.
         call.request_id = Some("019ad0a2-9f3c-7c5e-8a41-3d2f6b7c8d90");
         let answer = call.send(PORT).await?;
         assert_eq!(answer.status, 200, "{answer:#?}");

@@ -313,6 +313,13 @@ fn traced(tree: &mut Value) {
     clusters.push(parts["cluster"].clone());
 }
 
+/// Has callers told by a token, as auth-jwt.yaml shows.
+fn told_by_a_token(tree: &mut Value) {
+    let parts: Value = serde_saphyr::from_str(&file("auth-jwt.yaml")).unwrap();
+    plugin(tree, |plugin| plugin["caller"] = parts["caller"].clone());
+    filters(tree).insert(0, parts["http_filter"].clone());
+}
+
 #[test]
 fn it_has_nothing_to_say_of_what_ships() {
     assert_eq!(examine(ENVOY_YAML).unwrap(), []);
@@ -369,10 +376,18 @@ const OMISSIONS: &[(&str, Change)] = &[
         },
     ),
     (
-        "lacks: listener refunds: who calls is to be told by a token",
+        "lacks: listener refunds: who calls is to be told by a token, and no jwt_authn",
         |tree| {
-            let parts: Value = serde_saphyr::from_str(&file("auth-jwt.yaml")).unwrap();
-            plugin(tree, |plugin| plugin["caller"] = parts["caller"].clone());
+            told_by_a_token(tree);
+            without_filter(tree, "envoy.filters.http.jwt_authn");
+        },
+    ),
+    (
+        "lacks: listener refunds: who calls is to be told by the token's payload `corp`",
+        |tree| {
+            told_by_a_token(tree);
+            filter(tree, "envoy.filters.http.jwt_authn")["typed_config"]["providers"]["corp"]["payload_in_metadata"] =
+                json!("other");
         },
     ),
     (
