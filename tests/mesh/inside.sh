@@ -10,6 +10,7 @@ if [ "${1:-}" != --inside ]; then
 fi
 shift
 ip link set lo up
+ip address add 10.254.0.1/32 dev lo # an endpoint may not be an address of loopback
 mount -t tmpfs tmpfs /var/lib
 mkdir -p /var/lib/etc /var/lib/istio/data /var/lib/root
 cp -a /etc/. /var/lib/etc 2>/dev/null || true # what may not be read is not needed

@@ -12,13 +12,15 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use gateway_testbed::{Answer, PATH, Secrets, sds_file};
 use provider_simulator::{Options, Provider, Simulators};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
@@ -438,6 +440,67 @@ pub fn mount(volume: &str, files: &[(String, Vec<u8>)]) -> Result<()> {
     Ok(())
 }
 
+/// Another application of the gateway, at every host that no other route has. It answers 404, and
+/// keeps what it gets.
+pub struct Stranger(Arc<Mutex<Vec<u8>>>);
+
+impl Stranger {
+    const ADDRESS: &str = "10.254.0.1";
+    const PORT: u16 = 9999;
+
+    /// Starts it.
+    pub async fn start() -> Result<Stranger> {
+        let listener = TcpListener::bind((Self::ADDRESS, Self::PORT)).await?;
+        let got = Arc::new(Mutex::new(Vec::new()));
+        let stranger = Stranger(got.clone());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Self::answer(stream, got.clone()));
+            }
+        });
+        Ok(stranger)
+    }
+
+    async fn answer(mut stream: TcpStream, got: Arc<Mutex<Vec<u8>>>) -> Result<()> {
+        let mut part = [0; 4096];
+        let mut read = stream.read(&mut part).await?;
+        let answer = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        keep(&got, &part[..read]);
+        stream.write_all(answer).await?;
+        while read > 0 {
+            read = stream.read(&mut part).await?;
+            keep(&got, &part[..read]);
+        }
+        Ok(())
+    }
+
+    /// All that has come to it.
+    pub fn got(&self) -> String {
+        let got = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&got).into_owned()
+    }
+
+    /// Its objects.
+    pub fn objects() -> [Value; 3] {
+        let (api, name) = ("gateway.networking.k8s.io/v1", "stranger");
+        [
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+                "spec": {"ports": [{"name": "http", "port": 80, "targetPort": Self::PORT}]}}),
+            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+                "endpoints": [{"addresses": [Self::ADDRESS], "conditions": {"ready": true}}],
+                "ports": [{"name": "http", "port": Self::PORT}]}),
+            json!({"apiVersion": api, "kind": "HTTPRoute", "metadata": {"name": name},
+                "spec": {"parentRefs": [{"name": "refunds"}], "rules": [{"backendRefs": [{"name": name, "port": 80}]}]}}),
+        ]
+    }
+}
+
+fn keep(got: &Mutex<Vec<u8>>, part: &[u8]) {
+    let mut got = got.lock().unwrap_or_else(PoisonError::into_inner);
+    got.extend_from_slice(part);
+}
+
 /// A call to a gateway, as a caller writes it.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -536,7 +599,7 @@ pub async fn raw(
         uuid::Uuid::new_v4(),
         body.len()
     );
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     stream.write_all(text.as_bytes()).await?;
     // No further than the first line: after an answer that came before the body was read, Envoy
     // keeps the connection for a second.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{Answer, module};
-use mesh_testbed::{Call, Cluster};
+use mesh_testbed::{Call, Cluster, Stranger};
 use provider_simulator::Provider::{self, Begateway};
 use provider_simulator::orders;
 use serde_json::{Value, json};
@@ -142,6 +142,17 @@ fn in_use(dump: &str) -> Result<String> {
 pub fn doctor(dump: &str) -> Result<Vec<String>> {
     let findings = refund_doctor::examine(dump)?;
     Ok(findings.iter().map(ToString::to_string).collect())
+}
+
+/// Another application gets no call that the filter has made of a refund, and no provider's key.
+pub fn assert_nothing_leaks(case: &str, cluster: &Cluster, stranger: &Stranger) {
+    let got = stranger.got().to_lowercase();
+    for word in ["refund-filter/", "x-refund-", "authorization: basic"] {
+        assert!(!got.contains(word), "{case}: {word}: {got}");
+    }
+    for (name, value) in cluster.secrets.iter().flat_map(|secrets| secrets.by_name()) {
+        assert!(!got.contains(&value.to_lowercase()), "{case}: {name} leaks");
+    }
 }
 
 /// What an answer says must be true: of what is certain, and of what is not said.

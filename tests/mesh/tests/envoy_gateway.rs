@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{PATH, module};
 use mesh_testbed::envoy_gateway::{EnvoyGateway, PORT, Pod, definitions, put_keys};
 use mesh_testbed::registry::Registry;
-use mesh_testbed::{Call, Cluster, Overlay, raw, wait_for};
+use mesh_testbed::{Call, Cluster, Overlay, Stranger, raw, wait_for};
 use provider_simulator::Fault;
 use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, Moyasar};
 use serde_json::{Value, json};
@@ -15,13 +15,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::calls::{
-    FORGED, FOUR, JWKS, RETURNS, Sign, assert_true, booked, doctor, fresh, has_series,
-    other_module, received, sent, under_load, user_agent,
+    FORGED, FOUR, JWKS, RETURNS, Sign, assert_nothing_leaks, assert_true, booked, doctor, fresh,
+    has_series, other_module, received, sent, under_load, user_agent,
 };
 
 /// The mesh that all tests share, one after the other.
 struct Mesh {
     cluster: Cluster,
+    stranger: Stranger,
     /// None only while it is replaced.
     control: Option<EnvoyGateway>,
     registry: Option<Registry>,
@@ -51,7 +52,7 @@ fn on_mesh(test: impl AsyncFnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
     })
 }
 
-/// The example with these tests' issuer and image, and another application on the same gateway.
+/// The example with these tests' issuer and image, and other applications on the same gateway.
 fn example(image: &str) -> Result<Overlay> {
     let mut overlay = Overlay::example("envoy-gateway")?;
     let issuer = &mut overlay.access[0]["spec"]["jwt"]["providers"][0];
@@ -71,6 +72,7 @@ fn example(image: &str) -> Result<Overlay> {
         "spec": {"parentRefs": [{"name": "refunds"}], "hostnames": ["app.corp.example"],
             "rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "elsewhere.example", "statusCode": 302}}]}]},
     }));
+    overlay.more.extend(Stranger::objects());
     Ok(overlay)
 }
 
@@ -86,6 +88,7 @@ impl Mesh {
         let pod = Pod::start(&cluster, 1).await?;
         let mesh = Mesh {
             cluster,
+            stranger: Stranger::start().await?,
             control: Some(control),
             registry: Some(registry),
             image,
@@ -202,14 +205,21 @@ impl Mesh {
             assert_eq!(status, 404, "{case}: {host}");
         }
         assert_eq!(received(&self.cluster), before, "{case}");
+        assert_nothing_leaks(case, &self.cluster, &self.stranger);
         self.application_answers().await?;
         // The later keys, which another test does not revoke.
         put_keys(&self.cluster, &self.cluster.secrets[1]).await?;
         self.restore().await
     }
 
-    /// Whether the application beside the refunds answers.
+    /// Whether the applications beside the refunds answer.
     async fn application_answers(&self) -> Result<()> {
+        let former = self.stranger.got().len();
+        raw(PORT, "GET", "/anything", "other.example", None).await?;
+        ensure!(
+            self.stranger.got().len() > former,
+            "nothing comes to another application"
+        );
         let status = raw(PORT, "GET", "/anything", "app.corp.example", None).await?;
         ensure!(status == 302, "the application beside it: {status}");
         Ok(())
@@ -261,6 +271,7 @@ fn all_four_providers_refund_and_are_looked_up() -> Result<()> {
 #[test]
 fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
     on_mesh(async |mesh| {
+        let strange = mesh.stranger.got().len();
         let before = received(&mesh.cluster);
         let hosts = [
             "refunds.corp.example",
@@ -318,6 +329,18 @@ fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
             }
         }
         assert_eq!(received(&mesh.cluster), before);
+        let got = mesh.stranger.got().split_off(strange);
+        for host in [
+            "api.bog.ge",
+            "pg.moyasar.com",
+            "api.begateway.com",
+            "payapi.prod.bbmsl.com",
+        ] {
+            assert!(
+                !got.contains(&format!("host: {host}")),
+                "{host} leads to another application"
+            );
+        }
 
         let mut overlay = mesh.example()?;
         overlay.provider("moyasar")?["callers"] = json!(["shop"]);
@@ -401,7 +424,7 @@ const OBJECTS: [(&str, &str, Provider, Sign); 18] = [
         "envoypatchpolicy",
         "refund-bog",
         Bog,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "httproute",
@@ -413,7 +436,7 @@ const OBJECTS: [(&str, &str, Provider, Sign); 18] = [
         "envoypatchpolicy",
         "refund-moyasar",
         Moyasar,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "httproute",
@@ -425,7 +448,7 @@ const OBJECTS: [(&str, &str, Provider, Sign); 18] = [
         "envoypatchpolicy",
         "refund-begateway",
         Begateway,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "httproute",
@@ -437,7 +460,7 @@ const OBJECTS: [(&str, &str, Provider, Sign); 18] = [
         "envoypatchpolicy",
         "refund-bbmsl",
         Bbmsl,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "httproute",
@@ -531,7 +554,7 @@ const BROKEN: [(&str, &str, Provider, &str, &str, Sign); 13] = [
         Bog,
         "no virtual host",
         r#"[{"op": "remove", "path": "/spec/jsonPatches/0"}]"#,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "envoypatchpolicy",

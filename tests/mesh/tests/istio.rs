@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{PATH, module};
 use mesh_testbed::istio::{Istiod, PORT, Pod, definitions, mount_volumes};
 use mesh_testbed::registry::Registry;
-use mesh_testbed::{Call, Cluster, NAMESPACE, Overlay, raw, wait_for};
+use mesh_testbed::{Call, Cluster, NAMESPACE, Overlay, Stranger, raw, wait_for};
 use provider_simulator::Fault;
 use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, Moyasar};
 use serde_json::{Value, json};
@@ -15,13 +15,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::calls::{
-    FORGED, FOUR, JWKS, RETURNS, Sign, assert_true, booked, doctor, fresh, has_series,
-    other_module, received, sent, under_load, user_agent,
+    FORGED, FOUR, JWKS, RETURNS, Sign, assert_nothing_leaks, assert_true, booked, doctor, fresh,
+    has_series, other_module, received, sent, under_load, user_agent,
 };
 
 /// The mesh that all tests share, one after the other.
 struct Mesh {
     cluster: Cluster,
+    stranger: Stranger,
     istiod: Istiod,
     pod: Pod,
     pods: u16,
@@ -54,7 +55,7 @@ fn on_mesh(test: impl AsyncFnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
     })
 }
 
-/// The example with these tests' issuer, and another application on the same gateway.
+/// The example with these tests' issuer, and other applications on the same gateway.
 fn example() -> Result<Overlay> {
     let mut overlay = Overlay::example("istio")?;
     let rule = &mut overlay.access[0]["spec"]["jwtRules"][0];
@@ -70,6 +71,7 @@ fn example() -> Result<Overlay> {
         "spec": {"parentRefs": [{"name": "refunds"}], "hostnames": ["app.corp.example"],
             "rules": [{"filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "elsewhere.example", "statusCode": 302}}]}]},
     }));
+    overlay.more.extend(Stranger::objects());
     Ok(overlay)
 }
 
@@ -84,6 +86,7 @@ impl Mesh {
         let pod = pod.with_context(|| istiod.log())?;
         let mesh = Mesh {
             cluster,
+            stranger: Stranger::start().await?,
             istiod,
             pod,
             pods: 1,
@@ -151,13 +154,20 @@ impl Mesh {
             assert_eq!(status, 404, "{case}: {host}");
         }
         assert_eq!(received(&self.cluster), before, "{case}");
+        assert_nothing_leaks(case, &self.cluster, &self.stranger);
         self.application_answers().await?;
         self.apply(example()?).await?;
         self.works().await
     }
 
-    /// Whether the application beside the refunds answers.
+    /// Whether the applications beside the refunds answer.
     async fn application_answers(&self) -> Result<()> {
+        let former = self.stranger.got().len();
+        raw(PORT, "GET", "/anything", "other.example", None).await?;
+        ensure!(
+            self.stranger.got().len() > former,
+            "nothing comes to another application"
+        );
         let status = raw(PORT, "GET", "/anything", "app.corp.example", None).await?;
         ensure!(status == 302, "the application beside it: {status}");
         Ok(())
@@ -201,6 +211,7 @@ fn all_four_providers_refund_and_are_looked_up() -> Result<()> {
 #[test]
 fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
     on_mesh(async |mesh| {
+        let strange = mesh.stranger.got().len();
         let before = received(&mesh.cluster);
         let hosts = [
             "refunds.corp.example",
@@ -256,6 +267,18 @@ fn without_a_token_nothing_is_sent_for_any_host_and_path() -> Result<()> {
             }
         }
         assert_eq!(received(&mesh.cluster), before);
+        let got = mesh.stranger.got().split_off(strange);
+        for host in [
+            "api.bog.ge",
+            "pg.moyasar.com",
+            "api.begateway.com",
+            "payapi.prod.bbmsl.com",
+        ] {
+            assert!(
+                !got.contains(&format!("host: {host}")),
+                "{host} leads to another application"
+            );
+        }
 
         let mut overlay = example()?;
         overlay.provider("moyasar")?["callers"] = json!(["shop"]);
@@ -307,25 +330,25 @@ const OBJECTS: [(&str, &str, Provider, Sign); 10] = [
         "envoyfilter",
         "refund-bog",
         Bog,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "envoyfilter",
         "refund-moyasar",
         Moyasar,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "envoyfilter",
         "refund-begateway",
         Begateway,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "envoyfilter",
         "refund-bbmsl",
         Bbmsl,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "requestauthentication",
@@ -415,7 +438,7 @@ const BROKEN: [(&str, &str, Provider, &str, &str, Sign); 15] = [
         Bog,
         "no virtual host",
         r#"[{"op": "remove", "path": "/spec/configPatches/0"}]"#,
-        Sign::Says("no virtual host has the provider's host"),
+        Sign::Says("matches wasm.refund_provider with its name"),
     ),
     (
         "envoyfilter",
