@@ -72,6 +72,42 @@ fn log_says(process: &Process, id: u32, wanted: &[(&str, &str)]) {
     }
 }
 
+/// The page names each series with its labels and their values, and no other.
+#[test]
+fn the_page_names_what_is_counted_of_the_shared_memory() {
+    let mut provider = fixture("begateway").provider_config();
+    crate::common::resolve_files(&mut provider);
+    let process = Process::plugin(
+        None,
+        &json!({"providers": {"begateway": provider}, "memory": {"redis": {"cluster": "memory"}}}),
+    );
+    let rows: Vec<&str> = include_str!("../../docs/figures.md")
+        .lines()
+        .filter(|line| line.starts_with("| `refund_memory_"))
+        .collect();
+    let mut seen = BTreeSet::new();
+    for name in process.host.metrics.borrow().iter() {
+        let mut parts = name.split('.');
+        let (Some("refund"), Some(metric)) = (parts.next(), parts.next()) else {
+            panic!("{name}");
+        };
+        if !metric.starts_with("memory_") {
+            continue;
+        }
+        let labels: Vec<_> = parts.collect();
+        let (names, values): (Vec<_>, Vec<_>) =
+            labels.chunks(2).map(|label| (label[0], label[1])).unzip();
+        let row = format!("| `refund_{metric}{{{}}}` |", names.join(", "));
+        assert!(rows.iter().any(|line| line.starts_with(&row)), "{row}");
+        seen.insert(row);
+        for value in values.iter().filter(|value| **value != "begateway") {
+            let value = format!("`{value}`");
+            assert!(rows.iter().any(|line| line.contains(&value)), "{value}");
+        }
+    }
+    assert_eq!(seen.len(), rows.len(), "{seen:?}");
+}
+
 #[test]
 fn every_answer_of_the_goldens_falls_into_a_series_that_exists_from_the_start() {
     for of_a_provider in [true, false] {
