@@ -58,20 +58,83 @@ pub fn examine(
             entry.is_own = true;
         }
     }
+    if let Some(name) = &plugin.memory {
+        match find(envoy, name) {
+            Some(cluster) => examine_memory(name, cluster, findings),
+            None => findings.lacks("memory", there_is_none(name)),
+        }
+    }
     for (name, usage) in uses {
-        let mut known = envoy.clusters.iter();
-        match known.find(|cluster| text(cluster, "/name") == name) {
+        match find(envoy, name) {
             Some(cluster) => examine_cluster(name, cluster, &usage, findings),
-            None => findings.lacks(
-                &usage.place,
-                format!(
-                    "there is no cluster `{name}` here, so that no call gets there; add it, or give the running Envoy's /config_dump \
-                     where clusters are discovered"
-                ),
-            ),
+            None => findings.lacks(&usage.place, there_is_none(name)),
         }
     }
 }
+
+fn find<'a>(envoy: &'a Envoy, name: &str) -> Option<&'a Value> {
+    let mut known = envoy.clusters.iter();
+    known.find(|cluster| text(cluster, "/name") == name)
+}
+
+fn there_is_none(name: &str) -> String {
+    format!(
+        "there is no cluster `{name}` here, so that no call gets there; add it, or give the running Envoy's /config_dump where clusters \
+         are discovered"
+    )
+}
+
+/// The cluster of the store that gateways share. No route leads there, so no retry policy counts.
+fn examine_memory(name: &str, cluster: &Value, findings: &mut Findings) {
+    let place = &format!("cluster {name}");
+    let upstream = cluster.pointer("/upstream_config/typed_config");
+    if !upstream.is_some_and(|config| typed(config).0.ends_with(".TcpConnectionPoolProto")) {
+        findings.lacks(
+            place,
+            "the store is spoken to in HTTP, which it does not understand, so that the shared memory cannot be asked; copy \
+             upstream_config from memory.yaml",
+        );
+    }
+    if list(cluster, "/health_checks").next().is_none() {
+        findings.lacks(
+            place,
+            "nothing finds the store's primary, so that after a failover a replica is asked, which refuses; copy health_checks from \
+             memory.yaml",
+        );
+    } else if !cluster
+        .pointer("/common_lb_config/healthy_panic_threshold")
+        .is_some_and(|percent| percent.get("value").is_none_or(|value| *value == 0))
+    {
+        findings.lacks(
+            place,
+            "while there is no primary a replica is asked; set common_lb_config.healthy_panic_threshold to 0",
+        );
+    }
+    examine_tls(place, cluster, &Value::Null, &STORE, findings);
+}
+
+/// Who is spoken to over TLS, in the doctor's words.
+struct Peer {
+    name: &'static str,
+    file: &'static str,
+    checks_name_by: &'static str,
+    /// Whether it may have certificates for several hosts.
+    needs_sni: bool,
+}
+
+const PROVIDER: Peer = Peer {
+    name: "provider",
+    file: "envoy.yaml",
+    checks_name_by: "auto_san_validation",
+    needs_sni: true,
+};
+
+const STORE: Peer = Peer {
+    name: "store",
+    file: "memory.yaml",
+    checks_name_by: "match_typed_subject_alt_names",
+    needs_sni: false,
+};
 
 fn examine_cluster(name: &str, cluster: &Value, usage: &Use, findings: &mut Findings) {
     let place = &format!("cluster {name}");
@@ -79,7 +142,7 @@ fn examine_cluster(name: &str, cluster: &Value, usage: &Use, findings: &mut Find
         .get("typed_extension_protocol_options")
         .and_then(|options| options.get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions"))
         .unwrap_or(&Value::Null);
-    examine_tls(place, cluster, protocol, findings);
+    examine_tls(place, cluster, protocol, &PROVIDER, findings);
     let has = |kind: &str| {
         list(protocol, "/http_filters").any(|filter| {
             let config = filter.get("typed_config").unwrap_or(&Value::Null);
@@ -151,7 +214,14 @@ fn examine_sending(place: &str, cluster: &Value, protocol: &Value, findings: &mu
     }
 }
 
-fn examine_tls(place: &str, cluster: &Value, protocol: &Value, findings: &mut Findings) {
+fn examine_tls(
+    place: &str,
+    cluster: &Value,
+    protocol: &Value,
+    peer: &Peer,
+    findings: &mut Findings,
+) {
+    let who = peer.name;
     let sockets = list(cluster, "/transport_socket_matches")
         .filter_map(|item| item.get("transport_socket"))
         .chain(cluster.get("transport_socket"));
@@ -173,14 +243,18 @@ fn examine_tls(place: &str, cluster: &Value, protocol: &Value, findings: &mut Fi
     let Some(tls) = configs.into_iter().find_map(inner) else {
         findings.risk(
             place,
-            "without TLS the provider's credentials and the refund go over the network in clear; give it the transport_socket of \
-             envoy.yaml",
+            format!(
+                "without TLS the {who}'s credentials and the refund go over the network in clear; give it the transport_socket of {}",
+                peer.file
+            ),
         );
         return;
     };
     let http = "/upstream_http_protocol_options";
     let http = protocol.pointer(http).unwrap_or(&Value::Null);
-    if !is_true(http, "/auto_sni") && !is_set(&tls, "/sni") && !is_true(&tls, "/auto_host_sni") {
+    let no_sni =
+        !is_true(http, "/auto_sni") && !is_set(&tls, "/sni") && !is_true(&tls, "/auto_host_sni");
+    if peer.needs_sni && no_sni {
         findings.lacks(
             place,
             "the provider is not told which host is meant, and may show another host's certificate, which stops every refund; set \
@@ -216,7 +290,7 @@ fn examine_tls(place: &str, cluster: &Value, protocol: &Value, findings: &mut Fi
     if !ca || trusts_all {
         findings.risk(
             place,
-            "no certificate is checked, so that anybody in between gets the provider's credentials; give it a trusted_ca",
+            format!("no certificate is checked, so that anybody in between gets the {who}'s credentials; give it a trusted_ca"),
         );
     } else if !is_true(http, "/auto_san_validation")
         && !is_true(&tls, "/auto_sni_san_validation")
@@ -224,8 +298,10 @@ fn examine_tls(place: &str, cluster: &Value, protocol: &Value, findings: &mut Fi
     {
         findings.risk(
             place,
-            "any host's certificate is taken for the provider's, so that somebody in between can get its credentials; set \
-             auto_san_validation",
+            format!(
+                "any host's certificate is taken for the {who}'s, so that somebody in between can get its credentials; set {}",
+                peer.checks_name_by
+            ),
         );
     }
 }

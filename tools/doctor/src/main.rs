@@ -55,6 +55,9 @@ struct Options {
     /// A second listener, on loopback, that lists the refunds which are open.
     #[arg(long)]
     open_list: bool,
+    /// One memory of keys for all gateways, in Redis or Valkey.
+    #[arg(long)]
+    memory: bool,
 }
 
 fn main() -> ExitCode {
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
                 transit: variant.transit,
                 injected: variant.credentials_injected,
                 open_list: variant.open_list,
+                memory: variant.memory,
             },
         ),
     };

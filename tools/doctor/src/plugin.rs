@@ -9,6 +9,9 @@ use crate::{Findings, PATH, is_set, is_true, list, text, typed};
 /// How long a call may be in flight where the configuration does not say, in seconds.
 const LEASE_SECONDS: u64 = 60;
 
+/// The member of the store that gateways share.
+const MEMORY: &str = "memory";
+
 /// What the plugin's configuration asks of Envoy.
 pub struct Plugin {
     /// The refund path.
@@ -17,6 +20,8 @@ pub struct Plugin {
     pub lease_seconds: u64,
     /// The providers.
     pub providers: Vec<Provider>,
+    /// The cluster of the store in which gateways remember keys together.
+    pub memory: Option<String>,
     secrets: Vec<Secret>,
 }
 
@@ -115,6 +120,10 @@ impl Plugin {
         for (name, provider) in providers.into_iter().flatten() {
             find_secrets(&format!("providers.{name}"), provider, &mut secrets);
         }
+        let memory = json.get("memory");
+        if let Some(memory) = memory {
+            find_secrets(MEMORY, memory, &mut secrets);
+        }
         Some(Plugin {
             path: if path.is_empty() { PATH } else { path }.to_owned(),
             lease_seconds: lease.unwrap_or(LEASE_SECONDS),
@@ -123,6 +132,7 @@ impl Plugin {
                 .flatten()
                 .map(|(name, provider)| Provider::read(name, provider))
                 .collect(),
+            memory: memory.map(|memory| text(memory, "/redis/cluster").to_owned()),
             secrets,
         })
     }
@@ -185,6 +195,15 @@ impl Provider {
 }
 
 impl Secret {
+    /// What comes of it that it is not there.
+    fn loss(&self) -> &'static str {
+        if self.pointer.starts_with(MEMORY) {
+            "so that the shared memory cannot be asked"
+        } else {
+            "so that every refund of that provider is refused"
+        }
+    }
+
     fn examine(&self, chain: &Chain<'_>, come: Option<&[String]>, findings: &mut Findings) {
         let (place, pointer) = (&chain.place, &self.pointer);
         match self.source {
@@ -254,9 +273,9 @@ impl Secret {
             findings.lacks(
                 &chain.place,
                 format!(
-                    "{} has not come: Envoy has no secret `{secret}`, so that every refund of that provider is refused; put its file there, \
-                     and start Envoy anew",
-                    self.pointer
+                    "{} has not come: Envoy has no secret `{secret}`, {}; put its file there, and start Envoy anew",
+                    self.pointer,
+                    self.loss()
                 ),
             );
         }
@@ -264,7 +283,7 @@ impl Secret {
 
     /// Whether a filter in front of the refund filter gives it.
     fn examine_giver(&self, chain: &Chain<'_>, findings: &mut Findings) {
-        let pointer = &self.pointer;
+        let (pointer, loss) = (&self.pointer, self.loss());
         let gives = |filter: &Filter<'_>| {
             let header = text(filter.config, "/credential/typed_config/header");
             let mut states = list(filter.config, "/on_request_headers");
@@ -280,12 +299,11 @@ impl Secret {
         }
         let what = if chain.behind.iter().any(gives) {
             format!(
-                "what gives {pointer} stands behind the refund filter, so that every refund of that provider is refused; move it in front"
+                "what gives {pointer} stands behind the refund filter, {loss}; move it in front"
             )
         } else {
             format!(
-                "nothing gives {pointer}, so that every refund of that provider is refused; copy set_filter_state from envoy.yaml, or \
-                 what secrets-by-header.yaml shows"
+                "nothing gives {pointer}, {loss}; copy set_filter_state from envoy.yaml, or what secrets-by-header.yaml shows"
             )
         };
         findings.lacks(&chain.place, what);

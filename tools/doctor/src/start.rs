@@ -65,6 +65,7 @@ const BY_HEADER: &str = include_str!("../../../envoy/secrets-by-header.yaml");
 const TRANSIT: &str = include_str!("../../../envoy/transit.yaml");
 const INJECTED: &str = include_str!("../../../envoy/credentials-injected.yaml");
 const LIST: &str = include_str!("../../../envoy/open-list.yaml");
+const MEMORY: &str = include_str!("../../../envoy/memory.yaml");
 
 /// What is otherwise than in envoy.yaml, by the files beside it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct Variant {
     pub injected: bool,
     /// open-list.yaml.
     pub open_list: bool,
+    /// memory.yaml.
+    pub memory: bool,
 }
 
 impl Variant {
@@ -86,6 +89,7 @@ impl Variant {
             (self.transit, " --transit"),
             (self.injected, " --credentials-injected"),
             (self.open_list, " --open-list"),
+            (self.memory, " --memory"),
         ]
         .into_iter()
         .filter_map(|(is, option)| is.then_some(option))
@@ -101,6 +105,10 @@ impl Variant {
         ensure!(
             !(self.transit && self.by_header),
             "OpenBao's token is not brought by header: leave --transit or --secrets-by-header out"
+        );
+        ensure!(
+            !(self.memory && self.by_header),
+            "the store's password is not brought by header: leave --memory or --secrets-by-header out"
         );
         ensure!(
             !self.injected || has(&INJECTABLE),
@@ -119,6 +127,9 @@ impl Variant {
         }
         if self.injected {
             inject(lines)?;
+        }
+        if self.memory {
+            share_memory(lines)?;
         }
         if self.open_list {
             let listener = LIST.lines().skip_while(|line| line.trim() != OPEN_LIST);
@@ -236,6 +247,23 @@ fn sign_by_transit(lines: &mut Vec<String>) -> Result<()> {
             .replace("bbmsl-key", "openbao-token");
     }
     lines.extend(item(&section(TRANSIT, &["cluster"])?, 2));
+    Ok(())
+}
+
+fn share_memory(lines: &mut Vec<String>) -> Result<()> {
+    let parts: Value = serde_saphyr::from_str(MEMORY)?;
+    let memory = parts.get("memory").context("memory.yaml has no memory")?;
+    let at = find(lines, "\"providers\": {")?;
+    let depth = lines.get(at).map_or(0, |line| indent(line));
+    let member = format!("{}\"memory\": {memory},", " ".repeat(depth));
+    lines.insert(at, member);
+    let states = find(lines, "on_request_headers:")?;
+    let depth = lines.get(states).map_or(0, |line| indent(line));
+    // The filter ends with its list.
+    let end = block(lines, find(lines, SECRETS)?).end;
+    let state = item(&section(MEMORY, &["set_filter_state"])?, depth);
+    lines.splice(end..end, state);
+    lines.extend(item(&section(MEMORY, &["cluster"])?, 2));
     Ok(())
 }
 

@@ -76,7 +76,15 @@ fn variants(chosen: &[&str]) -> Vec<Variant> {
         injected: false,
         ..by_header
     };
-    vec![Variant::default(), by_header, alone, listing]
+    let shared = Variant {
+        memory: true,
+        ..Variant::default()
+    };
+    let all = Variant {
+        memory: true,
+        ..listing
+    };
+    vec![Variant::default(), by_header, alone, listing, shared, all]
 }
 
 #[test]
@@ -94,6 +102,7 @@ fn every_variant_of_every_choice_is_whole_and_has_what_it_uses_alone() {
             let tree = tree(&text);
             let used = |wanted: &str| text.contains(wanted);
             assert_eq!(used("openbao"), variant.transit, "{case}");
+            assert_eq!(used("memory-password"), variant.memory, "{case}");
             assert_eq!(
                 used("bbmsl-key"),
                 chosen.contains(&"bbmsl") && !variant.transit,
@@ -116,7 +125,7 @@ fn every_variant_of_every_choice_is_whole_and_has_what_it_uses_alone() {
                 .any(|name| !(variant.injected && ["moyasar", "begateway"].contains(name)));
             assert_eq!(
                 used("set_filter_state\n"),
-                is_brought && !variant.by_header,
+                (is_brought && !variant.by_header) || variant.memory,
                 "{case}"
             );
             assert_eq!(used("x-refund-"), is_brought && variant.by_header, "{case}");
@@ -189,6 +198,11 @@ fn a_variant_that_means_nothing_is_refused_with_a_sentence() {
             "bbmsl",
             &["--transit", "--secrets-by-header"],
             "token is not brought by header",
+        ),
+        (
+            "bbmsl",
+            &["--memory", "--secrets-by-header"],
+            "password is not brought by header",
         ),
         (
             "bog,bbmsl",

@@ -202,6 +202,30 @@ fn signed_by_openbao(tree: &mut Value) {
     clusters.push(parts["cluster"].clone());
 }
 
+/// Has gateways share a memory as memory.yaml shows.
+fn sharing(tree: &mut Value) {
+    let parts: Value = serde_saphyr::from_str(&file("memory.yaml")).unwrap();
+    plugin(tree, |plugin| plugin["memory"] = parts["memory"].clone());
+    let states = &mut filter(tree, "envoy.filters.http.set_filter_state")["typed_config"];
+    let states = states["on_request_headers"].as_array_mut().unwrap();
+    states.push(parts["set_filter_state"].clone());
+    let clusters = tree["static_resources"]["clusters"].as_array_mut().unwrap();
+    clusters.push(parts["cluster"].clone());
+}
+
+/// The store's password is no longer brought.
+fn without_password(tree: &mut Value) {
+    let states = &mut filter(tree, "envoy.filters.http.set_filter_state")["typed_config"];
+    let states = states["on_request_headers"].as_array_mut().unwrap();
+    states.retain(|known| known["object_key"] != "refund.memory_password");
+}
+
+/// The store's cluster, in a tree that has it.
+fn store(tree: &mut Value) -> &mut Value {
+    sharing(tree);
+    cluster(tree, "memory")
+}
+
 /// Has another listener list what is open, as open-list.yaml shows.
 fn listing(tree: &mut Value) {
     let parts: Value = serde_saphyr::from_str(&file("open-list.yaml")).unwrap();
@@ -301,6 +325,14 @@ fn a_whole_configuration_is_envoy_yaml_with_what_the_file_beside_it_says() {
         ..Variant::default()
     };
     assert!(made(variant) == read(with_list), "{variant:?}");
+
+    let mut with_memory = tree();
+    sharing(&mut with_memory);
+    let variant = Variant {
+        memory: true,
+        ..Variant::default()
+    };
+    assert!(made(variant) == read(with_memory), "{variant:?}");
 }
 
 /// Has Envoy trace as tracing.yaml shows.
@@ -324,7 +356,14 @@ fn told_by_a_token(tree: &mut Value) {
 fn it_has_nothing_to_say_of_what_ships() {
     assert_eq!(examine(ENVOY_YAML).unwrap(), []);
     assert_eq!(said(&dump(&tree())), [""; 0]);
-    for change in [by_header, injected, signed_by_openbao, listing, traced] {
+    for change in [
+        by_header,
+        injected,
+        signed_by_openbao,
+        listing,
+        traced,
+        sharing,
+    ] {
         let mut tree = tree();
         change(&mut tree);
         assert_eq!(said(&tree), [""; 0]);
@@ -874,6 +913,56 @@ const OMISSIONS: &[(&str, Change)] = &[
             plugin(tree, |plugin| {
                 plugin["providers"]["moyasar"]["cluster"] = json!("own")
             })
+        },
+    ),
+    ("lacks: memory: there is no cluster `memory`", |tree| {
+        store(tree)["name"] = json!("another");
+    }),
+    (
+        "lacks: cluster memory: the store is spoken to in HTTP",
+        |tree| {
+            remove(store(tree), "upstream_config");
+        },
+    ),
+    (
+        "lacks: cluster memory: nothing finds the store's primary",
+        |tree| {
+            remove(store(tree), "health_checks");
+        },
+    ),
+    (
+        "lacks: cluster memory: while there is no primary a replica is asked",
+        |tree| {
+            store(tree)["common_lb_config"]["healthy_panic_threshold"] = json!({"value": 50});
+        },
+    ),
+    (
+        "risk: cluster memory: without TLS the store's credentials",
+        |tree| {
+            remove(store(tree), "transport_socket");
+        },
+    ),
+    (
+        "risk: cluster memory: any host's certificate is taken for the store's",
+        |tree| {
+            store(tree)["transport_socket"]["typed_config"]["common_tls_context"]["validation_context"]
+                ["match_typed_subject_alt_names"] = json!([]);
+        },
+    ),
+    (
+        "lacks: listener refunds: nothing gives memory.redis.password, so that the shared memory cannot be asked",
+        |tree| {
+            sharing(tree);
+            without_password(tree);
+        },
+    ),
+    (
+        "risk: listener refunds: memory.redis.password stands in the configuration in clear",
+        |tree| {
+            sharing(tree);
+            plugin(tree, |plugin| {
+                plugin["memory"]["redis"]["password"] = json!({"inline": "canary-password"});
+            });
         },
     ),
     ("risk: admin: whoever reaches it", |tree| {
