@@ -122,6 +122,7 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
     // What the files beside envoy.yaml name besides.
     for name in [
         "openbao-token",
+        "memory-password",
         "moyasar-authorization",
         "begateway-authorization",
     ] {
@@ -150,6 +151,16 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
         open_list: true,
         ..usual
     };
+    let memory = Variant {
+        memory: true,
+        ..usual
+    };
+    let all_at_once = Variant {
+        transit: true,
+        injected: true,
+        open_list: true,
+        ..memory
+    };
     for (chosen, path, variant) in [
         (["bog"].as_slice(), "/v1/refunds", usual),
         (&["moyasar"], "/pay/back", usual),
@@ -163,6 +174,16 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
         (&all, "/v1/refunds", injected),
         (&["moyasar"], "/v1/refunds", injected),
         (&two, "/pay/back", open_list),
+        (&two, "/v1/refunds", memory),
+        (
+            &["moyasar", "begateway"],
+            "/v1/refunds",
+            Variant {
+                injected: true,
+                ..memory
+            },
+        ),
+        (&all, "/pay/back", all_at_once),
     ] {
         let text = start::write(chosen, path, variant)?
             .replace("/etc/refund-filter/secrets", secrets)
