@@ -133,8 +133,11 @@ fn the_connection_manager_has_every_setting_of_envoy_yaml() {
         shared[early],
         crate::deploy_istio::envoy("secrets-by-header.yaml")[early]
     );
-    let mut merged = without(&shared, &[early]);
-    merge(&mut merged, &limits["typed_config"]);
+    // A mesh traces, whoever wants it.
+    let id = "request_id_extension";
+    assert_eq!(shared[id], crate::deploy_istio::envoy("tracing.yaml")[id]);
+    let mut merged = without(&shared, &[early, id]);
+    merge(&mut merged, &without(&limits["typed_config"], &["tracing"]));
     assert_eq!(
         merged,
         without(own, &["stat_prefix", "http_filters", "route_config"])
