@@ -123,12 +123,15 @@ pub struct Table {
     pub since_ms: i64,
     /// Whether it is a store's, where each key has a bucket of its own.
     of_store: bool,
+    /// When the store's clock last jumped: what was sent before may have been sent later than it says.
+    jumped_ms: i64,
 }
 
 impl Table {
     /// A store that gateways share.
-    fn of_store(since_ms: i64) -> Self {
+    fn of_store(since_ms: i64, jumped_ms: i64) -> Self {
         Table {
+            jumped_ms,
             entries: 1,
             salt: [0; 16],
             since_ms,
@@ -150,6 +153,7 @@ impl Table {
             salt,
             since_ms: now.steady_ms,
             of_store: false,
+            jumped_ms: i64::MIN,
         };
         swap(memory, RECORD, |bytes| match Table::decode(bytes) {
             Some(table) => (table, None),
@@ -175,6 +179,7 @@ impl Table {
             salt: *salt,
             since_ms: i64::from_le_bytes(rest.try_into().ok()?),
             of_store: false,
+            jumped_ms: i64::MIN,
         })
     }
 
@@ -379,7 +384,16 @@ impl Guard<'_> {
             let Some(way) = bucket.place_of(ticket) else {
                 return (false, None);
             };
+            // Another gateway's send has become known meanwhile.
+            let is_doubted = bucket.before(ticket).flatten().is_some_and(Past::is_open)
+                && !ticket.open_before
+                && matches!(settled.end, End::NotSent | End::Free | End::Refused);
             let end = bucket.end_of(ticket, settled.end);
+            let end = if is_doubted && end == End::Refused {
+                End::Unknown
+            } else {
+                end
+            };
             let told = !matches!(end, End::NotSent | End::Free | End::Absent);
             // The answer goes to its place before the entry says that it is there.
             let answered = *answered
@@ -391,7 +405,7 @@ impl Guard<'_> {
                 refused: settled.refused,
             };
             let changed = bucket.settle(ticket, outcome, now, &self.settings);
-            (changed, changed.then(|| bucket.encode()))
+            (changed && !is_doubted, changed.then(|| bucket.encode()))
         });
         done == Some(true)
     }
@@ -409,16 +423,55 @@ impl Guard<'_> {
 
     /// Gives a key back, and its payment, that a call has claimed or may have: of which nothing was sent.
     pub fn release(&self, question: &Question, lease: u64, now: Now) {
-        let known = self.recall(&question.key, now).known;
-        if let Some(known) = known.filter(|known| known.in_flight && known.lease == lease) {
-            let ticket = Ticket {
-                key: question.key,
-                lease,
-                resend: question.resend,
-                payment: question.payment.clone(),
-                open_before: known.past.is_open(),
-            };
+        let mut ticket = Ticket {
+            key: question.key,
+            lease,
+            resend: question.resend,
+            payment: question.payment.clone(),
+            open_before: false,
+        };
+        let bucket = self.read(&self.table.record(&question.key));
+        if let Some(before) = bucket.before(&ticket) {
+            ticket.open_before = before.is_some_and(Past::is_open);
             self.settle(&ticket, &Settled::without_answer(End::NotSent), now);
+        }
+    }
+
+    /// Gives a payment back under names that a call has claimed or may have: of which nothing was sent. Not where the key has been
+    /// claimed again since.
+    pub fn release_names(&self, ticket: &Ticket, names: &[Digest], now: Now) {
+        let bucket = self.read(&self.table.record(&ticket.key));
+        if bucket
+            .lease_of(&ticket.key)
+            .is_none_or(|lease| lease == ticket.lease)
+        {
+            self.settle_payment(ticket, names, End::NotSent, now);
+        }
+    }
+
+    /// Tells how a call ended whose key is not its own: it was made while the store could not be asked, or the store has forgotten it.
+    /// What may have moved money is never hidden by what another call has told.
+    pub fn settle_beside(
+        &self,
+        question: &Question,
+        ticket: &Ticket,
+        settled: &Settled<'_>,
+        now: Now,
+    ) {
+        let record = self.table.record(&ticket.key);
+        if self.read(&record).lease_of(&ticket.key).is_none() {
+            if let Claim::Taken { .. } = self.claim(question, ticket.lease, now) {
+                self.settle(ticket, settled, now);
+            }
+            return;
+        }
+        let told = swap(self.memory, &record, |bytes| {
+            let mut bucket = self.bucket(bytes);
+            let told = bucket.settle_beside(question, settled, now, &self.settings);
+            (told, told.is_some().then(|| bucket.encode()))
+        });
+        if let Some(Some((way, true))) = told {
+            self.put_answer(&record, way, ticket, settled);
         }
     }
 
@@ -432,6 +485,10 @@ impl Guard<'_> {
         {
             let (bytes, _) = self.memory.read(&answer_record(&record, *way));
             recalled.answer = StoredAnswer::decode(key, &bytes);
+        }
+        if let Some((_, recalled)) = &mut known {
+            let sent_ms = recalled.sent_ms;
+            recalled.sent_ms = sent_ms.map(|sent_ms| sent_ms.max(self.table.jumped_ms));
         }
         Recollection {
             asked: now,

@@ -181,6 +181,9 @@ impl Fault {
         {
             return Fault::Late(now_ms);
         }
+        // Before 7 the script's own error stands inside of another one: `ERR Error running script …: -READONLY You can't …`.
+        let inner = words.find_map(|word| word.strip_prefix('-'));
+        let first = inner.filter(|_| first == "ERR").unwrap_or(first);
         let known = |list: &[&'static str]| list.iter().find(|word| **word == first).copied();
         match (known(&BUSY), known(&REFUSED)) {
             (Some(word), _) => Fault::Busy(word),

@@ -15,7 +15,7 @@ use crate::guard::{Digest, Fill, Table};
 use crate::host::{Buffer, Host, Level, Metric};
 use crate::memory::swap;
 use crate::problem::Fault;
-use crate::secret::{Secret, SecretSource};
+use crate::secret::SecretSource;
 use crate::signing::{SignerChoice, Signing, Told};
 
 mod figures;
@@ -82,8 +82,6 @@ pub struct Worker {
     told: RefCell<BTreeMap<String, (Told, i64)>>,
     /// What the clock of the store that gateways share shows more than the steady one, in milliseconds; none until it was told.
     store_ahead_ms: Cell<Option<i64>>,
-    /// Its password, as it was last brought.
-    memory_password: RefCell<Option<Secret>>,
 }
 
 /// What the roots of one VM share, one after the other with each configuration.
@@ -127,7 +125,6 @@ impl Worker {
             table: Cell::default(),
             told: RefCell::default(),
             store_ahead_ms: Cell::default(),
-            memory_password: RefCell::default(),
         }
     }
 

@@ -131,7 +131,15 @@ impl Accepted {
             Claim::Answered {
                 answer: Some(answer),
                 ..
-            } => return Step::Answered(self.again(answer)),
+            } => {
+                let again = self.again(answer);
+                // The provider may have taken its refusal back since, and told it to another gateway.
+                return Step::Answered(if alone && again.says_not_refunded() {
+                    self.not_sent(memory_unavailable())
+                } else {
+                    again
+                });
+            }
             Claim::Answered { standing, .. } => {
                 return self.held(
                     Code::GatewayError,

@@ -2,8 +2,9 @@
 
 use super::Conclusion;
 use crate::clock::Now;
-use crate::guard::{Concluded, Digest, End, Guard, Settled, Standing, Ticket};
+use crate::guard::{Concluded, Digest, End, Guard, Question, Settled, Standing, Ticket};
 use crate::headers::Headers;
+use crate::json::Json;
 use crate::problem::{Moved, Problem};
 use crate::secret::Secret;
 
@@ -19,7 +20,7 @@ pub struct Answer {
     /// `succeeded`, `pending` or the problem's code, for logs and metrics.
     pub word: &'static str,
     /// The bearer token that the provider has just refused.
-    pub refused_token: Option<Secret>,
+    pub refused_token: Option<Box<Secret>>,
     /// What the platform team must look at.
     pub alarm: Option<Box<Alarm>>,
     /// Whether it was given before, to the same call, and nothing was sent this time.
@@ -30,6 +31,8 @@ pub struct Answer {
     pub concludes: Option<Box<Conclusion>>,
     /// Whether it answers a look-up.
     pub look_up: bool,
+    /// What is said to a refund call, where it is a problem.
+    pub(super) problem: Option<Box<Problem>>,
 }
 
 /// What an answer means for its key.
@@ -47,8 +50,19 @@ pub struct Settlement {
     pub refused: bool,
     /// What the provider has called the payment, besides the names that the caller knew.
     pub names: Vec<Digest>,
-    /// What was said, where it was a problem.
-    pub(super) problem: Option<Problem>,
+}
+
+impl Settlement {
+    fn told<'a>(&'a self, status: u16, body: &'a str) -> Settled<'a> {
+        Settled {
+            end: self.end,
+            answer: (status, body),
+            id: self.id.as_deref(),
+            sent: self.sent,
+            refused: self.refused,
+            names: &self.names,
+        }
+    }
 }
 
 impl Answer {
@@ -84,19 +98,20 @@ impl Answer {
             };
         }
         let settlement = self.settles.as_deref()?;
-        let settled = Settled {
-            end: settlement.end,
-            answer: (self.status, &self.body),
-            id: settlement.id.as_deref(),
-            sent: settlement.sent,
-            refused: settlement.refused,
-            names: &settlement.names,
-        };
+        let settled = settlement.told(self.status, &self.body);
         if guard.settle(&settlement.ticket, &settled, now) {
             return None;
         }
         self.disown(now);
         Some("late")
+    }
+
+    /// Tells the guard how the call ended where its key is not its own.
+    pub fn settle_beside(&self, guard: &Guard<'_>, question: &Question, now: Now) {
+        if let Some(settlement) = self.settles.as_deref() {
+            let settled = settlement.told(self.status, &self.body);
+            guard.settle_beside(question, &settlement.ticket, &settled, now);
+        }
     }
 
     /// The key that it settles, or that its look-up named.
@@ -116,22 +131,36 @@ impl Answer {
     /// Says no more than is known where the key has become another call's in the meantime, or may have: what this call did not
     /// refund, that one may have.
     pub fn disown(&mut self, now: Now) {
-        let Some(Settlement {
-            ticket,
-            problem: Some(problem),
-            ..
-        }) = self.settles.as_deref()
-        else {
-            return;
-        };
-        if problem.outcome == Moved::No {
-            let standing = Standing {
-                resend: ticket.resend,
-            };
-            let mut problem = problem.clone();
+        if let Some(settlement) = &self.settles {
+            let resend = settlement.ticket.resend;
+            self.after_another_send(Standing { resend }, now);
+        }
+    }
+
+    /// Says no more than is known where another send under the key may have been the refund.
+    pub fn after_another_send(&mut self, standing: Standing, now: Now) {
+        if let Some(problem) = self.problem.as_deref_mut()
+            && problem.outcome == Moved::No
+        {
             problem.downgrade_to_unknown(standing, now);
             self.body = problem.body();
         }
+    }
+
+    /// The same of an answer that is told again.
+    pub(super) fn says_not_refunded(&self) -> bool {
+        let json = Json::parse(self.body.as_bytes()).ok();
+        let outcome = json
+            .as_ref()
+            .and_then(|json| json.root().get("outcome")?.text());
+        outcome.as_deref() == Some("not_refunded")
+    }
+
+    /// Whether it says for certain that no money has moved.
+    pub fn is_certain_no(&self) -> bool {
+        self.problem
+            .as_ref()
+            .is_some_and(|problem| problem.outcome == Moved::No)
     }
 
     /// Says this instead.
@@ -171,6 +200,7 @@ pub(super) fn answer(status: u16, word: &'static str, body: String) -> Answer {
         settles: None,
         concludes: None,
         look_up: false,
+        problem: None,
     }
 }
 

@@ -134,9 +134,10 @@ impl Call {
     }
 
     /// The token that a provider refuses with this reply, where one was fetched.
-    pub(super) fn refused_token(&self, head: &ReplyHead) -> Option<Secret> {
+    pub(super) fn refused_token(&self, head: &ReplyHead) -> Option<Box<Secret>> {
         let fetched = matches!(self.entry.auth, Auth::Token(_)) && head.status == 401;
-        self.shown.first().cloned().filter(|_| fetched)
+        let token = self.shown.first().filter(|_| fetched)?;
+        Some(Box::new(token.clone()))
     }
 
     /// The problem of a reply that does not tell.

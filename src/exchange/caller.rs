@@ -78,7 +78,6 @@ impl Caller {
                 sent: end != End::NotSent,
                 refused: false,
                 names: Vec::new(),
-                problem: None,
             })
         });
         answer
@@ -106,9 +105,7 @@ impl Caller {
             problem.downgrade_to_unknown(standing, self.came);
         }
         let mut answer = self.own_refund(problem_answer(&problem), end);
-        if let Some(settlement) = answer.settles.as_deref_mut() {
-            settlement.problem = Some(problem);
-        }
+        answer.problem = Some(Box::new(problem));
         answer
     }
 

@@ -25,6 +25,10 @@ pub const MAX_BODY: usize = 64 * 1024;
 
 /// What becomes of a request at its headers.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is taken apart where it is made, once for each call"
+)]
 pub enum Opening {
     /// It is none of ours and passes untouched.
     NotOurs,

@@ -2,7 +2,7 @@
 
 use super::{
     About, Digest, End, Fill, GuardSettings, HELD_BACK_MS, OpenState, Past, Question, Recalled,
-    Standing, Ticket,
+    Settled, Standing, Ticket,
 };
 use crate::clock::{Now, Resend};
 
@@ -381,9 +381,76 @@ impl Bucket {
         });
     }
 
+    /// The entry of a key as it is stored, and its place.
+    pub(super) fn found(&self, key: &Digest) -> Option<(usize, Entry)> {
+        self.find(key)
+    }
+
     /// The entry of a key as it is stored.
     pub(super) fn entry(&self, key: &Digest) -> Option<Entry> {
         self.find(key).map(|(_, entry)| entry)
+    }
+
+    /// The lease of a key's last call.
+    pub(super) fn lease_of(&self, key: &Digest) -> Option<u64> {
+        self.entry(key).map(|entry| entry.lease)
+    }
+
+    /// How a key stood before this call, whose key it still is; none where it is not.
+    pub(super) fn before(&self, ticket: &Ticket) -> Option<Option<Past>> {
+        let entry = self.entry(&ticket.key)?;
+        match entry.state {
+            State::InFlight(before) if entry.lease == ticket.lease => Some(before),
+            State::InFlight(_) | State::Rests(_) => None,
+        }
+    }
+
+    /// Adds what a call has done whose key is another's now. Gives the key's place, and whether its answer is the key's from now on;
+    /// none where nothing changes.
+    pub(super) fn settle_beside(
+        &mut self,
+        question: &Question,
+        settled: &Settled<'_>,
+        now: Now,
+        settings: &GuardSettings,
+    ) -> Option<(usize, bool)> {
+        let (way, entry) = self.find(&question.key)?;
+        let mut entry = entry.at(now, settings)?;
+        let past = match settled.end {
+            End::Refunded => Past::Refunded,
+            End::Pending => Past::Pending,
+            End::Unknown | End::Absent => Past::Unknown,
+            // What this call did not move is no news.
+            End::NotSent | End::Free | End::Refused => return None,
+        };
+        let answered = match (entry.state, past) {
+            (State::InFlight(before), _) => {
+                if before.is_some_and(Past::is_open) {
+                    return None;
+                }
+                entry.state = State::InFlight(Some(Past::Unknown));
+                false
+            }
+            (State::Rests(Past::Refunded), _) => return None,
+            // Another refund's: of this one nothing is known by that key any more.
+            (State::Rests(_), _) if entry.refund != question.refund => {
+                entry.state = State::Rests(Past::Unknown);
+                entry.answered = false;
+                false
+            }
+            (State::Rests(Past::Pending | Past::Unknown | Past::Absent), Past::Unknown) => {
+                return None;
+            }
+            (State::Rests(_), past) => {
+                entry.state = State::Rests(past);
+                entry.answered = true;
+                true
+            }
+        };
+        entry.refused |= settled.refused;
+        entry.sent_ms = entry.sent_ms.max(Some(now.steady_ms));
+        self.put(way, entry);
+        Some((way, answered))
     }
 
     /// Makes this the entry of a key, or takes the key's away. Gives its place, and whether it is new; none where it has none.

@@ -33,7 +33,7 @@ enum State {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Entry {
+pub(super) struct Entry {
     name: Digest,
     /// The key that was last sent for it.
     owner: Digest,
@@ -125,6 +125,24 @@ impl PaymentBucket {
             }
         }
         out
+    }
+
+    /// The entry of a payment, alone.
+    pub(super) fn only(mut self, name: &Digest) -> Option<Entry> {
+        self.find(name).copied()
+    }
+
+    /// Takes an entry over of which nothing is known here. Says whether the bucket has changed.
+    pub(super) fn learn(&mut self, entry: Entry) -> bool {
+        if self.find(&entry.name).is_some() {
+            return false;
+        }
+        let free = self.places.iter_mut().find(|place| place.is_none());
+        let learns = free.is_some();
+        if let Some(place) = free {
+            *place = Some(entry);
+        }
+        learns
     }
 
     /// Adds so many milliseconds to all times.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use super::bucket::{Bucket, take};
 use super::payments::PaymentBucket;
-use super::{Digest, Guard, GuardSettings, NAME_OF_PAYMENT, Table};
+use super::{Digest, Guard, GuardSettings, NAME_OF_PAYMENT, Question, StoredAnswer, Table};
 use crate::clock::Now;
 use crate::json::Json;
 use crate::memory::{Memory, NotWritten, swap};
@@ -32,6 +32,8 @@ pub struct StoreView<'a> {
     pub ahead_ms: i64,
     /// Since when the store is known to remember all keys, by the process's steady clock.
     pub since_ms: i64,
+    /// When its clock last jumped, by the same.
+    pub jumped_ms: i64,
 }
 
 impl StoreView<'_> {
@@ -278,7 +280,7 @@ impl<'a> Held<'a> {
     fn guard(&self) -> Guard<'_> {
         Guard {
             memory: self,
-            table: Table::of_store(self.view.since_ms),
+            table: Table::of_store(self.view.since_ms, self.view.jumped_ms),
             settings: self.view.settings,
         }
     }
@@ -326,11 +328,36 @@ impl Memory for Held<'_> {
 }
 
 impl Guard<'_> {
+    /// Takes over what the process's own memory knows of a call's key and of its payment, where this one knows nothing of them: it was
+    /// used before gateways shared one, or the store has forgotten it.
+    pub fn learn_from(&self, own: &Guard<'_>, question: &Question, now: Now) {
+        let key = &question.key;
+        let knows = |guard: &Guard<'_>| guard.read(&guard.table.record(key)).entry(key).is_some();
+        if !knows(self) && knows(own) {
+            self.adopt(own, key, None, now);
+        }
+        for name in &question.payment {
+            let (bytes, _) = own.memory.read(&own.table.payment_record(name));
+            let Some(theirs) = own.payments(&bytes).only(name) else {
+                continue;
+            };
+            swap(self.memory, &self.table.payment_record(name), |bytes| {
+                let mut ours = self.payments(bytes);
+                let learns = ours.learn(theirs);
+                ((), learns.then(|| ours.encode()))
+            });
+        }
+    }
+
     /// Makes what this memory holds of a key what another one holds, with its answer. `note`: what a list of open refunds shows of
     /// it, where it is new here.
     pub fn adopt(&self, other: &Guard<'_>, key: &Digest, note: Option<&str>, now: Now) {
         let (theirs, ours) = (other.table.record(key), self.table.record(key));
-        let entry = other.read(&theirs).entry(key);
+        let known = other.read(&theirs).found(key);
+        let (their_way, entry) = match known {
+            Some((way, entry)) => (way, Some(entry)),
+            None => (0, None),
+        };
         let placed = swap(self.memory, &ours, |bytes| {
             let mut bucket = self.bucket(bytes);
             let placed = bucket.adopt(key, entry, now);
@@ -340,10 +367,19 @@ impl Guard<'_> {
         let Some((way, is_new)) = placed.flatten() else {
             return;
         };
-        let (answer, _) = other.memory.read(&super::answer_record(&theirs, 0));
-        let _ = self
-            .memory
-            .write(&super::answer_record(&ours, way), &answer, 0);
+        let (answer, _) = other.memory.read(&super::answer_record(&theirs, their_way));
+        let answer = match StoredAnswer::decode(key, &answer) {
+            Some(known) if self.table.of_store => {
+                let body = without_the_calls_own(known.status, &known.body);
+                StoredAnswer { body, ..known }.encode(key)
+            }
+            _ => Some(answer),
+        };
+        let _ = self.memory.write(
+            &super::answer_record(&ours, way),
+            &answer.unwrap_or_default(),
+            0,
+        );
         if let Some(note) = note.filter(|_| is_new) {
             self.note(&ours, way, key, note, now);
         }

@@ -58,17 +58,18 @@ impl Worker {
 
     /// Asks the guard in the process's own memory what a call wants of it.
     pub(super) fn ask_guard(&self, asks: &Asks) -> Claim {
-        let claim = self.ask_own_guard(asks);
+        let claim = self.ask_own_guard(asks, self.random_number());
         self.count_claim(&claim);
         claim
     }
 
-    fn ask_own_guard(&self, asks: &Asks) -> Claim {
+    /// The same. `lease` is a random number.
+    pub(super) fn ask_own_guard(&self, asks: &Asks, lease: Option<u64>) -> Claim {
         let on = self.config.borrow().as_ref().map(|config| config.guard);
         if on.is_some_and(|settings| !settings.is_on()) {
             return Claim::Unguarded;
         }
-        match (asks, self.guard(), self.random_number()) {
+        match (asks, self.guard(), lease) {
             (_, Some(guard), Some(lease)) => guard.ask(asks, lease, self.host.now()),
             // Without its memory the guard is as good as full; without a lease of its own a call
             // could be settled by another.

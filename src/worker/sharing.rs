@@ -34,6 +34,10 @@ const AT_A_TIME: usize = 16;
 const SKEW_MS: i64 = 5_000;
 /// Since when the store has failed this process, or not: in memory that all workers share.
 const FAILED_RECORD: &str = "refund.memory.failed";
+/// When its clock jumped, likewise.
+const JUMPED_RECORD: &str = "refund.memory.jumped";
+/// When the root tries again to settle a key that cannot be settled as it stands, in milliseconds.
+const STUCK_MS: i64 = 60_000;
 
 /// What is asked of the store.
 #[derive(Clone)]
@@ -46,6 +50,8 @@ pub(super) enum Act {
     Settle(Option<Box<Question>>, Box<Answer>),
     /// That nothing was sent by a call whose claim may have been stored.
     Release(Question),
+    /// The same of the names under which its payment was claimed besides.
+    ReleaseNames(Ticket, Vec<Digest>),
 }
 
 /// What came of it.
@@ -58,10 +64,15 @@ pub(super) enum Told {
 }
 
 impl Act {
-    /// Does it with the guard as the store is known to hold it.
-    fn run(&self, guard: &Guard<'_>, lease: u64, now: Now) -> Told {
+    /// Does it with the guard as the store is known to hold it. `own`: the process's.
+    fn run(&self, guard: &Guard<'_>, own: Option<&Guard<'_>>, lease: u64, now: Now) -> Told {
         match self {
-            Act::Ask(asks) => Told::Claim(guard.ask(asks, lease, now)),
+            Act::Ask(asks) => {
+                if let (Asks::Claim(question), Some(own)) = (asks, own) {
+                    guard.learn_from(own, question, now);
+                }
+                Told::Claim(guard.ask(asks, lease, now))
+            }
             Act::Names(ticket, names) => {
                 let mut ticket = ticket.clone();
                 let claimed = guard.claim_more(&mut ticket, names, now);
@@ -71,17 +82,19 @@ impl Act {
                 let mut settled = answer.clone();
                 let word = settled.settle(guard, Some(lease), now);
                 let ticket = answer.settles.as_ref().map(|settles| &settles.ticket);
-                // The store may never have heard of the key, or have forgotten it. What is told meanwhile stays the careful word.
-                if let (Some("late"), Some(question), Some(ticket)) = (word, question, ticket)
-                    && let Claim::Taken { .. } =
-                        guard.ask(&Asks::Claim(Question::clone(question)), ticket.lease, now)
-                {
-                    answer.clone().settle(guard, None, now);
+                // The store may never have heard of the key, or have forgotten it, or it is another call's now. What is told
+                // meanwhile stays the careful word.
+                if let (Some("late"), Some(question), Some(_)) = (word, question, ticket) {
+                    answer.settle_beside(guard, question, now);
                 }
                 Told::Settled(settled, word)
             }
             Act::Release(question) => {
                 guard.release(question, lease, now);
+                Told::Released
+            }
+            Act::ReleaseNames(ticket, names) => {
+                guard.release_names(ticket, names, now);
                 Told::Released
             }
         }
@@ -93,18 +106,27 @@ impl Act {
             Act::Ask(Asks::Recall(_)) => "look_up",
             Act::Ask(_) | Act::Names(..) => "claim",
             Act::Settle(..) => "settle",
-            Act::Release(_) => "release",
+            Act::Release(_) | Act::ReleaseNames(..) => "release",
         }
     }
 
     /// The key of which the process keeps a copy, and what its list shows of it.
     fn copied(&self) -> Option<(Digest, Option<&str>)> {
         match self {
-            Act::Ask(Asks::Claim(question)) | Act::Release(question) => {
-                Some((question.key, Some(&question.note)))
-            }
+            Act::Ask(Asks::Claim(question)) => Some((question.key, Some(&question.note))),
             Act::Settle(_, answer) => Some((answer.key()?, None)),
-            Act::Ask(Asks::Recall(_) | Asks::Nothing) | Act::Names(..) => None,
+            Act::Ask(Asks::Recall(_) | Asks::Nothing)
+            | Act::Names(..)
+            | Act::Release(_)
+            | Act::ReleaseNames(..) => None,
+        }
+    }
+
+    /// The key that it settles.
+    fn settles(&self) -> Option<Digest> {
+        match self {
+            Act::Settle(_, answer) => Some(answer.settles.as_ref()?.ticket.key),
+            Act::Ask(_) | Act::Names(..) | Act::Release(_) | Act::ReleaseNames(..) => None,
         }
     }
 }
@@ -133,8 +155,12 @@ pub(super) struct Errand {
     has_failed: bool,
     /// Whether the call begins with the password.
     logs_in: bool,
+    /// Whether it failed by its own key: another one may still be told.
+    is_stuck: bool,
     /// Who waits for it; none: the root.
     stream: Option<Rc<Stream>>,
+    /// The store that it is for.
+    memory: Rc<SharedMemory>,
 }
 
 impl Errand {
@@ -155,7 +181,7 @@ impl Errand {
     }
 
     /// One that has not begun. `lease` is a random number.
-    pub(super) fn new(act: Act, lease: u64, stream: Option<Rc<Stream>>) -> Self {
+    fn new(act: Act, lease: u64, stream: Option<Rc<Stream>>, memory: Rc<SharedMemory>) -> Self {
         Errand {
             act,
             attempt: Attempt::new(lease),
@@ -169,8 +195,20 @@ impl Errand {
             only_reads: false,
             has_failed: false,
             logs_in: false,
+            is_stuck: false,
             stream,
+            memory,
         }
+    }
+
+    /// The number of its lease.
+    pub(super) fn lease(&self) -> u64 {
+        self.lease
+    }
+
+    /// Whether it tells how a call has ended.
+    pub(super) fn is_settlement(&self) -> bool {
+        matches!(self.act, Act::Settle(..))
     }
 
     pub(super) fn is_of(&self, stream: &Rc<Stream>) -> bool {
@@ -181,10 +219,12 @@ impl Errand {
 
     /// What is left to be done for it once its stream is gone, or has gone on without it. A claim may yet be stored: it is given
     /// back once that can no longer be.
-    fn left_over(self, over_ms: i64) -> Option<Self> {
+    fn left_over(self) -> Option<Self> {
+        let over_ms = twice(&self.memory);
         let act = match self.act {
             Act::Ask(Asks::Claim(question)) => Act::Release(question),
-            Act::Ask(Asks::Recall(_) | Asks::Nothing) | Act::Names(..) => return None,
+            Act::Names(ticket, names) => Act::ReleaseNames(ticket, names),
+            Act::Ask(Asks::Recall(_) | Asks::Nothing) => return None,
             // A look-up's word was told with what was known; the next one finds it again.
             Act::Settle(_, answer) if answer.settles.is_none() => return None,
             act => act,
@@ -192,7 +232,7 @@ impl Errand {
         let due_ms = self.began_ms.saturating_add(over_ms);
         Some(Errand {
             due_ms,
-            ..Errand::new(act, self.lease, None)
+            ..Errand::new(act, self.lease, None, self.memory)
         })
     }
 }
@@ -213,6 +253,8 @@ pub struct Unsettled {
     errands: RefCell<VecDeque<Errand>>,
     /// When the root tries again, by the steady clock.
     next_ms: Cell<i64>,
+    /// The store's password, as it was last brought.
+    password: RefCell<Option<Secret>>,
 }
 
 fn calls(act: &str, result: &str) -> String {
@@ -284,13 +326,14 @@ impl Worker {
     /// Notes the store's password, as a stream has brought it: the root sees neither filter state nor headers.
     pub(super) fn learn_password(&self, password: Option<Secret>) {
         if password.is_some() {
-            self.memory_password.replace(password);
+            self.vm.unsettled.password.replace(password);
         }
     }
 
     /// An errand for a stream; none where the host has no randomness.
     pub(super) fn errand(&self, act: Act, stream: &Rc<Stream>) -> Option<Errand> {
-        let errand = Errand::new(act, self.random_number()?, Some(Rc::clone(stream)));
+        let (lease, memory) = (self.random_number()?, self.shared_memory()?);
+        let errand = Errand::new(act, lease, Some(Rc::clone(stream)), memory);
         Some(errand.after(stream.known_of_store()))
     }
 
@@ -301,14 +344,29 @@ impl Worker {
             prefix: &memory.prefix,
             settings,
             ahead_ms: self.store_ahead_ms.get().unwrap_or(unix_ahead_ms),
-            since_ms: self.store_failed_ms(),
+            // Where it failed this process, another one may have gone on without it.
+            since_ms: self.noted_ms(FAILED_RECORD),
+            jumped_ms: self.noted_ms(JUMPED_RECORD),
         })
     }
 
-    /// When a gateway of this process last could not ask the store: before that another may have gone on without it.
-    fn store_failed_ms(&self) -> i64 {
-        let (bytes, _) = self.host.read(FAILED_RECORD);
+    fn noted_ms(&self, record: &str) -> i64 {
+        let (bytes, _) = self.host.read(record);
         bytes.try_into().map_or(i64::MIN, i64::from_le_bytes)
+    }
+
+    /// Learns the store's clock. One that jumps makes what was sent look older or younger than it is.
+    fn learn_clock(&self, store_ms: i64, now: Now) {
+        let ahead_ms = store_ms.saturating_sub(now.steady_ms);
+        if let Some(before_ms) = self.store_ahead_ms.replace(Some(ahead_ms))
+            && before_ms.abs_diff(ahead_ms) > SKEW_MS.unsigned_abs()
+        {
+            self.note(JUMPED_RECORD, now);
+            self.note(FAILED_RECORD, now);
+            self.alarm(
+                "the shared memory's clock has jumped: look at the clocks of the store's hosts",
+            );
+        }
     }
 
     /// Begins an errand, or goes on with it over what the store holds now.
@@ -317,19 +375,26 @@ impl Worker {
         if errand.calls == 0 {
             errand.began_ms = now.steady_ms;
         }
-        let Some(memory) = self.shared_memory() else {
-            return Progress::Failed(errand);
-        };
+        let memory = Rc::clone(&errand.memory);
         let Some(view) = self.view(&memory, now) else {
             return Progress::Failed(errand);
         };
-        let (act, lease) = (&errand.act, errand.lease);
-        match errand
-            .attempt
-            .run(&view, |guard| act.run(guard, lease, now))
-        {
+        let (act, lease, own) = (&errand.act, errand.lease, self.guard());
+        let told = errand.attempt.run(&view, |guard| {
+            // What the store has not been told yet of this key comes first.
+            if let Act::Ask(Asks::Claim(Question { key, .. }) | Asks::Recall(key)) = act {
+                for untold in self.vm.unsettled.errands.borrow().iter() {
+                    if untold.act.settles() == Some(*key) {
+                        untold.act.run(guard, None, untold.lease, now);
+                    }
+                }
+            }
+            act.run(guard, own.as_ref(), lease, now)
+        });
+        match told {
             Ok(told) => errand.told = Some(told),
             Err(_) => {
+                errand.is_stuck = true;
                 self.count(calls(errand.act.name(), "unreadable"));
                 self.alarm("the shared memory holds what this version cannot read: a newer one has written it");
                 return Progress::Failed(errand);
@@ -360,7 +425,7 @@ impl Worker {
                 .saturating_add(view.ahead_ms),
             ttl_ms: view.ttl_ms(),
         };
-        let password = self.memory_password.borrow();
+        let password = self.vm.unsettled.password.borrow();
         let body = swaps.request(memory.login(password.as_ref()));
         errand.logs_in = password.is_some();
         let mut headers = Headers::default();
@@ -403,9 +468,7 @@ impl Worker {
             self.host
                 .record(id, u64::try_from(waited_ms).unwrap_or_default());
         }
-        let Some(memory) = self.shared_memory() else {
-            return Progress::Failed(errand);
-        };
+        let memory = Rc::clone(&errand.memory);
         // 200 says that there is a connection, and nothing of what came of the call.
         let is_through = came && self.call_status() == Some(200);
         let body = is_through
@@ -422,11 +485,12 @@ impl Worker {
             true => None,
             false => Some(swaps.answer(errand.logs_in, &body)),
         };
-        let view = self.view(&memory, now);
-        match (answer, view) {
-            (Some(Ok(stands)), Some(view)) => {
-                self.store_ahead_ms
-                    .set(Some(stands.now_ms.saturating_sub(now.steady_ms)));
+        match answer {
+            Some(Ok(stands)) => {
+                self.learn_clock(stands.now_ms, now);
+                let Some(view) = self.view(&memory, now) else {
+                    return Progress::Failed(errand);
+                };
                 let verdict = errand.attempt.judge(&view, stands);
                 if verdict == Verdict::Holds && !errand.only_reads {
                     self.count(calls(name, "ok"));
@@ -440,12 +504,12 @@ impl Worker {
                 if self.may_call(&errand, &memory, now) {
                     return self.set_out(errand);
                 }
+                errand.is_stuck = true;
                 self.alarm("the shared memory: others have changed a key for too long");
                 Progress::Failed(errand)
             }
-            (Some(Err(Fault::Late(now_ms))), _) => {
-                self.store_ahead_ms
-                    .set(Some(now_ms.saturating_sub(now.steady_ms)));
+            Some(Err(Fault::Late(now_ms))) => {
+                self.learn_clock(now_ms, now);
                 self.count(calls(name, "late"));
                 if !errand.has_failed && self.may_call(&errand, &memory, now) {
                     errand.has_failed = true;
@@ -454,7 +518,8 @@ impl Worker {
                 self.note_failure(now);
                 Progress::Failed(errand)
             }
-            (answer, _) => {
+            answer => {
+                errand.is_stuck = matches!(answer, Some(Err(Fault::Refused("WRONGTYPE"))));
                 let (result, why) = match answer {
                     Some(Err(fault @ Fault::Busy(_))) => ("busy", fault.to_string()),
                     Some(Err(fault @ Fault::Refused(_))) => ("refused", fault.to_string()),
@@ -489,13 +554,20 @@ impl Worker {
     }
 
     fn note_failure(&self, now: Now) {
-        let _ = self
-            .host
-            .write(FAILED_RECORD, &now.steady_ms.to_le_bytes(), 0);
+        self.note(FAILED_RECORD, now);
+    }
+
+    fn note(&self, record: &str, now: Now) {
+        let _ = self.host.write(record, &now.steady_ms.to_le_bytes(), 0);
     }
 
     /// The process's own table keeps what the store holds of this key.
     fn keep_copy(&self, errand: &Errand, view: &StoreView<'_>, now: Now) {
+        // Of another gateway's call it is not told the end.
+        if matches!(&errand.told, Some(Told::Claim(claim)) if !matches!(claim, Claim::Taken { .. }))
+        {
+            return;
+        }
         if let (Some((key, note)), Some(guard)) = (errand.act.copied(), self.guard()) {
             errand
                 .attempt
@@ -547,19 +619,16 @@ impl Worker {
 
     /// Leaves to the root what is left of an errand.
     pub(super) fn leave_over(&self, errand: Errand) {
-        let Some(memory) = self.shared_memory() else {
-            return;
-        };
-        if let Some(errand) = errand.left_over(twice(&memory)) {
+        if let Some(errand) = errand.left_over() {
             self.leave(errand);
         }
     }
 
     /// Leaves the end of a call to the root.
     pub(super) fn leave_settlement(&self, question: Option<Box<Question>>, answer: &Answer) {
-        if let Some(settles) = &answer.settles {
+        if let (Some(settles), Some(memory)) = (&answer.settles, self.shared_memory()) {
             let act = Act::Settle(question, Box::new(answer.clone()));
-            self.leave(Errand::new(act, settles.ticket.lease, None));
+            self.leave(Errand::new(act, settles.ticket.lease, None, memory));
         }
     }
 
@@ -579,24 +648,24 @@ impl Worker {
 
     fn put_back(&self, errand: Errand) {
         let now_ms = self.host.now().steady_ms;
-        self.vm
-            .unsettled
-            .next_ms
-            .set(now_ms.saturating_add(TRY_AGAIN_MS));
-        let again = Errand {
-            due_ms: errand.due_ms,
-            ..Errand::new(errand.act, errand.lease, None)
+        let due_ms = if errand.is_stuck {
+            now_ms.saturating_add(STUCK_MS)
+        } else {
+            let next_ms = now_ms.saturating_add(TRY_AGAIN_MS);
+            self.vm.unsettled.next_ms.set(next_ms);
+            errand.due_ms
         };
-        self.vm.unsettled.errands.borrow_mut().push_front(again);
+        let again = Errand {
+            due_ms,
+            ..Errand::new(errand.act, errand.lease, None, errand.memory)
+        };
+        self.vm.unsettled.errands.borrow_mut().push_back(again);
     }
 
     /// Tells the store what it has not been told yet. While it cannot be asked, one call in a second tries.
     pub(super) fn repeat(&self) {
         let now_ms = self.host.now().steady_ms;
-        if self.closing.get()
-            || self.shared_memory().is_none()
-            || now_ms < self.vm.unsettled.next_ms.get()
-        {
+        if self.closing.get() || now_ms < self.vm.unsettled.next_ms.get() {
             return;
         }
         let fails = self.vm.unsettled.next_ms.get() > 0;
@@ -637,7 +706,7 @@ impl Worker {
         for (number, call) in all {
             match call {
                 PendingCall::Memory(errand) if errand.stream.is_none() => {
-                    let again = Errand::new(errand.act, errand.lease, None);
+                    let again = Errand::new(errand.act, errand.lease, None, errand.memory);
                     self.vm.unsettled.errands.borrow_mut().push_front(again);
                 }
                 call => {

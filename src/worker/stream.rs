@@ -13,13 +13,13 @@ use super::signer::GatewaySigner;
 use super::telemetry::Phase;
 use super::tokens::Looks;
 use super::{PendingCall, TICK_BODY_MS, TICK_SOON_MS, TICK_TOKEN_MS, Worker};
-use crate::clock::Now;
+use crate::clock::{Now, Resend};
 use crate::config::{Config, ProviderEntry};
 use crate::exchange::{
     Accepted, Answer, Callout, CalloutRequest, Dispatch, Environment, LocalReply, MAX_BODY,
     Opening, ReplyHead, Step, Waiting, open, open_list, unreadable_call,
 };
-use crate::guard::{Asks, Attempt, Claim, Digest, Question, Ticket};
+use crate::guard::{Asks, Attempt, Claim, Digest, Past, Question, Standing, Ticket};
 use crate::headers::Headers;
 use crate::host::{Buffer, Host, Level, Map, Refused};
 use crate::problem::Code;
@@ -67,6 +67,8 @@ pub struct Stream {
     known: RefCell<Option<Attempt>>,
     /// Whether that could not be asked, and it goes on without.
     alone: Cell<bool>,
+    /// Whether it is only asked whether another gateway has sent the key: the call itself is refused.
+    refuses: Cell<bool>,
     /// Its answer while that is told of it, and whether it is written over the provider's reply.
     settling: RefCell<Option<(Answer, bool)>>,
 }
@@ -90,6 +92,7 @@ impl Stream {
             claimed: RefCell::default(),
             known: RefCell::default(),
             alone: Cell::default(),
+            refuses: Cell::default(),
             settling: RefCell::default(),
         })
     }
@@ -252,11 +255,12 @@ impl Stream {
     pub fn response_headers(self: &Rc<Self>, end_of_stream: bool) -> Flow {
         // Envoy answers while the answer is being settled: it is known, and need not wait.
         if let Some(errand) = self.errand_given_up() {
-            self.worker.leave_over(errand);
             if let Some((answer, _)) = self.settling.take() {
+                let answer = self.unsettled(answer, errand);
                 self.tell_caller(answer, false, false);
                 return Flow::Pause;
             }
+            self.worker.leave_over(errand);
         }
         match self.step.take() {
             None => Flow::Continue,
@@ -328,9 +332,10 @@ impl Stream {
             (Some(step), None) => self.local_reply(step),
         };
         let answer = match errand {
+            Some(errand) if errand.is_settlement() => self.unsettled(answer, errand),
             Some(errand) => {
                 self.worker.leave_over(errand);
-                answer
+                self.settled_later(answer)
             }
             None => self.settled_later(answer),
         };
@@ -542,6 +547,10 @@ impl Stream {
             return;
         }
         match told {
+            Told::Claim(claim) if self.refuses.get() => {
+                let step = self.refused(Some(claim));
+                self.resume(step, false);
+            }
             Told::Claim(claim) => {
                 self.worker.count_claim(&claim);
                 let step = self.claimed(claim);
@@ -594,6 +603,37 @@ impl Stream {
         self.set_out(act)
     }
 
+    /// Asks whether another gateway has sent the key of a call that is refused for a fault of its own.
+    fn ask_before_refusing(self: &Rc<Self>, answer: Answer, key: Digest) -> Flow {
+        self.step.replace(Some(Step::Answered(answer)));
+        self.refuses.set(true);
+        self.set_out(Act::Ask(Asks::Recall(key)))
+    }
+
+    /// The same, once it is known, or cannot be.
+    fn refused(&self, claim: Option<Claim>) -> Step {
+        let is_clean = match claim {
+            Some(Claim::Recalled(past)) => past.known.is_none_or(|known| {
+                !known.in_flight && matches!(known.past, Past::Free | Past::Refused)
+            }),
+            _ => false,
+        };
+        match self.step.take() {
+            Some(Step::Answered(mut answer)) => {
+                if !is_clean {
+                    // Its own retry is `corrected`, which stays.
+                    let standing = Standing {
+                        resend: Resend::Always,
+                    };
+                    answer.after_another_send(standing, self.host().now());
+                }
+                Step::Answered(answer)
+            }
+            Some(step) => step,
+            None => Step::Answered(unreadable_call()),
+        }
+    }
+
     /// Begins what it asks of the store.
     fn set_out(self: &Rc<Self>, act: Act) -> Flow {
         let progress = match self.worker.errand(act, self) {
@@ -624,6 +664,9 @@ impl Stream {
     /// How it goes on where the store cannot be asked: a provider with keys of its own is sent the refund all the same, unless the
     /// platform team wants it otherwise.
     fn without_store(&self, errand: Errand) -> Step {
+        if self.refuses.get() {
+            return self.refused(None);
+        }
         let accepted = match self.step.take() {
             Some(Step::Claiming(accepted)) => accepted,
             other => {
@@ -639,15 +682,21 @@ impl Stream {
         self.worker.count_fallback(&accepted.entry().name, goes_on);
         let claim = if goes_on {
             self.alone.set(true);
-            self.worker.ask_guard(accepted.asks())
+            let lease = Some(errand.lease());
+            match self.worker.ask_own_guard(accepted.asks(), lease) {
+                // Then nobody would know of it.
+                Claim::NoRoom => Claim::Unavailable,
+                claim => claim,
+            }
         } else {
             Claim::Unavailable
         };
+        self.worker.count_claim(&claim);
         // Its end tells the store all that is to be told, where it goes on.
         if !matches!(claim, Claim::Taken { .. }) {
             self.worker.leave_over(errand);
         }
-        let claim = if goes_on {
+        let claim = if goes_on && claim != Claim::Unavailable {
             Claim::Alone(Box::new(claim))
         } else {
             claim
@@ -814,9 +863,17 @@ impl Stream {
             self.tell("refund_named_provider", &entry.name);
             self.provider.replace(Some(entry));
         }
+        let key = reading.key();
         let accepted = match reading.accept(&body, &|key| worker.standing(key)) {
             Ok(accepted) => accepted,
-            Err(answer) => return self.end(answer),
+            Err(answer) => {
+                let asks =
+                    key.filter(|_| worker.shared_memory().is_some() && answer.is_certain_no());
+                return match asks {
+                    Some(key) => self.ask_before_refusing(answer, key),
+                    None => self.end(answer),
+                };
+            }
         };
         if let Some(key) = accepted.key_looked_up() {
             self.tell("refund_key_digest", &key.hex());
@@ -884,6 +941,15 @@ impl Stream {
     /// Lets a provider's request go. `body_is_set`: the body was replaced before the stream was
     /// paused.
     fn send(self: &Rc<Self>, dispatch: Dispatch, body_is_set: bool) -> Flow {
+        // The host may have stood still for so long that another gateway has the key.
+        let claimed = self
+            .claimed
+            .borrow()
+            .as_ref()
+            .map(|(_, since_ms)| *since_ms);
+        if !self.alone.get() && claimed.is_some_and(|since_ms| !self.worker.is_held(since_ms)) {
+            return self.end(dispatch.sent.not_sent());
+        }
         if self.worker.is_misrouted(&dispatch.sent.entry()) {
             return self.end(dispatch.sent.misrouted());
         }

@@ -127,6 +127,7 @@ impl Fleet {
 
     fn replies(&self, nth: usize, id: u32, status: u16, body: &str) {
         let gateway = &self.gateways[nth];
+        once(self, nth, id);
         gateway.reply_begins(id, status);
         assert_eq!(gateway.reply_ends(id, body), Flow::Pause);
     }
@@ -703,4 +704,675 @@ fn a_look_ups_word_counts_for_sends_of_every_gateway() {
     );
     fleet.serve(0);
     assert_eq!(fleet.told(0, again)["outcome"], "unknown");
+}
+
+// ---- Orders of events in which a key could be sent twice, a word be false, or an end be lost
+
+/// The route has sent it once.
+fn once(fleet: &Fleet, nth: usize, id: u32) {
+    fleet.gateways[nth].of(id, |side| {
+        let name = "upstream.request_attempt_count".to_owned();
+        side.properties.insert(name, 1_u64.to_le_bytes().to_vec());
+    });
+}
+
+fn in_place(fleet: &Fleet, nth: usize, id: u32) -> Value {
+    fleet.gateways[nth].of(id, |side| {
+        serde_json::from_slice(&side.buffers[&(Buffer::Response as u32)]).unwrap()
+    })
+}
+
+fn clock(fleet: &Fleet, nth: usize) {
+    fleet.gateways[nth].answer_with(|call| Some((200, fleet.store.call(&call.body))));
+}
+
+fn refusal() -> String {
+    fixture(KEYED).refusal_reply("invalid_request", "no")
+}
+
+#[test]
+fn what_was_sent_alone_counts_before_the_store_is_told() {
+    let fleet = Fleet::of(KEYED, 1);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    says(
+        &fleet.answered(0, id),
+        ("provider-timeout", "unknown", "same_key"),
+    );
+    // As told, the same call again; the store is back.
+    let again = fleet.sends(0, "k-1");
+    assert!(fleet.is_sent(0, again));
+    fleet.replies(0, again, 400, &refusal());
+    fleet.serve(0);
+    assert_eq!(
+        fleet.told(0, again)["outcome"],
+        "unknown",
+        "{}",
+        fleet.told(0, again)
+    );
+}
+
+#[test]
+fn a_send_alone_after_a_claim_that_was_stored_is_settled() {
+    let fleet = Fleet::of(KEYED, 2);
+    let id = fleet.begins(0, "k-1");
+    clock(&fleet, 0);
+    fleet.loses(0, Lost::Answer);
+    fleet.loses(0, Lost::Answer);
+    assert!(fleet.is_sent(0, id));
+    fleet.gateways[0].reply_begins(id, 200);
+    assert_eq!(
+        fleet.gateways[0].reply_ends(id, &success(KEYED, "k-1")),
+        Flow::Continue
+    );
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    assert_eq!(
+        fleet.gateways[0].shows("refund.memory_repeats_total.result.ok"),
+        1
+    );
+    let again = fleet.sends(1, "k-1");
+    assert!(!fleet.is_sent(1, again));
+    assert_eq!(
+        fleet.answered(1, again).details,
+        "refund_replayed",
+        "{}",
+        fleet.answered(1, again).body
+    );
+}
+
+#[test]
+fn a_value_that_cannot_be_read_holds_up_no_other() {
+    let fleet = Fleet::of(KEYED, 2);
+    fleet.sends(1, "k-0");
+    for (value, _) in fleet.store.values.borrow_mut().values_mut() {
+        value[0] = 2;
+    }
+    let id = fleet.begins(0, "k-0");
+    fleet.serve(0);
+    assert!(fleet.is_sent(0, id));
+    fleet.gateways[0].reply_begins(id, 200);
+    assert_eq!(
+        fleet.gateways[0].reply_ends(id, &success(KEYED, "k-0")),
+        Flow::Continue
+    );
+    let id = fleet.sends(0, "k-1");
+    fleet.refunds(0, id, "k-1");
+    fleet.gateways[0].leaves(id);
+    fleet.gateways[0].host.calls.borrow_mut().clear();
+    for _ in 0..50 {
+        fleet.tick(0, 1_001);
+        fleet.serve(0);
+    }
+    let again = fleet.sends(1, "k-1");
+    assert!(!fleet.is_sent(1, again));
+    assert_eq!(
+        fleet.answered(1, again).details,
+        "refund_replayed",
+        "{}",
+        fleet.answered(1, again).body
+    );
+}
+
+#[test]
+fn a_late_refusal_clears_no_unknown_of_anothers() {
+    let fleet = Fleet::of(KEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.replies(0, id, 400, &refusal());
+    fleet.serve_none(0);
+    assert_eq!(fleet.told(0, id)["outcome"], "not_refunded");
+    fleet.later(61_000);
+    let other = fleet.sends(1, "k-1");
+    assert!(fleet.is_sent(1, other));
+    fleet.gateways[1].response_headers(other, 504, "response_timeout");
+    fleet.serve(1);
+    says(
+        &fleet.answered(1, other),
+        ("provider-timeout", "unknown", "same_key"),
+    );
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    let third = fleet.sends(1, "k-1");
+    if !fleet.is_sent(1, third) {
+        assert_eq!(
+            fleet.answered(1, third).body["outcome"],
+            "unknown",
+            "{}",
+            fleet.answered(1, third).body
+        );
+    }
+}
+
+#[test]
+fn a_success_alone_outweighs_anothers_refusal() {
+    for succeeds in [true, false] {
+        let fleet = Fleet::of(KEYED, 2);
+        let id = fleet.begins(0, "k-1");
+        fleet.serve_none(0);
+        assert!(fleet.is_sent(0, id));
+        // A peer that has the store is asked for the same.
+        let other = fleet.sends(1, "k-1");
+        fleet.replies(1, other, 400, &refusal());
+        fleet.serve(1);
+        if succeeds {
+            fleet.gateways[0].reply_begins(id, 200);
+            assert_eq!(
+                fleet.gateways[0].reply_ends(id, &success(KEYED, "k-1")),
+                Flow::Continue
+            );
+            assert_eq!(in_place(&fleet, 0, id)["status"], "succeeded");
+        } else {
+            fleet.gateways[0].response_headers(id, 504, "response_timeout");
+            assert_eq!(fleet.answered(0, id).body["outcome"], "unknown");
+        }
+        fleet.tick(0, 1_001);
+        fleet.serve(0);
+        assert_eq!(
+            fleet.gateways[0].shows("refund.memory_repeats_total.result.ok"),
+            1
+        );
+        for nth in 0..2 {
+            let again = fleet.sends(nth, "k-1");
+            if !fleet.is_sent(nth, again) {
+                assert_ne!(
+                    fleet.answered(nth, again).body["outcome"],
+                    "not_refunded",
+                    "{succeeds} {nth} {}",
+                    fleet.answered(nth, again).body
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_claim_of_which_nothing_was_sent_is_free_however_late_that_is_told() {
+    let fleet = Fleet::of(UNKEYED, 1);
+    let id = fleet.begins(0, "k-1");
+    clock(&fleet, 0);
+    fleet.loses(0, Lost::Answer);
+    fleet.loses(0, Lost::Answer);
+    says(
+        &fleet.answered(0, id),
+        ("memory-unavailable", "unknown", "same_key"),
+    );
+    // The store is away for more than a minute.
+    for _ in 0..70 {
+        fleet.tick(0, 1_001);
+        fleet.serve_none(0);
+    }
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    assert_eq!(
+        fleet.gateways[0].shows("refund.memory_repeats_total.result.ok"),
+        1
+    );
+    let again = fleet.sends(0, "k-1");
+    assert!(fleet.is_sent(0, again), "{}", fleet.answered(0, again).body);
+}
+
+/// Alone, and without room in its own table: nobody would know of the send, so there is none.
+#[test]
+fn what_nobody_would_remember_is_not_sent() {
+    let fleet = Fleet::with(PROVES, 2, &json!({"guard": {"entries": 1}}));
+    let first = fleet.sends(0, "k-0");
+    assert!(fleet.is_sent(0, first));
+    let id = fleet.begins(0, "k-1");
+    fleet.loses(0, Lost::Answer);
+    fleet.loses(0, Lost::Answer);
+    assert!(!fleet.is_sent(0, id));
+    says(
+        &fleet.answered(0, id),
+        ("memory-unavailable", "unknown", "same_key"),
+    );
+    fleet.tick(0, 2_001);
+    fleet.serve(0);
+    let told = looks_up(&fleet, 1, true);
+    assert_eq!(told["outcome"], "not_refunded", "{told}");
+}
+
+/// The limit that docs/memory.md names: who is cut off and goes on alone is not seen by the others. `refuse` closes it.
+#[test]
+fn a_gateway_that_goes_on_alone_is_not_seen_by_the_others() {
+    let fleet = Fleet::of(PROVES, 2);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    assert_eq!(looks_up(&fleet, 1, true)["outcome"], "not_refunded");
+    // It knows itself.
+    assert_eq!(looks_up(&fleet, 0, true)["outcome"], "unknown");
+
+    let refuse = json!({"memory": {"redis": {"cluster": "redis"}, "when_unavailable": "refuse"}});
+    let fleet = Fleet::with(PROVES, 2, &refuse);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(!fleet.is_sent(0, id));
+}
+
+#[test]
+fn a_caller_who_leaves_while_more_names_are_claimed_leaves_the_payment_free() {
+    let fixture = fixture(UNKEYED);
+    let mut provider = fixture.provider_config();
+    crate::common::resolve_files(&mut provider);
+    provider["query_first"] = json!(true);
+    let fleet = Fleet::with(UNKEYED, 2, &json!({"providers": {UNKEYED: provider}}));
+    let mut call = fleet.call();
+    call["payment"].as_object_mut().unwrap().remove("reference");
+    let (id, _) = fleet.gateways[0].call("k-1", &call);
+    fleet.serve(0);
+    let payment = call["payment"]["id"].as_str().unwrap().to_owned();
+    let shown = (fixture.shows_payment)(&payment, fixture.currency, 10_000, 10_000, fixture.paid);
+    fleet.gateways[0].answer_call(Some((200, &shown)));
+    assert!(fleet.asks(0));
+    let pending = fleet.gateways[0].host.calls.borrow()[0].body.clone();
+    fleet.store.call(&pending);
+    fleet.gateways[0].leaves(id);
+    fleet.gateways[0].host.calls.borrow_mut().clear();
+    for _ in 0..70 {
+        fleet.tick(0, 1_001);
+        fleet.serve(0);
+    }
+    // The same key, and another one for the payment by its other name: nothing was ever sent.
+    let (again, _) = fleet.gateways[1].call("k-1", &call);
+    fleet.serve(1);
+    let replies = fleet.gateways[1].of(again, |side| side.replies.clone());
+    assert!(replies.is_empty(), "{replies:?}");
+    let mut other = fleet.call();
+    other["payment"].as_object_mut().unwrap().remove("id");
+    let (id, _) = fleet.gateways[1].call("k-2", &other);
+    fleet.serve(1);
+    let replies = fleet.gateways[1].of(id, |side| side.replies.clone());
+    assert!(replies.is_empty(), "{replies:?}");
+}
+
+#[test]
+fn a_fault_of_the_call_itself_says_nothing_of_anothers_send() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    fleet.serve(0);
+    let mut call = fleet.call();
+    call["reason"] = json!(7);
+    for nth in 0..2 {
+        let (id, _) = fleet.gateways[nth].call("k-1", &call);
+        fleet.serve(nth);
+        let body = fleet.answered(nth, id).body;
+        assert_eq!(body["code"], "invalid-request", "{body}");
+        assert_eq!(body["outcome"], "unknown", "gateway {nth}: {body}");
+        // A key that nobody has sent is told of with certainty, where that could be read.
+        for is_read in [true, false] {
+            let key = format!("k-{nth}-{is_read}");
+            let (id, _) = fleet.gateways[nth].call(&key, &call);
+            match is_read {
+                true => fleet.serve(nth),
+                false => fleet.serve_none(nth),
+            }
+            let body = fleet.answered(nth, id).body;
+            let outcome = if is_read { "not_refunded" } else { "unknown" };
+            assert_eq!(body["outcome"], outcome, "gateway {nth}: {body}");
+            assert_eq!(body["retry"], "corrected", "gateway {nth}: {body}");
+        }
+    }
+}
+
+#[test]
+fn a_claim_that_is_over_is_not_sent() {
+    let fleet = Fleet::of(UNKEYED, 1);
+    let id = fleet.begins(0, "k-1");
+    clock(&fleet, 0);
+    let pending = fleet.gateways[0].host.calls.borrow()[0].body.clone();
+    let answer = fleet.store.call(&pending);
+    fleet.later(500_000);
+    fleet.gateways[0].answer_with(|_| Some((200, answer)));
+    assert!(!fleet.is_sent(0, id));
+}
+
+#[test]
+fn after_a_reload_the_root_has_the_password() {
+    let memory = json!({"memory": {"redis": {"cluster": "redis", "username": "refunds", "password": {"filter_state": "redis.password"}}}});
+    let mut fleet = Fleet::with(KEYED, 1, &memory);
+    fleet.store.login = Some(("refunds", "CANARY-password"));
+    let mut side = Side::default();
+    side.properties.insert(
+        "filter_state.redis.password".to_owned(),
+        b"CANARY-password\n".to_vec(),
+    );
+    let id = fleet.gateways[0].begin_with("k-1", side);
+    fleet.gateways[0].body(id, &fleet.call());
+    fleet.serve(0);
+    fleet.refunds(0, id, "k-1");
+    fleet.gateways[0].leaves(id);
+    fleet.gateways[0].host.calls.borrow_mut().clear();
+    fleet.gateways[0].close();
+    fleet.gateways[0].configure_anew();
+    for _ in 0..20 {
+        fleet.tick(0, 1_001);
+        fleet.serve(0);
+    }
+    assert_eq!(
+        fleet.gateways[0].shows("refund.memory_repeats_total.result.ok"),
+        1
+    );
+}
+
+#[test]
+fn a_gateway_that_stood_still_does_not_send_what_another_has_sent() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.begins(0, "k-1");
+    clock(&fleet, 0);
+    let pending = fleet.gateways[0].host.calls.borrow()[0].body.clone();
+    let answer = fleet.store.call(&pending);
+    fleet.later(500_000);
+    // Peer: it is over, and the provider shows no refund.
+    let call = fleet.call();
+    let payment = call["payment"]["id"].as_str().unwrap();
+    let reference = call["payment"]["reference"].as_str().unwrap();
+    let query =
+        format!("provider={UNKEYED}&payment_id={payment}&payment_reference={reference}&key=k-1");
+    let gateway = &fleet.gateways[1];
+    let (look, _) = gateway.headers(look_up_headers(&query), Side::default(), true);
+    fleet.serve(1);
+    println!(
+        "{:?}",
+        gateway
+            .host
+            .calls
+            .borrow()
+            .iter()
+            .map(|c| c.cluster.clone())
+            .collect::<Vec<_>>()
+    );
+    let shown = fixture(UNKEYED).shown(false);
+    gateway.answer_call(Some((200, &shown)));
+    fleet.serve(1);
+    let again = fleet.sends(1, "k-1");
+    assert!(fleet.is_sent(1, again), "{}", fleet.answered(1, again).body);
+    fleet.gateways[0].answer_with(|_| Some((200, answer)));
+    assert!(!fleet.is_sent(0, id), "sent twice");
+}
+
+#[test]
+fn a_release_leaves_another_calls_own_entry() {
+    let fleet = Fleet::of(KEYED, 1);
+    let first = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, first));
+    // The same call meanwhile: refused, and its release is left.
+    let second = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert_eq!(fleet.answered(0, second).body["code"], "refund-in-progress");
+    fleet.tick(0, 2_001);
+    fleet.serve(0);
+    // The store is away again: is the first still known here?
+    let third = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(
+        !fleet.is_sent(0, third),
+        "sent again by this gateway while its first send is in flight"
+    );
+}
+
+#[test]
+fn a_clock_that_jumps_forward_proves_no_absence() {
+    let fleet = Fleet::of(PROVES, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    fleet.serve(0);
+    // One that has never seen its clock cannot know.
+    looks_up(&fleet, 1, true);
+    // A new primary, five minutes ahead; no time has gone by.
+    fleet.store.now_ms.set(fleet.store.now_ms.get() + 301_000);
+    let told = looks_up(&fleet, 1, true);
+    assert_eq!(told["outcome"], "unknown", "{told}");
+}
+
+#[test]
+fn names_whose_answer_was_lost_are_free_again() {
+    let fixture = fixture(UNKEYED);
+    let mut provider = fixture.provider_config();
+    crate::common::resolve_files(&mut provider);
+    provider["query_first"] = json!(true);
+    let fleet = Fleet::with(UNKEYED, 2, &json!({"providers": {UNKEYED: provider}}));
+    let mut call = fleet.call();
+    call["payment"].as_object_mut().unwrap().remove("reference");
+    let (id, _) = fleet.gateways[0].call("k-1", &call);
+    fleet.serve(0);
+    let payment = call["payment"]["id"].as_str().unwrap().to_owned();
+    let shown = (fixture.shows_payment)(&payment, fixture.currency, 10_000, 10_000, fixture.paid);
+    fleet.gateways[0].answer_call(Some((200, &shown)));
+    fleet.loses(0, Lost::Answer);
+    fleet.loses(0, Lost::Answer);
+    // The store is back: its settlement is heard.
+    fleet.serve(0);
+    for _ in 0..70 {
+        fleet.tick(0, 1_001);
+        fleet.serve(0);
+    }
+    let mut other = fleet.call();
+    other["payment"].as_object_mut().unwrap().remove("id");
+    let (id, _) = fleet.gateways[1].call("k-2", &other);
+    fleet.serve(1);
+    let replies = fleet.gateways[1].of(id, |side| side.replies.clone());
+    assert!(replies.is_empty(), "nothing was ever sent: {replies:?}");
+}
+
+#[test]
+fn an_unknown_beside_a_send_in_flight_puts_its_refusal_in_doubt() {
+    // A: unknown (alone). B: in flight meanwhile, refused afterwards.
+    let fleet = Fleet::of(KEYED, 2);
+    let other = fleet.sends(1, "k-1");
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    assert_eq!(
+        fleet.gateways[0].shows("refund.memory_repeats_total.result.ok"),
+        1
+    );
+    fleet.replies(1, other, 400, &refusal());
+    fleet.serve(1);
+    // The store was told of an unknown send under this key before it was told of the refusal.
+    assert_eq!(
+        fleet.told(1, other)["outcome"],
+        "unknown",
+        "{}",
+        fleet.told(1, other)
+    );
+}
+
+#[test]
+fn streams_end_in_every_state() {
+    for name in [KEYED, UNKEYED, PROVES] {
+        for states in 0..4 {
+            let fleet = Fleet::of(name, 1);
+            let gateway = &fleet.gateways[0];
+            let id = fleet.begins(0, "k-1");
+            if states > 0 {
+                fleet.serve(0);
+                fleet.token(0);
+                fleet.replies(0, id, 200, &success(name, "k-1"));
+            }
+            if states == 2 {
+                gateway.response_headers(id, 504, "stream_idle_timeout");
+            }
+            if states == 3 {
+                gateway.close();
+            }
+            gateway.is_logged(id);
+            gateway.leaves(id);
+            gateway.host.calls.borrow_mut().clear();
+            fleet.tick(0, 2_001);
+            fleet.serve(0);
+        }
+    }
+}
+
+#[test]
+fn envoy_answers_while_a_key_is_claimed() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.begins(0, "k-1");
+    clock(&fleet, 0);
+    fleet.gateways[0].response_headers(id, 504, "stream_idle_timeout");
+    fleet.serve(0);
+    assert!(!fleet.is_sent(0, id));
+    fleet.gateways[0].leaves(id);
+    fleet.tick(0, 2_001);
+    fleet.serve(0);
+    let again = fleet.sends(1, "k-1");
+    assert!(fleet.is_sent(1, again));
+}
+
+#[test]
+fn a_refusal_that_could_not_be_settled_after_its_lease_is_in_doubt() {
+    let fleet = Fleet::of(KEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.later(70_000);
+    // A peer has taken it over, and refunds.
+    let other = fleet.sends(1, "k-1");
+    fleet.refunds(1, other, "k-1");
+    fleet.serve(1);
+    assert_eq!(fleet.told(1, other)["status"], "succeeded");
+    // Nothing has left the first, says Envoy.
+    once(&fleet, 0, id);
+    let gateway = &fleet.gateways[0];
+    gateway.response_headers(id, 503, "no_healthy_upstream");
+    assert!(fleet.asks(0));
+    gateway.response_headers(id, 504, "stream_idle_timeout");
+    let body = fleet.answered(0, id).body;
+    assert_eq!(body["outcome"], "unknown", "{body}");
+}
+
+#[test]
+fn without_the_store_no_copy_of_a_refusal_is_told() {
+    let fleet = Fleet::of(PROVES, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.replies(0, id, 422, &fixture(PROVES).refusal_reply("F.0105", "no"));
+    fleet.serve(0);
+    fleet.later(301_000);
+    let call = fleet.call();
+    let payment = call["payment"]["id"].as_str().unwrap();
+    let query = format!("provider={PROVES}&payment_id={payment}&key=k-1");
+    let gateway = &fleet.gateways[1];
+    let (look, _) = gateway.headers(look_up_headers(&query), Side::default(), true);
+    fleet.serve(1);
+    gateway.reply_begins(look, 200);
+    gateway.reply_ends(look, &fixture(PROVES).shown(true));
+    fleet.serve(1);
+    // With the store everybody knows.
+    let again = fleet.sends(1, "k-1");
+    // Without it:
+    let alone = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    if !fleet.is_sent(0, alone) {
+        let body = fleet.answered(0, alone).body;
+        assert_ne!(body["outcome"], "not_refunded", "{body}");
+    }
+}
+
+#[test]
+fn a_proof_that_could_not_be_settled_is_in_doubt() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    fleet.serve(0);
+    fleet.later(500_000);
+    let call = fleet.call();
+    let payment = call["payment"]["id"].as_str().unwrap();
+    let reference = call["payment"]["reference"].as_str().unwrap();
+    let query =
+        format!("provider={UNKEYED}&payment_id={payment}&payment_reference={reference}&key=k-1");
+    let gateway = &fleet.gateways[1];
+    let (look, _) = gateway.headers(look_up_headers(&query), Side::default(), true);
+    fleet.serve(1);
+    let shown = fixture(UNKEYED).shown(false);
+    // Two look-ups: one at the other gateway proves first, and the key is sent again by it.
+    let (first, _) = fleet.gateways[0].headers(look_up_headers(&query), Side::default(), true);
+    fleet.serve(0);
+    fleet.gateways[0].answer_call(Some((200, &shown)));
+    fleet.serve(0);
+    let again = fleet.sends(0, "k-1");
+    assert!(fleet.is_sent(0, again));
+    gateway.answer_call(Some((200, &shown)));
+    assert!(fleet.asks(1));
+    gateway.response_headers(look, 504, "stream_idle_timeout");
+    let body = fleet.answered(1, look).body;
+    assert_eq!(body["outcome"], "unknown", "the key is in flight: {body}");
+}
+
+#[test]
+fn every_mix_of_losses_ends_in_the_answer() {
+    for name in [KEYED, UNKEYED] {
+        for mix in 0..81_u32 {
+            let fleet = Fleet::of(name, 2);
+            let id = fleet.begins(0, "k-1");
+            clock(&fleet, 0);
+            let mut rest = mix;
+            let mut lose = || {
+                let what = rest % 3;
+                rest /= 3;
+                what
+            };
+            let mut step = |fleet: &Fleet| {
+                if fleet.asks(0) {
+                    match lose() {
+                        0 => clock(fleet, 0),
+                        1 => fleet.loses(0, Lost::Call),
+                        _ => fleet.loses(0, Lost::Answer),
+                    }
+                }
+            };
+            step(&fleet);
+            step(&fleet);
+            if fleet.is_sent(0, id) {
+                fleet.gateways[0].reply_begins(id, 200);
+                fleet.gateways[0].reply_ends(id, &success(name, "k-1"));
+                step(&fleet);
+                step(&fleet);
+                fleet.serve(0);
+                fleet.tick(0, 1_001);
+                fleet.serve(0);
+                let again = fleet.sends(1, "k-1");
+                if fleet.is_sent(1, again) || fleet.answered(1, again).details != "refund_replayed"
+                {
+                    println!(
+                        "BAD {name} {mix} {:?}",
+                        fleet.gateways[1]
+                            .of(again, |side| side.replies.clone())
+                            .first()
+                            .map(|r| r.details.clone())
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_sent_before_there_was_a_store_is_not_sent_again() {
+    for in_flight in [false, true] {
+        let mut provider = fixture(UNKEYED).provider_config();
+        crate::common::resolve_files(&mut provider);
+        let before = Process::plugin(None, &json!({"providers": {UNKEYED: provider}}));
+        let (id, _) = before.call("k-1", &fixture(UNKEYED).call());
+        if !in_flight {
+            before.reply_begins(id, 200);
+            before.reply_ends(id, &success(UNKEYED, "k-1"));
+            let (again, _) = before.call("k-1", &fixture(UNKEYED).call());
+            assert_eq!(before.answered(again).details, "refund_replayed");
+        }
+        let configuration =
+            json!({"providers": {UNKEYED: provider}, "memory": {"redis": {"cluster": "redis"}}});
+        let after = Process::plugin(Some(&before), &configuration);
+        let fleet = Fleet {
+            store: MockStore::new(STORE_MS),
+            gateways: vec![after],
+            name: UNKEYED,
+        };
+        let id = fleet.sends(0, "k-1");
+        assert!(!fleet.is_sent(0, id), "sent again; in flight: {in_flight}");
+    }
 }
