@@ -1072,7 +1072,7 @@ fn a_gateway_that_stood_still_does_not_send_what_another_has_sent() {
     let query =
         format!("provider={UNKEYED}&payment_id={payment}&payment_reference={reference}&key=k-1");
     let gateway = &fleet.gateways[1];
-    let (look, _) = gateway.headers(look_up_headers(&query), Side::default(), true);
+    gateway.headers(look_up_headers(&query), Side::default(), true);
     fleet.serve(1);
     println!(
         "{:?}",
@@ -1137,7 +1137,7 @@ fn names_whose_answer_was_lost_are_free_again() {
     let fleet = Fleet::with(UNKEYED, 2, &json!({"providers": {UNKEYED: provider}}));
     let mut call = fleet.call();
     call["payment"].as_object_mut().unwrap().remove("reference");
-    let (id, _) = fleet.gateways[0].call("k-1", &call);
+    fleet.gateways[0].call("k-1", &call);
     fleet.serve(0);
     let payment = call["payment"]["id"].as_str().unwrap().to_owned();
     let shown = (fixture.shows_payment)(&payment, fixture.currency, 10_000, 10_000, fixture.paid);
@@ -1263,7 +1263,7 @@ fn without_the_store_no_copy_of_a_refusal_is_told() {
     gateway.reply_ends(look, &fixture(PROVES).shown(true));
     fleet.serve(1);
     // With the store everybody knows.
-    let again = fleet.sends(1, "k-1");
+    fleet.sends(1, "k-1");
     // Without it:
     let alone = fleet.begins(0, "k-1");
     fleet.serve_none(0);
@@ -1290,7 +1290,7 @@ fn a_proof_that_could_not_be_settled_is_in_doubt() {
     fleet.serve(1);
     let shown = fixture(UNKEYED).shown(false);
     // Two look-ups: one at the other gateway proves first, and the key is sent again by it.
-    let (first, _) = fleet.gateways[0].headers(look_up_headers(&query), Side::default(), true);
+    fleet.gateways[0].headers(look_up_headers(&query), Side::default(), true);
     fleet.serve(0);
     fleet.gateways[0].answer_call(Some((200, &shown)));
     fleet.serve(0);
