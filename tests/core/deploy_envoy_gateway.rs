@@ -90,8 +90,13 @@ fn the_connection_manager_has_every_setting_of_envoy_yaml() {
             (known, value) => *known = value.clone(),
         }
     }
+    let extension = "request_id_extension";
     assert_eq!(
-        all,
+        all[extension],
+        crate::deploy_istio::envoy("tracing.yaml")[extension]
+    );
+    assert_eq!(
+        without(&all, &[extension]),
         without(
             own,
             &["@type", "stat_prefix", "http_filters", "route_config"]

@@ -133,10 +133,18 @@ fn the_connection_manager_has_every_setting_of_envoy_yaml() {
         shared[early],
         crate::deploy_istio::envoy("secrets-by-header.yaml")[early]
     );
-    // A mesh traces, whoever wants it.
-    let id = "request_id_extension";
-    assert_eq!(shared[id], crate::deploy_istio::envoy("tracing.yaml")[id]);
-    let mut merged = without(&shared, &[early, id]);
+    // Istio traces by itself, and a caller's request id stays as it is, as tracing.yaml has both.
+    let (traced, extension) = (
+        crate::deploy_istio::envoy("tracing.yaml"),
+        "request_id_extension",
+    );
+    let length = "max_path_tag_length";
+    assert_eq!(shared[extension], traced[extension]);
+    assert_eq!(
+        limits["typed_config"]["tracing"],
+        json!({length: traced["tracing"][length]})
+    );
+    let mut merged = without(&shared, &[early, extension]);
     merge(&mut merged, &without(&limits["typed_config"], &["tracing"]));
     assert_eq!(
         merged,
