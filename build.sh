@@ -487,6 +487,7 @@ get_prometheus() {
 # the runbook.
 observability() {
   get_prometheus
+  get_redis
   say "tests: observability/ with $("$PROMETHEUS/promtool" --version 2>&1 | head -n 1), $("$PROMETHEUS/amtool" --version 2>&1 | head -n 1)"
   "$PROMETHEUS/promtool" check config observability/prometheus.yml
   "$PROMETHEUS/promtool" test rules observability/*rules_test.yml
@@ -498,6 +499,7 @@ observability() {
 pictures() {
   build
   get_envoy
+  get_redis
   get_prometheus
   cargo build --locked --quiet --package gateway-testbed
   get_package matplotlib "$MATPLOTLIB_VERSION" bin/fonttools

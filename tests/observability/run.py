@@ -104,7 +104,7 @@ def series(prometheus: str) -> dict:
 def names_and_values(where: str, query: str, known: dict) -> None:
     """A query of a metric or a label's value that nothing has never finds anything."""
     query = re.sub(r"\b(?:by|on) \([^)]*\)", "", query)
-    selectors = re.findall(r"(?<![:\w])((?:provider:)?(?:refund|envoy)_[\w:]+)(?:\{([^}]*)\})?", query)
+    selectors = re.findall(r"(?<![:\w])((?:provider:|instance:)?(?:refund|envoy)_[\w:]+)(?:\{([^}]*)\})?", query)
     hold(bool(selectors), f"{where}: no metric")
     for name, matchers in selectors:
         hold(name in known or name == ELSEWHERE, f"{where}: there is no metric {name}")
@@ -180,6 +180,8 @@ def counted(prometheus: str, told: dict) -> None:
         ("refund_signatures_total", ("provider", "result"), Counter({("bbmsl", "ok"): told["signatures"]})),
         ('refund_guard_events_total{event=~"replayed|reused"}', ("event",), Counter({("replayed",): replayed, ("reused",): reused})),
         ('sum(refund_duration_milliseconds_count{phase="call"})', (), Counter({(): sum(calls.values())})),
+        ("refund_memory_fallbacks_total", ("provider", "result"), Counter({(name, result): told["memory_fallbacks"] for name, result in (("moyasar", "alone"), ("bbmsl", "unavailable"))})),
+        ('refund_memory_repeats_total{result=~"left|ok|dropped"}', ("result",), Counter({(result,): told["told_later"] for result in ("left", "ok")})),
         ("refund_open", ("provider", "state"), Counter({tuple(labels): count for labels, count in told["open"]})),
     ]:
         # The last scrape is a moment old, and Envoy adds up its histograms now and then.
@@ -210,13 +212,15 @@ def dashboard(prometheus: str, told: dict, known: dict) -> list:
     refunds = [labels for labels, _ in calls if labels[1] == "refund" and labels[4] == "false"]
     for title, label, expected in [
         ("Refunds a minute, by outcome", "outcome", {labels[2] for labels in refunds}),
-        ("Refunds that ended unknown, of all in the last hour", "provider", {labels[0] for labels in refunds if labels[2] == "unknown" and labels[3] != "idempotency-key-reused"}),
+        ("Refunds that ended unknown, of all in the last hour", "provider", {labels[0] for labels in refunds if labels[2] == "unknown" and labels[3] not in ("idempotency-key-reused", "memory-unavailable")}),
         ("Problems a minute, by code", "code", {labels[3] for labels, _ in calls if labels[3] != "none" and labels[4] == "false"}),
         ("Not reached, timed out, turned away", "code", {"provider-unreachable", "provider-timeout", "provider-rate-limited"}),
         ("Connections that failed, a minute", "envoy_cluster_name", {"moyasar"}),
         ("Token fetches a minute", "result", {"ok", "refused", "rate_limited"}),
         ("Our own faults a minute", "code", {"provider-auth-failed"}),
         ("Signatures a minute", "result", {"ok"}),
+        ("Calls to the shared memory a minute", "result", {"ok", "again", "unanswered"}),
+        ("Without the shared memory a minute, and not told yet", "result", {"alone", "unavailable"}),
         ("The provider's time", "provider", {"bbmsl", "begateway", "bog", "moyasar"}),
         ("Refunds that are unknown now", "provider", {"begateway"}),
     ]:

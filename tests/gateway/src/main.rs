@@ -69,10 +69,10 @@ async fn soak() -> Result<()> {
 }
 
 async fn play(rounds: u32) -> Result<()> {
-    let gateway = play::gateway().await?;
+    let (gateway, memory) = play::gateway().await?;
     println!("{}", gateway.admin);
     if more_input().await? {
-        let mut player = play::Player::new(&gateway);
+        let mut player = play::Player::new(&gateway, memory);
         for _ in 0..rounds {
             player.round().await?;
         }

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::redis::{PASSWORD, Redis};
+
 use anyhow::{Context as _, Result, ensure};
 use provider_simulator::orders::{find, fresh};
 use provider_simulator::{Fault, Provider};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::{Answer, Gateway, Options, change_plugin, cluster, route_mut};
+use crate::{Answer, Gateway, Options, change_plugin, cluster, route_mut, share_memory};
 
 use Provider::{Bbmsl, Begateway, Bog, BogToken, Moyasar};
 
@@ -19,30 +21,39 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// What was told, by provider, kind, outcome, code and whether it was an answer given again.
 pub type Told = BTreeMap<[String; 5], u64>;
 
-/// A gateway whose figures change soon, and whose signing key has an end.
-pub async fn gateway() -> Result<Gateway> {
-    Gateway::start(Options {
+/// A gateway whose figures change soon, and whose signing key has an end; and the memory that it would share with others.
+pub async fn gateway() -> Result<(Gateway, Redis)> {
+    let memory = Redis::start().await?;
+    let store = memory.store();
+    let gateway = Gateway::start(Options {
         ecds: true,
-        ..Options::changed(|config| {
+        more_secrets: vec![("memory-password", PASSWORD.to_owned())],
+        change: Box::new(move |config, folder| {
+            share_memory(config, std::slice::from_ref(&store), folder).expect("memory.yaml");
             let timeout = route_mut(config, "begateway").map(|route| {
                 route["route"]["timeout"] = json!("1s");
             });
             let plugin = change_plugin(config, |plugin| {
                 plugin["guard"] = json!({"entries": 512});
+                // No call is to time out by chance.
+                plugin["memory"]["redis"]["timeout_ms"] = json!(2_000);
                 let key = &mut plugin["providers"]["bbmsl"]["signing"]["keys"][0];
                 key["not_after"] = json!("2099-01-01T00:00:00Z");
             });
             for changed in [timeout, plugin] {
                 changed.expect("envoy.yaml has the four providers");
             }
-        })
+        }),
+        ..Options::default()
     })
-    .await
+    .await?;
+    Ok((gateway, memory))
 }
 
 /// Who plays: the gateway's callers, and the providers' bad days.
 pub struct Player<'a> {
     gateway: &'a Gateway,
+    memory: Redis,
     told: Told,
     /// What is unknown or pending, by provider and key.
     open: BTreeMap<(&'static str, String), &'static str>,
@@ -53,9 +64,10 @@ pub struct Player<'a> {
 
 impl<'a> Player<'a> {
     /// Nothing has been played.
-    pub fn new(gateway: &'a Gateway) -> Self {
+    pub fn new(gateway: &'a Gateway, memory: Redis) -> Self {
         Player {
             gateway,
+            memory,
             told: Told::new(),
             open: BTreeMap::new(),
             rounds: 0,
@@ -66,6 +78,7 @@ impl<'a> Player<'a> {
     /// Plays everything once: some ten seconds.
     pub async fn round(&mut self) -> Result<()> {
         self.rounds += 1;
+        self.memory_is_there(true).await?;
         // Twice a call, and a look-up of it.
         for provider in Provider::REFUNDING {
             for _ in 0..3 {
@@ -140,7 +153,27 @@ impl<'a> Player<'a> {
         self.refund(Moyasar, &key, &order, "provider-unreachable")
             .await?;
         self.gateway.simulators.open(Moyasar).await?;
-        self.refund(Moyasar, &key, &order, "succeeded").await
+        self.refund(Moyasar, &key, &order, "succeeded").await?;
+        // The memory is away: what is sent all the same, and what is not.
+        self.memory.kill().await?;
+        self.memory_is_there(false).await?;
+        self.nth += 1;
+        for (provider, expected) in [(Moyasar, "succeeded"), (Bbmsl, "memory-unavailable")] {
+            let (key, order) = (self.key(), fresh(provider, self.nth));
+            self.refund(provider, &key, &order, expected).await?;
+        }
+        self.memory.restart().await?;
+        self.memory_is_there(true).await
+    }
+
+    /// Waits until Envoy knows whether there is a store.
+    async fn memory_is_there(&self, is_there: bool) -> Result<()> {
+        let healthy = "cluster.memory.membership_healthy";
+        let expected = Some(&u64::from(is_there));
+        while self.gateway.stats(healthy).await?.get(healthy) != expected {
+            sleep(PAUSE).await;
+        }
+        Ok(())
     }
 
     /// What was told, and what else is known of it: fetches of tokens by their end, signatures, and
@@ -159,6 +192,10 @@ impl<'a> Player<'a> {
             "token_fetches": {"ok": fetched, "refused": self.rounds, "rate_limited": self.rounds},
             "signatures": simulators.received(Bbmsl),
             "open": open.iter().collect::<Vec<_>>(),
+            // Once a round each: a refund that went on alone, and one that was not sent. Both are told to the store later, and so
+            // is a reply that was cut, which Envoy ends past the filter.
+            "memory_fallbacks": self.rounds,
+            "told_later": 3 * self.rounds,
         })
     }
 
@@ -218,7 +255,7 @@ impl<'a> Player<'a> {
         let key = (cluster(provider), key.to_owned());
         match outcome {
             // It says nothing of the refund that the key is of.
-            _ if code == "idempotency-key-reused" => None,
+            _ if ["idempotency-key-reused", "memory-unavailable"].contains(&code) => None,
             Some("unknown") => self.open.insert(key, "unknown"),
             Some("pending") => self.open.insert(key, "pending"),
             _ => self.open.remove(&key),
