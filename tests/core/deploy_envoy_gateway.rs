@@ -156,18 +156,43 @@ fn a_provider_has_the_route_the_clusters_and_the_key_of_envoy_yaml() {
             format!("/typed_per_filter_config/{}", state.as_str().unwrap())
         );
         assert_eq!(key["disabled"], true);
-        let mut set = key["typed_config"]["on_request_headers"][0].clone();
+        let set = &key["typed_config"]["on_request_headers"][0];
         let mut wanted = states["on_request_headers"].as_array().unwrap().iter();
         let wanted = wanted.find(|one| one["object_key"] == *state).unwrap();
-        let mut wanted = wanted.clone();
-        for one in [&mut set, &mut wanted] {
-            let format = one["format_string"].as_object_mut().unwrap();
-            format.remove("formatters").unwrap();
-            format.remove("text_format_source").unwrap();
-        }
-        assert_eq!(set, wanted);
+        assert_eq!(without_source(set), without_source(wanted));
         assert!(provider.to_string().contains(state.as_str().unwrap()));
     }
+}
+
+/// What sets a secret's state, but for where the secret comes from.
+fn without_source(state: &Value) -> Value {
+    let mut state = state.clone();
+    state["format_string"] = without(
+        &state["format_string"],
+        &["formatters", "text_format_source"],
+    );
+    state
+}
+
+#[test]
+fn the_shared_memory_has_the_cluster_and_the_password_of_memory_yaml() {
+    let memory = envoy("memory.yaml");
+    let patched = patches("memory/memory.yaml", "refund-memory");
+    let [(_, on), (_, password), (_, cluster)] = &patched[..] else {
+        panic!("not three patches: {patched:?}")
+    };
+    assert_eq!(cluster["value"], memory["cluster"]);
+    let password = &password["value"];
+    assert_eq!(password["disabled"], true);
+    let set = &password["typed_config"]["on_request_headers"][0];
+    let wanted = &memory["set_filter_state"];
+    assert_eq!(without_source(set), without_source(wanted));
+    let name = password["name"].as_str().unwrap();
+    assert_eq!(on["path"], format!("/typed_per_filter_config/{name}"));
+    assert_eq!(set["object_key"], name);
+    // Without set_filter_state the environment brings it.
+    let environment = read("deploy/envoy-gateway/environment/kustomization.yaml");
+    assert!(environment.contains(", MEMORY_PASSWORD]"));
 }
 
 #[test]

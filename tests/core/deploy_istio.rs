@@ -281,6 +281,20 @@ fn by_header(value: &mut Value) {
 }
 
 #[test]
+fn the_shared_memory_has_the_cluster_of_memory_yaml_and_its_password_comes_to_the_module() {
+    let cluster = patch("memory/memory.yaml", "refund-memory", "CLUSTER");
+    assert_eq!(cluster, envoy("memory.yaml")["cluster"]);
+    // What each component says of the environment takes the place of what another one has said.
+    for component in ["memory", "environment"] {
+        let text = read(&format!("deploy/istio/{component}/kustomization.yaml"));
+        let keys = text.split_once("host_env_keys: [").unwrap().1;
+        let (keys, _) = keys.split_once(']').unwrap();
+        let named = keys.split(", ").any(|key| key == "MEMORY_PASSWORD");
+        assert!(named, "{component}: {keys}");
+    }
+}
+
+#[test]
 fn the_figures_have_the_labels_of_envoy_yaml() {
     let config = objects("refunds/pod.yaml");
     let bootstrap = named_object(&config, "refund-bootstrap")["data"]["bootstrap.yaml"].clone();
