@@ -174,7 +174,6 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
         (&all, "/v1/refunds", injected),
         (&["moyasar"], "/v1/refunds", injected),
         (&two, "/pay/back", open_list),
-        (&two, "/v1/refunds", memory),
         (
             &["moyasar", "begateway"],
             "/v1/refunds",

@@ -93,6 +93,13 @@ async fn a_key_is_one_refund_at_every_gateway_and_after_a_restart() -> Result<()
         }
         assert_eq!(booked(&first, provider, 1), 1, "{case}");
     }
+    // Also where one call follows another at once, each has its answer.
+    let unanswered = r"refund\.memory_calls_total\..*\.result\.(unanswered|garbled)";
+    for gateway in [&first, &second] {
+        let counts = gateway.stats(unanswered).await?;
+        assert!(!counts.is_empty());
+        assert!(counts.values().all(|count| *count == 0), "{counts:?}");
+    }
     first.restart().await?;
     sees_the_store(&first).await?;
     for provider in final_at_once() {

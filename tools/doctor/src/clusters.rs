@@ -77,6 +77,14 @@ fn find<'a>(envoy: &'a Envoy, name: &str) -> Option<&'a Value> {
     known.find(|cluster| text(cluster, "/name") == name)
 }
 
+/// How a cluster speaks HTTP.
+fn protocol(cluster: &Value) -> &Value {
+    cluster
+        .get("typed_extension_protocol_options")
+        .and_then(|options| options.get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions"))
+        .unwrap_or(&Value::Null)
+}
+
 fn there_is_none(name: &str) -> String {
     format!(
         "there is no cluster `{name}` here, so that no call gets there; add it, or give the running Envoy's /config_dump where clusters \
@@ -95,6 +103,18 @@ fn examine_memory(name: &str, cluster: &Value, findings: &mut Findings) {
              upstream_config from memory.yaml",
         );
     }
+    let protocol = protocol(cluster);
+    let most = [
+        cluster.get("max_requests_per_connection"),
+        protocol.pointer("/common_http_protocol_options/max_requests_per_connection"),
+    ];
+    if !most.into_iter().flatten().any(|most| *most == 1) {
+        findings.lacks(
+            place,
+            "a call that follows another one at once goes to the connection that the store is closing, and has no answer; set \
+             max_requests_per_connection to 1",
+        );
+    }
     if list(cluster, "/health_checks").next().is_none() {
         findings.lacks(
             place,
@@ -110,7 +130,7 @@ fn examine_memory(name: &str, cluster: &Value, findings: &mut Findings) {
             "while there is no primary a replica is asked; set common_lb_config.healthy_panic_threshold to 0",
         );
     }
-    examine_tls(place, cluster, &Value::Null, &STORE, findings);
+    examine_tls(place, cluster, protocol, &STORE, findings);
 }
 
 /// Who is spoken to over TLS, in the doctor's words.
@@ -138,10 +158,7 @@ const STORE: Peer = Peer {
 
 fn examine_cluster(name: &str, cluster: &Value, usage: &Use, findings: &mut Findings) {
     let place = &format!("cluster {name}");
-    let protocol = cluster
-        .get("typed_extension_protocol_options")
-        .and_then(|options| options.get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions"))
-        .unwrap_or(&Value::Null);
+    let protocol = protocol(cluster);
     examine_tls(place, cluster, protocol, &PROVIDER, findings);
     let has = |kind: &str| {
         list(protocol, "/http_filters").any(|filter| {
