@@ -229,9 +229,11 @@ pub struct Refund {
     pub is_twin: bool,
     /// Its calls, in the order in which they were made.
     pub calls: Vec<usize>,
+    /// Calls that are under way, or will be made in any case.
     pub under_way: usize,
     rounds: u32,
     asked: u32,
+    slept: bool,
     played: bool,
     /// It has its last word.
     pub is_over: bool,
@@ -278,7 +280,7 @@ impl Refund {
                 60..80 => Habit::Repeats,
                 80..100 => Habit::Reuses,
                 100..140 => Habit::Peeks,
-                140 => Habit::Sleeps,
+                140 if kind == Kind::Begateway => Habit::Sleeps,
                 _ => Habit::None,
             },
             is_twin,
@@ -286,6 +288,7 @@ impl Refund {
             under_way: 0,
             rounds: 0,
             asked: 0,
+            slept: false,
             played: false,
             is_over: false,
         }
@@ -446,11 +449,12 @@ impl Refund {
         if !word.is_open() && next != Next::SameKey || word > Word::Pending {
             return self.play(word, dice);
         }
-        let is_waiting = self.habit == Habit::Sleeps && self.rounds == 1 && self.asked == 0;
+        let sleeps = self.habit == Habit::Sleeps && !self.slept;
         if next == Next::SameKey && word != Word::Pending && self.rounds < ROUNDS {
             let pause = PAUSE_MS * i64::from(self.rounds + 1).pow(3);
             self.rounds += 1;
-            let after_ms = match is_waiting {
+            self.slept = true;
+            let after_ms = match sleeps {
                 true => 23 * 3_600_000 + dice.range(0..2 * 3_600_000),
                 false => wanted.max(dice.soon(pause..pause * 2)),
             };

@@ -20,4 +20,4 @@ mod world;
 pub use chance::derived;
 pub use oracle::Finding;
 pub use scene::Without;
-pub use world::{Outcome, Plan, play};
+pub use world::{Outcome, Plan, play, scene};

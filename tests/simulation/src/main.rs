@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use simulation::{Outcome, Plan, derived, play};
+use simulation::{Outcome, Plan, derived, play, scene};
 
 /// Simulates gateways, providers, callers, the network and every clock, from one seed.
 #[derive(Parser)]
@@ -48,6 +48,7 @@ fn plan(seed: u64, arguments: &Arguments) -> Plan {
 /// One world, and the story of the first refund that failed.
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     let plan = plan(seed, arguments);
+    println!("{}", scene(plan));
     let outcome = play(plan);
     for finding in &outcome.findings {
         println!("refund {:?}: {} ({})", finding.refund, finding.rule, finding.place);

@@ -20,7 +20,11 @@ use crate::time::{BEGINNING_MS, rfc3339};
 /// The rest of a world without a fault: long enough for every look-up to come to an end.
 const CALM_MS: i64 = 200_000;
 /// A world that goes on for longer is one in which something never ends.
-const LONGEST_MS: i64 = 20 * 24 * 3_600_000;
+const LONGEST_MS: i64 = 4 * 24 * 3_600_000;
+/// A worker that watches nothing ticks no faster than this.
+const IDLE_MS: i64 = 5_000;
+/// Its ticks are late: all that they do is to count for the gauges, and a world can have days.
+const LATE_TICK_MS: i64 = 60_000;
 /// The answer of a token endpoint.
 const TOKEN_LIFE_S: i64 = 300;
 
@@ -125,6 +129,11 @@ pub fn play(plan: Plan) -> Outcome {
     world.outcome()
 }
 
+/// What a world is like, for people.
+pub fn scene(plan: Plan) -> String {
+    format!("{:#?}", Scene::by_chance(&Dice::new(plan.seed), plan.without))
+}
+
 impl World {
     fn new(plan: Plan) -> Self {
         let dice = Dice::new(plan.seed);
@@ -179,7 +188,9 @@ impl World {
             at += self.dice.range(0..2 * self.scene.pace_ms + 1);
             // The two halves of a pair are not always neighbours in time.
             let begins = at + if self.dice.one_in(4) { self.dice.soon(0..100_000) } else { 0 };
-            for act in self.refunds[nth].begin(&self.dice) {
+            let acts = self.refunds[nth].begin(&self.dice);
+            self.refunds[nth].under_way = acts.len();
+            for act in acts {
                 self.queue.put(begins + act.after_ms, Event::Calls(nth, act.why));
             }
         }
@@ -205,13 +216,8 @@ impl World {
         while let Some((at, event)) = self.queue.take() {
             self.now.set(at);
             self.events += 1;
-            assert!(
-                at < LONGEST_MS,
-                "seed {}: the world does not end: {event:?}",
-                self.plan.seed
-            );
             self.happens(event);
-            if self.is_over() {
+            if self.is_over() || at > LONGEST_MS {
                 break;
             }
         }
@@ -288,7 +294,6 @@ impl World {
             end: End::UnderWay,
         };
         wanted.calls.push(nth);
-        wanted.under_way += 1;
         let leaves = why == Why::First && wanted.habit == Habit::Leaves;
         self.tell(refund, |_| format!("call {nth} ({why:?}), key {}", call.spelled));
         self.calls.push(call);
@@ -360,7 +365,10 @@ impl World {
         let asks_first = self.refunds[refund].kind == Kind::Bbmsl && !self.scene.bbmsl_refuses;
         let next = self.refunds[refund].next(&self.calls, now, &self.dice, asks_first, patient_ms);
         match next {
-            Some(Act { why, after_ms }) => self.after(after_ms, Event::Calls(refund, why)),
+            Some(Act { why, after_ms }) => {
+                self.refunds[refund].under_way += 1;
+                self.after(after_ms, Event::Calls(refund, why));
+            }
             None => {
                 self.active -= 1;
                 let word = self.refunds[refund].word(&self.calls);
@@ -579,7 +587,8 @@ impl World {
         root.ticks += 1;
         let ticks = root.ticks;
         if period_ms > 0 {
-            self.after(period_ms, Event::Tick(at, ticks));
+            let due_ms = if period_ms < IDLE_MS { period_ms } else { LATE_TICK_MS };
+            self.after(due_ms, Event::Tick(at, ticks));
         }
     }
 
@@ -880,6 +889,7 @@ impl World {
         timeout_ms: i64,
     ) {
         let took = self.dice.soon(1..200);
+        self.tell_at(at, &format!("its gateway calls {cluster}: {}", request.path));
         if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == cluster) {
             let fate = Box::new(self.fate(kind));
             let hung = Event::OwnAnswer(at, number, Some((504, String::new())));
@@ -954,6 +964,7 @@ impl World {
         let root = &process.roots[at.root];
         let (host, worker) = (Rc::clone(&root.host), Rc::clone(&root.worker));
         let came = answer.is_some();
+        let status = answer.as_ref().map(|(status, _)| *status);
         host.set_call_answer(answer.map(|(status, body)| {
             let headers = encoded(&[(":status", status.to_string())]);
             (headers, body.into_bytes())
@@ -963,6 +974,7 @@ impl World {
             worker.call_answered(number, came);
             self.carry_out(at.life, at.root, host.effects());
         } else {
+            self.tell_at(at, &format!("that call is answered: {status:?}"));
             self.enter(at, |stream| stream.call_answered(number, came));
         }
         host.set_call_answer(None);
@@ -1025,6 +1037,7 @@ impl World {
             return;
         }
         self.pushes += 1;
+        self.tell_all("a configuration is pushed");
         let configuration = self.scene.configuration(self.pushes).to_string();
         for slot in 0..self.slots.len() {
             if let Some(life) = self.slots[slot]
@@ -1065,6 +1078,23 @@ impl World {
     }
 
     // ---- the end
+
+    fn tell_at(&mut self, at: At, line: &str) {
+        let call = self.passage(at).map(|passage| passage.call);
+        if let Some(call) = call {
+            let refund = self.calls[call].refund;
+            self.tell(refund, |_| format!("call {call}: {line}"));
+        }
+    }
+
+    /// Adds what befalls all to the story, while the refund that is watched is not over.
+    fn tell_all(&mut self, line: &str) {
+        if let Some(refund) = self.plan.watched
+            && self.refunds[refund].under_way > 0
+        {
+            self.tell(refund, |_| format!("({line})"));
+        }
+    }
 
     /// Adds a line to the story of the refund that is watched.
     fn tell(&mut self, refund: usize, line: impl FnOnce(&Self) -> String) {
