@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use refund_filter::headers::Headers;
 use refund_filter::host::Host;
-use refund_filter::worker::{Metrics, Stream, Worker};
+use refund_filter::worker::{Stream, Vm, Worker};
 
 use crate::chance::Dice;
 use crate::host::{Clock, Effect, ROOT, SharedMemory, SimHost};
@@ -46,7 +46,7 @@ pub struct Root {
 pub struct Process {
     pub clock: Rc<Clock>,
     memory: Rc<SharedMemory>,
-    metrics: Vec<Rc<Metrics>>,
+    vms: Vec<Rc<Vm>>,
     pub roots: Vec<Root>,
     /// The root of each worker that takes calls.
     pub current: Vec<usize>,
@@ -61,7 +61,7 @@ impl Process {
                 forgets_one_in,
                 ..SharedMemory::default()
             }),
-            metrics: (0..workers).map(|_| Rc::default()).collect(),
+            vms: (0..workers).map(|_| Rc::default()).collect(),
             roots: Vec::new(),
             current: Vec::new(),
         }
@@ -76,7 +76,7 @@ impl Process {
             root.worker.close();
             effects.push((place, root.host.effects()));
         }
-        for thread in 0..self.metrics.len() {
+        for thread in 0..self.vms.len() {
             effects.push(self.root(thread, dice, configuration));
         }
         effects
@@ -91,8 +91,8 @@ impl Process {
             configuration.as_bytes().to_vec(),
         ));
         let shared = Rc::clone(&host) as Rc<dyn Host>;
-        let metrics = Rc::clone(&self.metrics[thread]);
-        let worker = Rc::new(Worker::new(shared, ROOT, metrics));
+        let vm = Rc::clone(&self.vms[thread]);
+        let worker = Rc::new(Worker::new(shared, ROOT, vm));
         host.enter(ROOT);
         assert!(
             worker.configure(&|_| None),
@@ -123,7 +123,7 @@ impl Process {
         let its = self.roots.iter_mut().filter(|root| root.thread == thread);
         let calls = its.flat_map(Process::kill).collect();
         self.current.remove(thread);
-        self.metrics[thread] = Rc::default();
+        self.vms[thread] = Rc::default();
         (calls, self.root(thread, dice, configuration))
     }
 

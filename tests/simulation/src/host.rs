@@ -36,6 +36,8 @@ pub enum Effect {
     },
     /// A paused request goes on.
     Resume { context: u32 },
+    /// A paused response goes on.
+    ResumeResponse { context: u32 },
     /// A call of the filter's own.
     Call {
         context: u32,
@@ -325,6 +327,13 @@ impl Host for SimHost {
         Ok(())
     }
 
+    fn resume_response(&self) -> Result<(), Refused> {
+        let context = self.effective.get();
+        self.side(context, |_| ()).ok_or(BAD)?;
+        self.effect(Effect::ResumeResponse { context });
+        Ok(())
+    }
+
     fn set_effective_context(&self, context: u32) -> Result<(), Refused> {
         if context != ROOT && self.side(context, |_| ()).is_none() {
             return Err(BAD);
@@ -337,7 +346,7 @@ impl Host for SimHost {
         &self,
         cluster: &str,
         headers: &Headers<'_>,
-        body: &str,
+        body: &[u8],
         timeout_ms: u32,
     ) -> Option<u32> {
         if self.dead.get() {
@@ -356,7 +365,7 @@ impl Host for SimHost {
             number,
             cluster: cluster.to_owned(),
             path: String::from_utf8_lossy(path).into_owned(),
-            body: body.as_bytes().to_vec(),
+            body: body.to_vec(),
             timeout_ms: i64::from(timeout_ms),
         });
         Some(number)

@@ -14,6 +14,7 @@ mod oracle;
 mod provider;
 mod queue;
 mod scene;
+mod store;
 mod time;
 mod world;
 

@@ -20,6 +20,9 @@ struct Arguments {
     /// How many refunds a world has.
     #[arg(long, default_value_t = 2_000)]
     per_world: u64,
+    /// Gateways remember keys each for itself, and all calls of a key go to one of them.
+    #[arg(long)]
+    alone: bool,
     /// Plays one world alone, by the seed that a failure names, and tells the story of what failed.
     #[arg(long)]
     world: Option<u64>,
@@ -40,6 +43,7 @@ fn plan(seed: u64, arguments: &Arguments) -> Plan {
     Plan {
         seed,
         refunds: usize::try_from(arguments.per_world).unwrap_or(usize::MAX),
+        shared: !arguments.alone,
         without: None,
         watched: None,
     }

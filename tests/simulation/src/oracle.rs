@@ -7,9 +7,6 @@ use crate::caller::{Call, End, Refund, Said, Why, Word};
 use crate::provider::{Entry, Kind, Provider, State, decimal};
 use crate::scene::Scene;
 
-/// So many entries of a guard are enough that none is ever forgotten for another.
-const ROOM: u32 = 16_384;
-
 /// One request that left a gateway.
 #[derive(Clone, Debug)]
 pub struct Send {
@@ -30,8 +27,11 @@ pub struct Send {
 /// A rule that is broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
+    /// Of which refund.
     pub refund: Option<usize>,
+    /// What it says.
     pub rule: &'static str,
+    /// Where.
     pub place: String,
 }
 
@@ -188,7 +188,8 @@ impl Case<'_> {
             Kind::Moyasar => self.booked.is_empty() && says("refund-not-found"),
             Kind::Bog | Kind::Begateway => {
                 let lives: Vec<_> = self.calls().filter_map(|(_, call)| call.life).collect();
-                let is_one_life = lives.windows(2).all(|pair| pair[0] == pair[1]);
+                let is_one_life = self.all.scene.remembers()
+                    && (self.all.scene.shared || lives.windows(2).all(|pair| pair[0] == pair[1]));
                 (self.booked.is_empty() || !is_one_life)
                     && self.refund.cannot_be_asked(self.all.calls, self.all.now)
             }
@@ -200,6 +201,7 @@ impl Case<'_> {
     fn is_forgotten(&self) -> bool {
         !self.refund.kind.has_keys()
             && !self.all.scene.looks_first
+            && !self.all.scene.shared
             && self.booked.is_empty()
             && self.beside.iter().any(|entry| {
                 let life = self.all.sends[entry.send].life;
@@ -214,12 +216,21 @@ impl Case<'_> {
 
     /// Whether the gateway knows of a send under the key, from before this call was answered.
     fn is_remembered(&self, nth: usize, call: &Call) -> bool {
-        self.sends.iter().any(|(_, send)| {
+        self.all.scene.remembers() && self.sends.iter().any(|(_, send)| {
             send.is_refund
                 && send.call != nth
-                && send.at < call.said_at
-                && Some(send.life) == call.life
+                && self.is_known(send, call)
         })
+    }
+
+    /// Whether a send is one that the gateway knew of when it answered.
+    fn is_known(&self, send: &Send, call: &Call) -> bool {
+        match (self.all.scene.shared, call.life == Some(send.life)) {
+            // Another gateway may have sent it while this one's answer was on its way to the store.
+            (true, _) => send.at < call.began,
+            (false, true) => send.at < call.said_at,
+            (false, false) => call.why == Why::LookUp && send.at < call.began,
+        }
     }
 
     fn wrong_sends(&self) -> Vec<Wrong> {
@@ -232,11 +243,10 @@ impl Case<'_> {
             wrong.push(("sent under several keys", keys.join(", ")));
         }
         for (nth, call) in self.calls() {
-            let has_room = self.all.scene.entries >= ROOM;
             match (self.sends_of(nth).count(), call.why) {
                 (0, _) => {}
                 (_, Why::LookUp) => wrong.push(("a look-up refunds", nth.to_string())),
-                (_, Why::Reuse) if self.is_remembered(nth, call) && has_room => {
+                (_, Why::Reuse) if self.is_remembered(nth, call) => {
                     wrong.push(("another refund under a used key was sent", nth.to_string()));
                 }
                 (1, _) => {}
@@ -248,7 +258,7 @@ impl Case<'_> {
             let again = |pair: &&[&(usize, &Send)]| {
                 let ((_, first), (_, next)) = (pair[0], pair[1]);
                 first.left
-                    && first.life == next.life
+                    && (self.all.scene.shared || first.life == next.life)
                     && self.may_be_unknown(first)
                     && !self.was_cleared(first, next)
             };
@@ -293,7 +303,7 @@ impl Case<'_> {
         match said.word() {
             Word::Succeeded | Word::Pending | Word::Failed => {
                 if call.why == Why::Reuse {
-                    if self.is_remembered(nth, call) && self.all.scene.entries >= ROOM {
+                    if self.is_remembered(nth, call) {
                         wrong.push("a key was good for another refund, too");
                     }
                 } else if !self.is_receipt(nth, call, said) {
@@ -369,18 +379,14 @@ impl Case<'_> {
     fn is_contradicted(&self, nth: usize, call: &Call) -> bool {
         self.standing().any(|entry| {
             let send = &self.all.sends[entry.send];
-            let is_known = match call.life == Some(send.life) {
-                true => send.at < call.said_at,
-                false => call.why == Why::LookUp && send.at < call.began,
-            };
-            send.call == nth || is_known
+            send.call == nth || self.is_known(send, call)
         })
     }
 
     /// What a gateway may not do that remembers keys.
     fn wrong_memory(&self, nth: usize, call: &Call, said: &Said) -> Vec<&'static str> {
         let mut wrong = Vec::new();
-        if self.all.scene.entries < ROOM || self.all.scene.without.is_some() {
+        if !self.all.scene.remembers() {
             return wrong;
         }
         match call.why {
@@ -396,7 +402,9 @@ impl Case<'_> {
         }
         let earlier = || {
             self.calls().filter(|(other, earlier)| {
-                *other != nth && earlier.ended <= call.began && earlier.life == call.life
+                *other != nth
+                    && earlier.ended <= call.began
+                    && (self.all.scene.shared || earlier.life == call.life)
             })
         };
         let mut finals = earlier().filter(|(other, earlier)| self.settled(*other, earlier));
@@ -481,6 +489,7 @@ fn is_in_the_contract(call: &Call, said: &Said, kind: Kind) -> bool {
         // While the other key's refund is open, this one may yet be made.
         ("payment-has-refund", "not_refunded") => retry == "no" || retry == "same_key",
         ("payment-has-refund", "unknown") => !kind.has_keys(),
+        ("memory-unavailable", "unknown") => retry == "same_key",
         // The same call would be refused again.
         (
             "provider-rejected"

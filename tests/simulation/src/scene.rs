@@ -32,9 +32,14 @@ pub struct Rates {
     pub altered: u32,
     /// A call of the gateway's own fails.
     pub own: u32,
+    /// A call to the store fails.
+    pub store: u32,
     /// A caller's connection breaks, before its call or after the answer.
     pub callers: u32,
 }
+
+/// So many entries of a guard are enough that none is ever forgotten for another.
+const ROOM: u32 = 16_384;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -49,6 +54,10 @@ pub struct Scene {
     pub route_timeout_ms: i64,
     pub looks_first: bool,
     pub bbmsl_refuses: bool,
+    /// Whether the gateways share a memory; without one all calls of a key go to one of them.
+    pub shared: bool,
+    /// Whether nothing is sent while that cannot be asked.
+    pub refuses: bool,
     pub entries: u32,
     pub rates: Rates,
     pub habits: Habits,
@@ -59,12 +68,16 @@ pub struct Scene {
     pub traps_ms: Option<i64>,
     pub clock_jumps_ms: Option<i64>,
     pub outages_ms: Option<i64>,
+    /// The store cannot be had for a while.
+    pub store_outages_ms: Option<i64>,
+    /// The store forgets what it was told last.
+    pub forgets_ms: Option<i64>,
     pub without: Option<Without>,
 }
 
 impl Scene {
     /// The scene of a world.
-    pub fn by_chance(dice: &Dice, without: Option<Without>) -> Self {
+    pub fn by_chance(dice: &Dice, shared: bool, without: Option<Without>) -> Self {
         let settle_ms = 1_000 * dice.pick(&[60, 90, 300, 300, 1_200]);
         // No fault at all, some, or many.
         let scale = dice.pick(&[0, 1, 1, 2, 4]);
@@ -84,6 +97,7 @@ impl Scene {
             garbage: rate(6),
             altered: rate(6),
             own: rate(10),
+            store: rate(15),
             callers: rate(10),
         };
         let now_and_then = |one_in: u32, times_ms: std::ops::Range<i64>| {
@@ -99,8 +113,10 @@ impl Scene {
             route_timeout_ms: dice.pick(&[1_500, 10_000, 30_000]),
             looks_first: dice.one_in(3),
             // Where a gateway forgets, only the provider stands between two sends and two refunds.
-            bbmsl_refuses: restarts_ms.is_some() || dice.one_in(2),
-            entries: dice.pick(&[16_384, 16_384, 16_384, 512, 64]),
+            bbmsl_refuses: restarts_ms.is_some() && !shared || dice.one_in(2),
+            shared,
+            refuses: dice.one_in(4),
+            entries: dice.pick(&[ROOM, ROOM, ROOM, 512, 64]),
             rates,
             habits: Habits {
                 pending: rate(60),
@@ -116,9 +132,14 @@ impl Scene {
             traps_ms: now_and_then(4, 20_000..400_000),
             clock_jumps_ms: now_and_then(3, 5_000..100_000),
             outages_ms: now_and_then(3, 30_000..200_000),
+            store_outages_ms: now_and_then(3, 30_000..200_000),
+            forgets_ms: None,
             without,
         };
         scene.habits.refuses_a_second = scene.bbmsl_refuses;
+        if without == Some(Without::Memory) {
+            scene.forgets_ms = Some(3_000);
+        }
         if without == Some(Without::SettleTime) {
             scene.settle_ms = 1_000;
             scene.rates.late = scene.rates.late.max(50);
@@ -156,6 +177,19 @@ impl Scene {
             provider["settle_seconds"] = json!(self.settle_ms / 1_000);
             provider["query_first"] = json!(self.looks_first);
         }
-        json!({"providers": providers, "guard": {"entries": self.entries}})
+        let mut plugin = json!({"providers": providers, "guard": {"entries": self.entries}});
+        if self.shared {
+            plugin["memory"] = json!({"redis": {"cluster": "redis", "password": {"inline": "simulated"}}});
+            if self.refuses {
+                plugin["memory"]["when_unavailable"] = json!("refuse");
+            }
+        }
+        plugin
+    }
+
+    /// Whether what a gateway is told is remembered by whoever is asked next.
+    pub fn remembers(&self) -> bool {
+        let store_fails = self.rates.store > 0 || self.store_outages_ms.is_some();
+        self.entries >= ROOM && self.without.is_none() && !(self.shared && store_fails)
     }
 }

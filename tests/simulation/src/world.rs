@@ -15,6 +15,7 @@ use crate::oracle::{self, Finding, Send};
 use crate::provider::{Kind, Provider, Reply, Request};
 use crate::queue::Queue;
 use crate::scene::{Scene, Without};
+use crate::store::{self, Store};
 use crate::time::{BEGINNING_MS, rfc3339};
 
 /// The rest of a world without a fault: long enough for every look-up to come to an end.
@@ -33,7 +34,11 @@ const TOKEN_LIFE_S: i64 = 300;
 pub struct Plan {
     /// All chance comes from it.
     pub seed: u64,
+    /// How many refunds its callers want.
     pub refunds: usize,
+    /// Whether the gateways share a memory.
+    pub shared: bool,
+    /// What is taken from them.
     pub without: Option<Without>,
     /// The refund whose story is told.
     pub watched: Option<usize>,
@@ -77,7 +82,7 @@ enum Event {
     /// The route waits no longer.
     TimesOut(usize),
     /// A call of the gateway's own is answered, or comes to nothing.
-    OwnAnswer(At, u32, Option<(u16, String)>),
+    OwnAnswer(At, u32, Option<(u16, Vec<u8>)>),
     /// A look of the gateway's own is at the provider.
     OwnLook(At, u32, Kind, Request, Box<Fate>),
     Restart,
@@ -86,6 +91,12 @@ enum Event {
     Trap,
     ClockJumps,
     Outage(Kind, bool),
+    /// A call to the store is there; when its answer is at the gateway again, if it is.
+    StoreWorks(At, u32, Vec<u8>, Option<i64>),
+    StoreOutage(bool),
+    StoreForgets,
+    /// What was drained goes.
+    Drained(usize),
     /// Nothing fails any more.
     Calm,
     /// Whoever is still in doubt asks once more.
@@ -111,6 +122,8 @@ pub struct World {
     clocks: Vec<Rc<Clock>>,
     providers: Vec<Provider>,
     outages: [bool; 4],
+    store: Store,
+    store_is_away: bool,
     refunds: Vec<Refund>,
     calls: Vec<Call>,
     /// Where a call is.
@@ -131,13 +144,13 @@ pub fn play(plan: Plan) -> Outcome {
 
 /// What a world is like, for people.
 pub fn scene(plan: Plan) -> String {
-    format!("{:#?}", Scene::by_chance(&Dice::new(plan.seed), plan.without))
+    format!("{:#?}", Scene::by_chance(&Dice::new(plan.seed), plan.shared, plan.without))
 }
 
 impl World {
     fn new(plan: Plan) -> Self {
         let dice = Dice::new(plan.seed);
-        let scene = Scene::by_chance(&dice, plan.without);
+        let scene = Scene::by_chance(&dice, plan.shared, plan.without);
         let provider = |kind| Provider::new(kind, scene.habits, dice.clone());
         let now = Rc::new(Cell::new(0));
         let clock = |_| {
@@ -147,6 +160,7 @@ impl World {
                 steady_ms: dice.range(0..1_000_000_000),
             })
         };
+        let ahead_ms = dice.range(-2_000..2_000);
         let mut world = World {
             clocks: (0..scene.gateways).map(clock).collect(),
             providers: Kind::ALL.map(provider).into(),
@@ -162,6 +176,11 @@ impl World {
             pushes: 0,
             processes: Vec::new(),
             outages: [false; 4],
+            store: Store {
+                ahead_ms,
+                ..Store::default()
+            },
+            store_is_away: false,
             refunds: Vec::with_capacity(plan.refunds),
             calls: Vec::new(),
             places: Vec::new(),
@@ -200,6 +219,8 @@ impl World {
             (self.scene.traps_ms, Event::Trap),
             (self.scene.clock_jumps_ms, Event::ClockJumps),
             (self.scene.outages_ms, Event::Outage(self.dice.pick(&Kind::ALL), true)),
+            (self.scene.store_outages_ms, Event::StoreOutage(true)),
+            (self.scene.forgets_ms, Event::StoreForgets),
         ];
         for (every_ms, event) in repeated {
             if let Some(every_ms) = every_ms {
@@ -265,9 +286,16 @@ impl World {
             Event::Trap => self.trap(),
             Event::ClockJumps => self.clock_jumps(),
             Event::Outage(kind, begins) => self.outage(kind, begins),
+            Event::StoreWorks(at, number, body, returns_ms) => {
+                self.store_works(at, number, &body, returns_ms);
+            }
+            Event::StoreOutage(begins) => self.store_outage(begins),
+            Event::StoreForgets => self.store_forgets(),
+            Event::Drained(life) => self.kill(life, "its gateway has drained"),
             Event::Calm => {
                 self.calm = true;
                 self.outages = [false; 4];
+                self.store_is_away = false;
             }
             Event::LastCall => self.last_call(),
         }
@@ -362,7 +390,9 @@ impl World {
         let patient_ms = self.scene.settle_ms.max(60_000);
         // Without a key at the provider, and with a gateway that may have forgotten, who was cut off
         // asks first.
-        let asks_first = self.refunds[refund].kind == Kind::Bbmsl && !self.scene.bbmsl_refuses;
+        let asks_first = self.refunds[refund].kind == Kind::Bbmsl
+            && !self.scene.bbmsl_refuses
+            && !self.scene.shared;
         let next = self.refunds[refund].next(&self.calls, now, &self.dice, asks_first, patient_ms);
         match next {
             Some(Act { why, after_ms }) => {
@@ -395,7 +425,7 @@ impl World {
     fn start(&mut self, slot: usize) {
         let clock = Rc::clone(&self.clocks[slot]);
         let forgets = match self.scene.without {
-            Some(Without::Memory) => 50,
+            Some(Without::Memory) if !self.scene.shared => 50,
             _ => 0,
         };
         let mut process = Process::new(clock, self.scene.workers, forgets);
@@ -410,7 +440,10 @@ impl World {
     fn arrives(&mut self, call: usize) {
         let refund = self.calls[call].refund;
         // Without a memory that gateways share, all calls of a key go to one of them.
-        let slot = refund % self.slots.len();
+        let slot = match self.scene.shared {
+            true => self.dice.below(self.slots.len()),
+            false => refund % self.slots.len(),
+        };
         if !matches!(self.calls[call].end, End::UnderWay) {
             return;
         }
@@ -549,6 +582,7 @@ impl World {
             match effect {
                 Effect::Tick(period_ms) => self.set_tick(at(ROOT), period_ms),
                 Effect::Resume { context } => self.leave(at(context)),
+                Effect::ResumeResponse { context } => self.in_place(at(context)),
                 Effect::Reply {
                     context,
                     status,
@@ -799,23 +833,33 @@ impl World {
         host.side(at.context, |side| {
             side.response_body = reply.body.clone().into_bytes();
         });
+        // It is here, whole: the route's timeout is over.
+        if let Some(passage) = self.passage(at) {
+            passage.send = None;
+        }
         let flow = self.enter(at, |stream| stream.response_body(true));
         if flow == Some(Flow::Continue) {
-            let said = host.side(at.context, |side| {
-                let headers = Headers::decode(&side.response).unwrap_or_default();
-                let status = headers.first(":status").unwrap_or_default();
-                let status = std::str::from_utf8(status).ok();
-                let status = status.and_then(|status| status.parse().ok());
-                Said::read(
-                    status.unwrap_or_default(),
-                    &side.response_body,
-                    crate::host::retry_after(&headers),
-                    false,
-                )
-            });
-            if let Some(said) = said {
-                self.answered(at, said, "in place");
-            }
+            self.in_place(at);
+        }
+    }
+
+    /// The filter's answer stands where the provider's reply was.
+    fn in_place(&mut self, at: At) {
+        let Some(host) = self.host(at) else { return };
+        let said = host.side(at.context, |side| {
+            let headers = Headers::decode(&side.response).unwrap_or_default();
+            let status = headers.first(":status").unwrap_or_default();
+            let status = std::str::from_utf8(status).ok();
+            let status = status.and_then(|status| status.parse().ok());
+            Said::read(
+                status.unwrap_or_default(),
+                &side.response_body,
+                crate::host::retry_after(&headers),
+                false,
+            )
+        });
+        if let Some(said) = said {
+            self.answered(at, said, "in place");
         }
     }
 
@@ -838,9 +882,12 @@ impl World {
             side.response = encoded(&[(":status", status.to_string())]);
             side.details = details;
         });
+        if let Some(passage) = self.passage(at) {
+            passage.send = None;
+        }
         self.enter(at, |stream| stream.response_headers(false));
         assert!(
-            self.passage(at).is_none(),
+            self.scene.shared || self.passage(at).is_none(),
             "seed {}: Envoy's own answer goes out as it is",
             self.plan.seed
         );
@@ -892,7 +939,7 @@ impl World {
         self.tell_at(at, &format!("its gateway calls {cluster}: {}", request.path));
         if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == cluster) {
             let fate = Box::new(self.fate(kind));
-            let hung = Event::OwnAnswer(at, number, Some((504, String::new())));
+            let hung = Event::OwnAnswer(at, number, Some((504, Vec::new())));
             self.after(timeout_ms, hung);
             match fate.road {
                 Road::Open => {
@@ -902,10 +949,14 @@ impl World {
                     }
                 }
                 _ => {
-                    let none = self.dice.one_in(2).then(|| (503, String::new()));
+                    let none = self.dice.one_in(2).then(|| (503, Vec::new()));
                     self.after(took, Event::OwnAnswer(at, number, none));
                 }
             }
+            return;
+        }
+        if cluster == "redis" {
+            self.store_call(at, number, request.body, timeout_ms);
             return;
         }
         let fails = !self.calm && self.dice.permille(self.scene.rates.own);
@@ -916,7 +967,7 @@ impl World {
                 2 => Some((429, String::new())),
                 3 => Some((200, "{".to_owned())),
                 _ => {
-                    let none = self.dice.one_in(2).then(|| (504, String::new()));
+                    let none = self.dice.one_in(2).then(|| (504, Vec::new()));
                     self.after(timeout_ms, Event::OwnAnswer(at, number, none));
                     return;
                 }
@@ -940,6 +991,7 @@ impl World {
             // Its public keys are not told: signatures go out as they are.
             _ => Some((403, String::new())),
         };
+        let answer = answer.map(|(status, body)| (status, body.into_bytes()));
         self.after(took, Event::OwnAnswer(at, number, answer));
     }
 
@@ -950,14 +1002,103 @@ impl World {
         let answer = fate.bend(kind, truth);
         let answer = match (fate.says, answer) {
             (Says::Reset(_) | Says::Cut { .. }, _) => None,
-            (_, Some(reply)) => Some((reply.status, reply.body)),
+            (_, Some(reply)) => Some((reply.status, reply.body.into_bytes())),
             (_, None) => return,
         };
         let after = fate.works_ms + fate.returns_ms;
         self.after(after, Event::OwnAnswer(at, number, answer));
     }
 
-    fn own_answer(&mut self, at: At, number: u32, answer: Option<(u16, String)>) {
+    /// A call to the store, and what becomes of it on its way.
+    fn store_call(&mut self, at: At, number: u32, body: Vec<u8>, timeout_ms: i64) {
+        let none = self.dice.one_in(2).then(|| (504, Vec::new()));
+        self.after(timeout_ms, Event::OwnAnswer(at, number, none));
+        let soon = self.dice.range(1..4);
+        if self.store_is_away {
+            // Refused at once, or nothing comes: then what was sent may be done in the end.
+            match self.dice.one_in(2) {
+                true => self.after(soon, Event::OwnAnswer(at, number, Some((503, Vec::new())))),
+                false => {
+                    let late = self.dice.range(1..20_000);
+                    self.after(late, Event::StoreWorks(at, number, body, None));
+                }
+            }
+            return;
+        }
+        let returns_ms = Some(self.dice.range(1..4));
+        if self.calm || !self.dice.permille(self.scene.rates.store) {
+            self.after(soon, Event::StoreWorks(at, number, body, returns_ms));
+            return;
+        }
+        match self.dice.below(8) {
+            // It is done, and its answer is lost.
+            0 => self.after(soon, Event::StoreWorks(at, number, body, None)),
+            // It is done, and the answer is slow, or too late.
+            1 => {
+                let slow = Some(self.dice.range(1..2 * timeout_ms));
+                self.after(soon, Event::StoreWorks(at, number, body, slow));
+            }
+            // It is done long after it was given up, or twice.
+            2 => {
+                let late = self.dice.range(1..10 * timeout_ms);
+                self.after(late, Event::StoreWorks(at, number, body, None));
+            }
+            3 => {
+                let late = self.dice.range(1..10 * timeout_ms);
+                self.after(late, Event::StoreWorks(at, number, body.clone(), None));
+                self.after(soon, Event::StoreWorks(at, number, body, returns_ms));
+            }
+            4 => {}
+            5 => self.after(soon, Event::OwnAnswer(at, number, Some((503, Vec::new())))),
+            6 => {
+                let error = store::error(true, self.dice.pick(&store::ERRORS));
+                self.after(soon, Event::OwnAnswer(at, number, Some((200, error))));
+            }
+            _ => {
+                // It is done, and half of the answer comes, or another one.
+                let now = self.now();
+                let mut answer = self.store.serve(now, &body);
+                match self.dice.below(3) {
+                    0 => answer.clear(),
+                    1 => answer.truncate(self.dice.below(answer.len().max(1))),
+                    _ => answer = b"+OK\r\n*3\r\n$16\r\n0000000000000000\r\n".to_vec(),
+                }
+                self.after(soon, Event::OwnAnswer(at, number, Some((200, answer))));
+            }
+        }
+    }
+
+    fn store_works(&mut self, at: At, number: u32, body: &[u8], returns_ms: Option<i64>) {
+        let now = self.now();
+        let answer = self.store.serve(now, body);
+        if let Some(returns_ms) = returns_ms {
+            self.after(returns_ms, Event::OwnAnswer(at, number, Some((200, answer))));
+        }
+    }
+
+    fn store_outage(&mut self, begins: bool) {
+        if self.calm {
+            return;
+        }
+        self.store_is_away = begins;
+        self.tell_all(if begins { "the store is away" } else { "the store is back" });
+        match begins {
+            true => {
+                let after = self.dice.soon(100..60_000);
+                self.after(after, Event::StoreOutage(false));
+            }
+            false => self.again(self.scene.store_outages_ms, Event::StoreOutage(true)),
+        }
+    }
+
+    fn store_forgets(&mut self) {
+        let now = self.now();
+        let lost = self.store.forgets(now);
+        self.tell_all(&format!("the store forgets {lost} writes"));
+        self.again(self.scene.forgets_ms, Event::StoreForgets);
+    }
+
+    fn own_answer(&mut self, at: At, number: u32, answer: Option<(u16, Vec<u8>)>) {
         let Some(process) = self.processes[at.life].as_ref() else {
             return;
         };
@@ -967,7 +1108,7 @@ impl World {
         let status = answer.as_ref().map(|(status, _)| *status);
         host.set_call_answer(answer.map(|(status, body)| {
             let headers = encoded(&[(":status", status.to_string())]);
-            (headers, body.into_bytes())
+            (headers, body)
         }));
         if at.context == ROOT {
             host.enter(ROOT);
@@ -995,14 +1136,26 @@ impl World {
         }
         let slot = self.dice.below(self.slots.len());
         if let Some(life) = self.slots[slot].take() {
-            let mut process = self.processes[life].take();
-            let roots = process.iter_mut().flat_map(|process| &mut process.roots);
-            let calls: Vec<_> = roots.flat_map(Process::kill).collect();
-            self.broken(calls, "its gateway is killed");
-            let after = self.dice.soon(100..20_000);
-            self.after(after, Event::Starts(slot));
+            // Only where gateways share a memory may an old one go on beside the new one.
+            if self.scene.shared && self.dice.one_in(2) {
+                self.start(slot);
+                let after = self.dice.soon(100..90_000);
+                self.after(after, Event::Drained(life));
+            } else {
+                self.kill(life, "its gateway is killed");
+                let after = self.dice.soon(100..20_000);
+                self.after(after, Event::Starts(slot));
+            }
         }
         self.again(self.scene.restarts_ms, Event::Restart);
+    }
+
+    /// The end of a process, and of all that it remembers.
+    fn kill(&mut self, life: usize, why: &str) {
+        let mut process = self.processes[life].take();
+        let roots = process.iter_mut().flat_map(|process| &mut process.roots);
+        let calls: Vec<_> = roots.flat_map(Process::kill).collect();
+        self.broken(calls, why);
     }
 
     fn broken(&mut self, calls: Vec<usize>, why: &str) {
