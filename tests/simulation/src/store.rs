@@ -34,12 +34,20 @@ type Words = Vec<Vec<u8>>;
 pub struct Store {
     values: HashMap<Vec<u8>, (Vec<u8>, i64)>,
     /// What its clock shows more than the world's.
-    pub ahead_ms: i64,
+    ahead_ms: i64,
     /// What was written lately, and what stood there before.
     newest: Vec<(i64, Vec<u8>, Option<(Vec<u8>, i64)>)>,
 }
 
 impl Store {
+    /// An empty one, whose clock shows so much more than the world's.
+    pub fn new(ahead_ms: i64) -> Self {
+        Store {
+            ahead_ms,
+            ..Store::default()
+        }
+    }
+
     /// Does what a connection brings, and gives what it sends back.
     pub fn serve(&mut self, now: i64, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();

@@ -176,10 +176,7 @@ impl World {
             pushes: 0,
             processes: Vec::new(),
             outages: [false; 4],
-            store: Store {
-                ahead_ms,
-                ..Store::default()
-            },
+            store: Store::new(ahead_ms),
             store_is_away: false,
             refunds: Vec::with_capacity(plan.refunds),
             calls: Vec::new(),
