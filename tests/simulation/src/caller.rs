@@ -84,6 +84,7 @@ pub struct Said {
     /// Whether the provider's words are in it.
     pub has_provider: bool,
     pub replayed: bool,
+    pub detail: String,
 }
 
 impl Said {
@@ -108,6 +109,7 @@ impl Said {
             payment: text("/payment/id"),
             has_provider: body["provider"].is_object(),
             replayed,
+            detail: text("/detail"),
         }
     }
 

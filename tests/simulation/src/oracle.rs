@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::caller::{Call, End, Refund, Said, Why, Word};
 use crate::provider::{Entry, Kind, Provider, State, decimal};
-use crate::scene::Scene;
+use crate::scene::{ROOM, Scene};
 
 /// One request that left a gateway.
 #[derive(Clone, Debug)]
@@ -186,6 +186,8 @@ impl Case<'_> {
         match self.refund.kind {
             Kind::Bbmsl => says("refund-ambiguous"),
             Kind::Moyasar => self.booked.is_empty() && says("refund-not-found"),
+            // The look before a refund keeps the same call from being made, and no other name tells.
+            Kind::Bog if self.is_kept_from_asking() => true,
             Kind::Bog | Kind::Begateway => {
                 let lives: Vec<_> = self.calls().filter_map(|(_, call)| call.life).collect();
                 let is_one_life = self.all.scene.remembers()
@@ -194,6 +196,13 @@ impl Case<'_> {
                     && self.refund.cannot_be_asked(self.all.calls, self.all.now)
             }
         }
+    }
+
+    fn is_kept_from_asking(&self) -> bool {
+        let mut refunds = self.calls().filter(|(_, call)| call.why != Why::LookUp);
+        let last = refunds.next_back();
+        self.all.scene.looks_first
+            && last.is_some_and(|(_, last)| last.code() == "payment-not-refundable")
     }
 
     /// Whether a gateway that was started anew, and does not look first, cannot know that a
@@ -219,6 +228,7 @@ impl Case<'_> {
         self.all.scene.remembers() && self.sends.iter().any(|(_, send)| {
             send.is_refund
                 && send.call != nth
+                && (self.all.scene.shared || Some(send.life) == call.life)
                 && self.is_known(send, call)
         })
     }
@@ -231,6 +241,17 @@ impl Case<'_> {
             (false, true) => send.at < call.said_at,
             (false, false) => call.why == Why::LookUp && send.at < call.began,
         }
+    }
+
+    /// Whether the gateway may have forgotten a send to make room: what has ended makes room in a
+    /// table that is full, as the runbook says under `RefundAnswersEvicted`.
+    fn made_room(&self, send: &Send, call: &Call) -> bool {
+        self.all.scene.entries < ROOM
+            && self.calls().any(|(nth, other)| {
+                (nth == send.call || other.why == Why::LookUp || !self.refund.kind.has_keys())
+                    && other.said_at < call.said_at
+                    && !other.word().is_open()
+            })
     }
 
     fn wrong_sends(&self) -> Vec<Wrong> {
@@ -261,6 +282,7 @@ impl Case<'_> {
                     && (self.all.scene.shared || first.life == next.life)
                     && self.may_be_unknown(first)
                     && !self.was_cleared(first, next)
+                    && !self.made_room(first, &self.all.calls[next.call])
             };
             wrong.extend(sends.windows(2).filter(again).map(|pair| {
                 (
@@ -379,14 +401,15 @@ impl Case<'_> {
     fn is_contradicted(&self, nth: usize, call: &Call) -> bool {
         self.standing().any(|entry| {
             let send = &self.all.sends[entry.send];
-            send.call == nth || self.is_known(send, call)
+            send.call == nth || self.is_known(send, call) && !self.made_room(send, call)
         })
     }
 
     /// What a gateway may not do that remembers keys.
     fn wrong_memory(&self, nth: usize, call: &Call, said: &Said) -> Vec<&'static str> {
         let mut wrong = Vec::new();
-        if !self.all.scene.remembers() {
+        // A call whose body did not come has said nothing.
+        if !self.all.scene.remembers() || said.code == "request-timeout" {
             return wrong;
         }
         match call.why {
@@ -413,7 +436,9 @@ impl Case<'_> {
         };
         let same = match first.said() {
             Some(first) if first.word() == Word::Succeeded => {
-                (said.http, &said.id, said.word()) == (first.http, &first.id, first.word())
+                // A look-up at BBMSL shows no id.
+                let same_id = said.id == first.id || first.id.is_empty();
+                (said.http, said.word()) == (first.http, first.word()) && same_id
             }
             _ => (said.http, &*said.code) == (422, "refund-declined"),
         };
@@ -512,10 +537,11 @@ fn is_in_the_contract(call: &Call, said: &Said, kind: Kind) -> bool {
             "provider-auth-failed"
             | "provider-rate-limited"
             | "provider-unreachable"
-            | "signing-unavailable"
-            | "request-timeout",
+            | "signing-unavailable",
             "unknown",
         ) => by_key(retry),
+        // Which provider it is for stands in the body, which is not there.
+        ("request-timeout", "unknown") => retry == "same_key" || retry == "look_up",
         _ => false,
     }
 }

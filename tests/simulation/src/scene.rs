@@ -39,7 +39,7 @@ pub struct Rates {
 }
 
 /// So many entries of a guard are enough that none is ever forgotten for another.
-const ROOM: u32 = 16_384;
+pub const ROOM: u32 = 16_384;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -136,6 +136,8 @@ impl Scene {
             forgets_ms: None,
             without,
         };
+        // And where a full table forgets what has ended.
+        scene.bbmsl_refuses |= scene.entries < ROOM && !shared;
         scene.habits.refuses_a_second = scene.bbmsl_refuses;
         if without == Some(Without::Memory) {
             scene.forgets_ms = Some(3_000);

@@ -226,7 +226,12 @@ impl World {
         }
         let calm_at = at + self.dice.range(1..CALM_MS);
         self.queue.put(calm_at, Event::Calm);
-        let last_call = calm_at + self.scene.settle_ms.max(self.scene.latest_ms) + CALM_MS;
+        let longest = [
+            self.scene.settle_ms,
+            self.scene.latest_ms,
+            self.scene.habits.open_ms,
+        ];
+        let last_call = calm_at + longest.into_iter().max().unwrap_or_default() + CALM_MS;
         self.queue.put(last_call, Event::LastCall);
     }
 
@@ -436,10 +441,10 @@ impl World {
 
     fn arrives(&mut self, call: usize) {
         let refund = self.calls[call].refund;
-        // Without a memory that gateways share, all calls of a key go to one of them.
+        // Without a memory that gateways share, all calls of a payment go to one of them.
         let slot = match self.scene.shared {
             true => self.dice.below(self.slots.len()),
-            false => refund % self.slots.len(),
+            false => refund / 2 % self.slots.len(),
         };
         if !matches!(self.calls[call].end, End::UnderWay) {
             return;
@@ -647,10 +652,11 @@ impl World {
         let refund = self.calls[call].refund;
         self.tell(refund, |_| {
             format!(
-                "call {call} is answered {} {}{} ({details})",
+                "call {call} is answered {} {}{} ({details}){}",
                 said.http,
                 said.status_or_code(),
-                space(&said.outcome)
+                space(&said.outcome),
+                space(&said.detail)
             )
         });
         self.calls[call].said_at = now;
