@@ -158,6 +158,8 @@ pub struct Call {
     pub ended: i64,
     /// When the gateway gave its answer, whether it was told or not.
     pub said_at: i64,
+    /// What that answer tells.
+    pub gave: Word,
     /// The process that took it.
     pub life: Option<usize>,
     pub end: End,
@@ -461,7 +463,8 @@ impl Refund {
                 false => wanted.max(dice.soon(pause..pause * 2)),
             };
             // A key may have come to its end meanwhile, and the clock on the wall says when.
-            let why = match until.is_some_and(|until| now + after_ms >= until) {
+            let is_over = until.map_or(sleeps, |until| now + after_ms >= until);
+            let why = match is_over {
                 true => Why::LookUp,
                 false => Why::Retry,
             };

@@ -235,7 +235,9 @@ impl Case<'_> {
 
     /// Whether a send is one that the gateway knew of when it answered.
     fn is_known(&self, send: &Send, call: &Call) -> bool {
-        match (self.all.scene.shared, call.life == Some(send.life)) {
+        // The store is asked once it is known what is asked for.
+        let asks = self.all.scene.shared && call.code() != "request-timeout";
+        match (asks, call.life == Some(send.life)) {
             // Another gateway may have sent it while this one's answer was on its way to the store.
             (true, _) => send.at < call.began,
             (false, true) => send.at < call.said_at,
@@ -250,7 +252,7 @@ impl Case<'_> {
             && self.calls().any(|(nth, other)| {
                 (nth == send.call || other.why == Why::LookUp || !self.refund.kind.has_keys())
                     && other.said_at < call.said_at
-                    && !other.word().is_open()
+                    && !other.gave.is_open()
             })
     }
 

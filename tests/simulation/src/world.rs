@@ -6,7 +6,7 @@ use std::rc::Rc;
 use refund_filter::headers::Headers;
 use refund_filter::worker::{Flow, Stream};
 
-use crate::caller::{Act, Call, End, Habit, Refund, Said, Why};
+use crate::caller::{Act, Call, End, Habit, Refund, Said, Why, Word};
 use crate::chance::{Dice, derived};
 use crate::gateway::{At, Passage, Process, encoded};
 use crate::host::{Clock, Effect, ROOT, Side};
@@ -320,6 +320,7 @@ impl World {
             began: now,
             ended: i64::MAX,
             said_at: i64::MAX,
+            gave: Word::Unknown,
             life: None,
             end: End::UnderWay,
         };
@@ -660,6 +661,7 @@ impl World {
             )
         });
         self.calls[call].said_at = now;
+        self.calls[call].gave = said.word();
         self.places[call] = None;
         let after = self.dice.soon(1..200);
         let said = (!self.is_broken()).then_some(said);
