@@ -339,6 +339,21 @@ impl Bucket {
         (!is_over).then_some(Standing { resend })
     }
 
+    /// The same for a call that is about to be sent. Those that had no room may have been for other providers: what its own cannot
+    /// take twice, it cannot take twice now.
+    fn doubt_of(
+        &self,
+        fresh: &mut Entry,
+        now: Now,
+        settings: &GuardSettings,
+    ) -> Option<Standing> {
+        let before = self.doubt(now, settings)?;
+        fresh.resend = fresh.resend.earlier(before.resend);
+        Some(Standing {
+            resend: fresh.resend,
+        })
+    }
+
     /// Adds what is here to a count.
     pub fn count(&self, count: &mut Fill, now: Now, settings: &GuardSettings) {
         let entries = self.places.iter().flatten();
@@ -523,10 +538,7 @@ impl Bucket {
                 }
                 return Found::NoRoom;
             };
-            let standing = self.doubt(now, settings);
-            if let Some(before) = standing {
-                fresh.resend = fresh.resend.earlier(before.resend);
-            }
+            let standing = self.doubt_of(&mut fresh, now, settings);
             self.put(way, fresh);
             return Found::Taken {
                 standing,
@@ -548,9 +560,10 @@ impl Bucket {
                 fresh.state = State::InFlight(Some(Past::Free));
                 fresh.refused = entry.refused && entry.refund == fresh.refund;
                 fresh.sent_ms = entry.sent_ms;
+                let standing = self.doubt_of(&mut fresh, now, settings);
                 self.put(way, fresh);
                 return Found::Taken {
-                    standing: self.doubt(now, settings),
+                    standing,
                     resend: fresh.resend,
                     evicted: false,
                     fresh: Some(way),

@@ -497,6 +497,10 @@ fn what_went_out_without_room_casts_doubt_on_every_key_of_its_bucket() {
     gateway.settle(&ticket, End::NotSent);
     let again = taken_as(gateway.again("k", until(2 * DAY)));
     assert_eq!(again, open(until(DAY)));
+    // A provider without keys is told of no repetition that would be safe: those were another's.
+    gateway.settle(&ticket_of(gateway.again("none", NEVER)), End::NotSent);
+    let none = taken_as(gateway.again("none", NEVER));
+    assert_eq!(none, open(NEVER));
     // After the window it is as long ago as anything that is forgotten.
     gateway.past_ms = 2_000 + gateway.memory.settings.window_ms;
     assert_eq!(gateway.standing("never sent"), None);

@@ -247,13 +247,10 @@ impl Case<'_> {
 
     /// Whether the gateway may have forgotten a send to make room: what has ended makes room in a
     /// table that is full, as the runbook says under `RefundAnswersEvicted`.
-    fn made_room(&self, send: &Send, call: &Call) -> bool {
+    fn made_room(&self, call: &Call) -> bool {
+        let mut calls = self.calls();
         self.all.scene.entries < ROOM
-            && self.calls().any(|(nth, other)| {
-                (nth == send.call || other.why == Why::LookUp || !self.refund.kind.has_keys())
-                    && other.said_at < call.said_at
-                    && !other.gave.is_open()
-            })
+            && calls.any(|(_, other)| other.said_at < call.said_at && !other.gave.is_open())
     }
 
     fn wrong_sends(&self) -> Vec<Wrong> {
@@ -284,7 +281,7 @@ impl Case<'_> {
                     && (self.all.scene.shared || first.life == next.life)
                     && self.may_be_unknown(first)
                     && !self.was_cleared(first, next)
-                    && !self.made_room(first, &self.all.calls[next.call])
+                    && !self.made_room(&self.all.calls[next.call])
             };
             wrong.extend(sends.windows(2).filter(again).map(|pair| {
                 (
@@ -403,7 +400,7 @@ impl Case<'_> {
     fn is_contradicted(&self, nth: usize, call: &Call) -> bool {
         self.standing().any(|entry| {
             let send = &self.all.sends[entry.send];
-            send.call == nth || self.is_known(send, call) && !self.made_room(send, call)
+            send.call == nth || self.is_known(send, call) && !self.made_room(call)
         })
     }
 
