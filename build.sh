@@ -271,6 +271,14 @@ formatting() {
   rustfmt --edition 2024 --check src/provider/*.rs tests/providers/*/*.rs tests/simulator/src/provider/*.rs
 }
 
+# Worlds of thousands of refunds each, in no real time.
+simulate() {
+  need_rust
+  say "building the simulation"
+  cargo build --locked --quiet --package simulation --profile simulation
+  exec "$BINARIES/simulation/simulate" "$@"
+}
+
 # A look at a configuration of Envoy, or a new one. FILE is named from where the caller stands.
 doctor() {
   need_rust
@@ -667,6 +675,7 @@ Usage: ./build.sh [COMMAND]
   bench                   measures the filter beside Lua, ext_proc and a service (BENCH_WRITE=1 writes docs/performance.md)
   pictures                draws the dashboard's panels for the docs from a run
   soak                    thousands of refunds under random faults, at one gateway and at a fleet (SEED=… for the same ones)
+  simulate [--seed N]     a million refunds over simulated gateways, clocks and network, in minutes; simulate --help
 
 ENVOY=/path/to/envoy takes an Envoy of your own, with SECRETS_BY=header where it is older than 1.38.
 TEXT
@@ -677,6 +686,7 @@ case "$command" in
   -h | --help | help) usage && exit ;;
   doctor | config) doctor "$@" ;;
   serve | demo) testbed "$@" ;;
+  simulate) simulate "${@:2}" ;;
 esac
 if [ "$command" = new-provider ]; then
   [ $# -eq 2 ] || fail "new-provider needs a name, and nothing else."

@@ -341,12 +341,7 @@ impl Bucket {
 
     /// The same for a call that is about to be sent. Those that had no room may have been for other providers: what its own cannot
     /// take twice, it cannot take twice now.
-    fn doubt_of(
-        &self,
-        fresh: &mut Entry,
-        now: Now,
-        settings: &GuardSettings,
-    ) -> Option<Standing> {
+    fn doubt_of(&self, fresh: &mut Entry, now: Now, settings: &GuardSettings) -> Option<Standing> {
         let before = self.doubt(now, settings)?;
         fresh.resend = fresh.resend.earlier(before.resend);
         Some(Standing {

@@ -497,13 +497,22 @@ fn what_went_out_without_room_casts_doubt_on_every_key_of_its_bucket() {
     gateway.settle(&ticket, End::NotSent);
     let again = taken_as(gateway.again("k", until(2 * DAY)));
     assert_eq!(again, open(until(DAY)));
-    // A provider without keys is told of no repetition that would be safe: those were another's.
-    gateway.settle(&ticket_of(gateway.again("none", NEVER)), End::NotSent);
-    let none = taken_as(gateway.again("none", NEVER));
-    assert_eq!(none, open(NEVER));
     // After the window it is as long ago as anything that is forgotten.
     gateway.past_ms = 2_000 + gateway.memory.settings.window_ms;
     assert_eq!(gateway.standing("never sent"), None);
+}
+
+/// Those that had no room were for providers with keys: none of those is its own.
+#[test]
+fn that_doubt_promises_nothing_to_a_provider_without_keys() {
+    let mut gateway = Gateway::of(1);
+    let ticket = gateway.taken(&Refund::of("first", NEVER));
+    assert_eq!(gateway.again("k", until(DAY)), Claim::NoRoom);
+    for _ in ["new", "after a send that came to nothing"] {
+        gateway.settle(&ticket, End::NotSent);
+        let claim = gateway.again("first", NEVER);
+        assert_eq!(taken_as(claim), open(NEVER));
+    }
 }
 
 #[test]

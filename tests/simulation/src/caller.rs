@@ -224,13 +224,11 @@ pub struct Act {
 /// One refund that a caller wants, and what it has done for it.
 #[derive(Clone, Debug)]
 pub struct Refund {
-    pub nth: usize,
     pub kind: Kind,
     pub key: String,
     pub payment: u64,
     pub minor: u64,
     pub habit: Habit,
-    pub is_twin: bool,
     /// Its calls, in the order in which they were made.
     pub calls: Vec<usize>,
     /// Calls that are under way, or will be made in any case.
@@ -273,7 +271,6 @@ impl Refund {
             _ => format!("return-{nth}"),
         };
         Refund {
-            nth,
             kind,
             key,
             payment: FIRST_PAYMENT + payment as u64,
@@ -287,7 +284,6 @@ impl Refund {
                 140 if kind == Kind::Begateway => Habit::Sleeps,
                 _ => Habit::None,
             },
-            is_twin,
             calls: Vec::new(),
             under_way: 0,
             rounds: 0,

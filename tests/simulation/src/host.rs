@@ -291,12 +291,13 @@ impl Host for SimHost {
     }
 
     fn set_property(&self, name: &str, value: &str) -> Result<(), Refused> {
-        let set = self.effective(|side| {
-            match side.state.iter_mut().find(|(known, _)| known == name) {
-                Some((_, known)) => value.clone_into(known),
-                None => side.state.push((name.to_owned(), value.to_owned())),
-            }
-        });
+        let set =
+            self.effective(
+                |side| match side.state.iter_mut().find(|(known, _)| known == name) {
+                    Some((_, known)) => value.clone_into(known),
+                    None => side.state.push((name.to_owned(), value.to_owned())),
+                },
+            );
         set.ok_or(BAD)
     }
 

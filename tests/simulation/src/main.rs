@@ -55,7 +55,10 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     println!("{}", scene(plan));
     let outcome = play(plan);
     for finding in &outcome.findings {
-        println!("refund {:?}: {} ({})", finding.refund, finding.rule, finding.place);
+        println!(
+            "refund {:?}: {} ({})",
+            finding.refund, finding.rule, finding.place
+        );
     }
     let failed = outcome.findings.iter().find_map(|finding| finding.refund);
     if let Some(refund) = arguments.refund.or(failed) {
@@ -89,10 +92,11 @@ fn many(arguments: &Arguments) -> ExitCode {
                 failed.fetch_add(1, Ordering::SeqCst);
                 let first = &outcome.findings[0];
                 println!(
-                    "{} findings, the first: {} ({})\n  ./build.sh simulate --per-world {} --world {seed}",
+                    "{} findings, the first: {} ({})\n  ./build.sh simulate{} --per-world {} --world {seed}",
                     outcome.findings.len(),
                     first.rule,
                     first.place,
+                    if arguments.alone { " --alone" } else { "" },
                     arguments.per_world,
                 );
             }

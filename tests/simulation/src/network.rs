@@ -106,9 +106,7 @@ impl Fate {
         fate.says = match () {
             () if dice.permille(rates.refusal) => Says::Refusal(dice.pick(&REFUSALS)),
             () if dice.permille(rates.doubtful) => Says::Doubtful(dice.pick(&DOUBTFUL), booked),
-            () if dice.permille(rates.garbage) => {
-                Says::Garbage(dice.below(BODIES.len()), booked)
-            }
+            () if dice.permille(rates.garbage) => Says::Garbage(dice.below(BODIES.len()), booked),
             () if dice.permille(rates.altered) => Says::Altered(dice.below(16)),
             () if dice.permille(rates.lost) => Says::Nothing(booked),
             () if dice.permille(rates.reset) => Says::Reset(booked),

@@ -184,7 +184,8 @@ impl Case<'_> {
         let mut look_ups = self.calls().filter(|(_, call)| call.why == Why::LookUp);
         let mut says = |code| look_ups.any(|(_, call)| call.code() == code);
         match self.refund.kind {
-            Kind::Bbmsl => says("refund-ambiguous"),
+            // A refusal after a send that is unknown clears nothing, whatever is proven in between.
+            Kind::Bbmsl => says("refund-ambiguous") || self.booked.is_empty() && self.is_declined(),
             Kind::Moyasar => self.booked.is_empty() && says("refund-not-found"),
             // The look before a refund keeps the same call from being made, and no other name tells.
             Kind::Bog if self.is_kept_from_asking() => true,
@@ -196,6 +197,11 @@ impl Case<'_> {
                     && self.refund.cannot_be_asked(self.all.calls, self.all.now)
             }
         }
+    }
+
+    fn is_declined(&self) -> bool {
+        self.calls()
+            .any(|(_, call)| call.code() == "refund-declined")
     }
 
     fn is_kept_from_asking(&self) -> bool {
@@ -225,18 +231,23 @@ impl Case<'_> {
 
     /// Whether the gateway knows of a send under the key, from before this call was answered.
     fn is_remembered(&self, nth: usize, call: &Call) -> bool {
-        self.all.scene.remembers() && self.sends.iter().any(|(_, send)| {
-            send.is_refund
-                && send.call != nth
-                && (self.all.scene.shared || Some(send.life) == call.life)
-                && self.is_known(send, call)
-        })
+        self.all.scene.remembers()
+            && self.sends.iter().any(|(_, send)| {
+                send.is_refund
+                    && send.call != nth
+                    && (self.all.scene.shared || Some(send.life) == call.life)
+                    && self.is_known(send, call)
+            })
     }
 
     /// Whether a send is one that the gateway knew of when it answered.
     fn is_known(&self, send: &Send, call: &Call) -> bool {
-        // The store is asked once it is known what is asked for.
+        // The store is asked once it is known what is asked for; until then the process's own copy
+        // tells, as far as it has room.
         let asks = self.all.scene.shared && call.code() != "request-timeout";
+        if self.all.scene.shared && !asks && self.all.scene.entries < ROOM {
+            return false;
+        }
         match (asks, call.life == Some(send.life)) {
             // Another gateway may have sent it while this one's answer was on its way to the store.
             (true, _) => send.at < call.began,
@@ -378,8 +389,7 @@ impl Case<'_> {
             Word::Pending if call.why != Why::LookUp => 202,
             _ => 200,
         };
-        let nameless = said.id.is_empty()
-            && (word == Word::Pending || refund.kind == Kind::Bbmsl);
+        let nameless = said.id.is_empty() && (word == Word::Pending || refund.kind == Kind::Bbmsl);
         said.http == status
             && amount
             && said.payment == refund.payment.to_string()

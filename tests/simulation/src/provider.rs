@@ -224,13 +224,6 @@ impl Provider {
         }
     }
 
-    /// A request that it began to work on is dropped.
-    pub fn drop_request(&mut self, request: &Request) {
-        if self.kind == Kind::Moyasar {
-            self.in_flight.remove(&self.key_of(request));
-        }
-    }
-
     fn of_payment(&self, payment: u64) -> impl Iterator<Item = &Entry> {
         let places = self.by_payment.get(&payment).into_iter().flatten();
         places.map(|place| &self.ledger[*place])

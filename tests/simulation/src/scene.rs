@@ -181,7 +181,8 @@ impl Scene {
         }
         let mut plugin = json!({"providers": providers, "guard": {"entries": self.entries}});
         if self.shared {
-            plugin["memory"] = json!({"redis": {"cluster": "redis", "password": {"inline": "simulated"}}});
+            plugin["memory"] =
+                json!({"redis": {"cluster": "redis", "password": {"inline": "simulated"}}});
             if self.refuses {
                 plugin["memory"]["when_unavailable"] = json!("refuse");
             }

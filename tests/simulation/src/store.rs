@@ -86,7 +86,10 @@ impl Store {
         }
         let clock_ms = BEGINNING_MS + now + self.ahead_ms;
         let mut stands: Vec<Vec<u8>> = keys.iter().map(|key| self.get(key, now)).collect();
-        let same = stands.iter().zip(&swaps).all(|(stands, swap)| *stands == swap[0]);
+        let same = stands
+            .iter()
+            .zip(&swaps)
+            .all(|(stands, swap)| *stands == swap[0]);
         let writes = swaps.iter().any(|swap| !swap[1].is_empty());
         if same && writes {
             if clock_ms > deadline {
@@ -167,7 +170,11 @@ mod tests {
     use super::*;
 
     fn call(deadline: i64, swaps: &[(&str, &str, &str)]) -> Vec<u8> {
-        let mut words = vec!["EVAL".to_owned(), "script".to_owned(), swaps.len().to_string()];
+        let mut words = vec![
+            "EVAL".to_owned(),
+            "script".to_owned(),
+            swaps.len().to_string(),
+        ];
         words.extend(swaps.iter().map(|(key, ..)| (*key).to_owned()));
         words.extend(["w".to_owned(), (BEGINNING_MS + deadline).to_string()]);
         for (_, was, new) in swaps {
@@ -180,7 +187,9 @@ mod tests {
     }
 
     fn says(reply: &[u8]) -> String {
-        String::from_utf8(reply.to_vec()).unwrap().replace("\r\n", " ")
+        String::from_utf8(reply.to_vec())
+            .unwrap()
+            .replace("\r\n", " ")
     }
 
     #[test]

@@ -47,10 +47,15 @@ pub struct Plan {
 /// What a world has brought.
 #[derive(Debug, Default)]
 pub struct Outcome {
+    /// How many refunds its callers wanted.
     pub refunds: usize,
+    /// How many calls they made.
     pub calls: usize,
+    /// How many requests left the gateways.
     pub sends: usize,
+    /// How many events there were.
     pub events: u64,
+    /// The rules that are broken.
     pub findings: Vec<Finding>,
     /// What happened to the refund that was watched, a line each.
     pub story: Vec<String>,
@@ -144,7 +149,10 @@ pub fn play(plan: Plan) -> Outcome {
 
 /// What a world is like, for people.
 pub fn scene(plan: Plan) -> String {
-    format!("{:#?}", Scene::by_chance(&Dice::new(plan.seed), plan.shared, plan.without))
+    format!(
+        "{:#?}",
+        Scene::by_chance(&Dice::new(plan.seed), plan.shared, plan.without)
+    )
 }
 
 impl World {
@@ -203,11 +211,17 @@ impl World {
             self.refunds.push(refund);
             at += self.dice.range(0..2 * self.scene.pace_ms + 1);
             // The two halves of a pair are not always neighbours in time.
-            let begins = at + if self.dice.one_in(4) { self.dice.soon(0..100_000) } else { 0 };
+            let begins = at
+                + if self.dice.one_in(4) {
+                    self.dice.soon(0..100_000)
+                } else {
+                    0
+                };
             let acts = self.refunds[nth].begin(&self.dice);
             self.refunds[nth].under_way = acts.len();
             for act in acts {
-                self.queue.put(begins + act.after_ms, Event::Calls(nth, act.why));
+                self.queue
+                    .put(begins + act.after_ms, Event::Calls(nth, act.why));
             }
         }
         let repeated = [
@@ -215,7 +229,10 @@ impl World {
             (self.scene.pushes_ms, Event::Push),
             (self.scene.traps_ms, Event::Trap),
             (self.scene.clock_jumps_ms, Event::ClockJumps),
-            (self.scene.outages_ms, Event::Outage(self.dice.pick(&Kind::ALL), true)),
+            (
+                self.scene.outages_ms,
+                Event::Outage(self.dice.pick(&Kind::ALL), true),
+            ),
             (self.scene.store_outages_ms, Event::StoreOutage(true)),
             (self.scene.forgets_ms, Event::StoreForgets),
         ];
@@ -326,7 +343,9 @@ impl World {
         };
         wanted.calls.push(nth);
         let leaves = why == Why::First && wanted.habit == Habit::Leaves;
-        self.tell(refund, |_| format!("call {nth} ({why:?}), key {}", call.spelled));
+        self.tell(refund, |_| {
+            format!("call {nth} ({why:?}), key {}", call.spelled)
+        });
         self.calls.push(call);
         self.places.push(None);
         if leaves {
@@ -374,7 +393,11 @@ impl World {
         self.tell(refund, |_| match &end {
             End::Told(said) => format!(
                 "call {call} is told {} {}{}{}, retry {:?}",
-                said.http, said.status_or_code(), space(&said.outcome), space(&said.id), said.retry
+                said.http,
+                said.status_or_code(),
+                space(&said.outcome),
+                space(&said.id),
+                said.retry
             ),
             end => format!("call {call}: {end:?}"),
         });
@@ -457,7 +480,9 @@ impl World {
         };
         self.calls[call].life = Some(life);
         let wanted = &self.refunds[refund];
-        let Call { why, spelled, id, .. } = &self.calls[call];
+        let Call {
+            why, spelled, id, ..
+        } = &self.calls[call];
         let mut key = spelled.clone();
         if self.scene.without == Some(Without::OneIdentity) {
             key = as_spelled(&key);
@@ -624,7 +649,11 @@ impl World {
         root.ticks += 1;
         let ticks = root.ticks;
         if period_ms > 0 {
-            let due_ms = if period_ms < IDLE_MS { period_ms } else { LATE_TICK_MS };
+            let due_ms = if period_ms < IDLE_MS {
+                period_ms
+            } else {
+                LATE_TICK_MS
+            };
             self.after(due_ms, Event::Tick(at, ticks));
         }
     }
@@ -719,18 +748,24 @@ impl World {
         });
         self.fates.push(fate);
         let refund = self.calls[call].refund;
-        self.tell(refund, |_| format!("call {call} sends {nth}: {}, {fate:?}", request.path));
+        self.tell(refund, |_| {
+            format!("call {call} sends {nth}: {}, {fate:?}", request.path)
+        });
         self.requests.push(request);
         let now = self.now();
         let route = |event| (self.scene.route_timeout_ms, event);
         let (after, event) = match fate.road {
             Road::Closed | Road::Full | Road::Refused => {
                 let details = match fate.road {
-                    Road::Closed => "upstream_reset_before_response_started{remote_connection_failure}",
+                    Road::Closed => {
+                        "upstream_reset_before_response_started{remote_connection_failure}"
+                    }
                     Road::Full => "upstream_reset_before_response_started{overflow}",
                     _ => "upstream_reset_before_response_started{remote_refused_stream_reset}",
                 };
-                host.side(at.context, |side| side.connected = fate.road == Road::Refused);
+                host.side(at.context, |side| {
+                    side.connected = fate.road == Road::Refused
+                });
                 self.local_reply(at, 503, details);
                 return;
             }
@@ -905,7 +940,12 @@ impl World {
             let state = |name| side.state(name).unwrap_or_default().to_owned();
             Said {
                 http: if timed_out { 504 } else { 502 },
-                code: if timed_out { "provider-timeout" } else { "provider-error" }.to_owned(),
+                code: if timed_out {
+                    "provider-timeout"
+                } else {
+                    "provider-error"
+                }
+                .to_owned(),
                 outcome: "unknown".to_owned(),
                 retry: state("refund_retry"),
                 retry_until: crate::time::parse(&state("refund_retry_until")),
@@ -917,13 +957,17 @@ impl World {
             true => "response_timeout",
             false => "upstream_reset_after_response_started{connection_termination}",
         };
-        let Some(passage) = self.passage(at) else { return };
+        let Some(passage) = self.passage(at) else {
+            return;
+        };
         let call = passage.call;
         let now = self.now();
         self.calls[call].said_at = now;
         self.places[call] = None;
         let refund = self.calls[call].refund;
-        self.tell(refund, |_| format!("call {call} is answered past the filter ({details})"));
+        self.tell(refund, |_| {
+            format!("call {call} is answered past the filter ({details})")
+        });
         let after = self.dice.soon(1..200);
         let said = said.filter(|_| !self.is_broken());
         self.after(after, Event::Told(call, said));
@@ -932,16 +976,12 @@ impl World {
 
     // ---- calls of the gateways' own
 
-    fn own_call(
-        &mut self,
-        at: At,
-        number: u32,
-        cluster: &str,
-        request: Request,
-        timeout_ms: i64,
-    ) {
+    fn own_call(&mut self, at: At, number: u32, cluster: &str, request: Request, timeout_ms: i64) {
         let took = self.dice.soon(1..200);
-        self.tell_at(at, &format!("its gateway calls {cluster}: {}", request.path));
+        self.tell_at(
+            at,
+            &format!("its gateway calls {cluster}: {}", request.path),
+        );
         if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == cluster) {
             let fate = Box::new(self.fate(kind));
             let hung = Event::OwnAnswer(at, number, Some((504, Vec::new())));
@@ -1077,7 +1117,10 @@ impl World {
         let now = self.now();
         let answer = self.store.serve(now, body);
         if let Some(returns_ms) = returns_ms {
-            self.after(returns_ms, Event::OwnAnswer(at, number, Some((200, answer))));
+            self.after(
+                returns_ms,
+                Event::OwnAnswer(at, number, Some((200, answer))),
+            );
         }
     }
 
@@ -1086,7 +1129,11 @@ impl World {
             return;
         }
         self.store_is_away = begins;
-        self.tell_all(if begins { "the store is away" } else { "the store is back" });
+        self.tell_all(if begins {
+            "the store is away"
+        } else {
+            "the store is back"
+        });
         match begins {
             true => {
                 let after = self.dice.soon(100..60_000);
@@ -1214,7 +1261,9 @@ impl World {
             return;
         }
         let clock = &self.clocks[self.dice.below(self.clocks.len())];
-        clock.unix_ms.set(BEGINNING_MS + self.dice.range(-120_000..120_000));
+        clock
+            .unix_ms
+            .set(BEGINNING_MS + self.dice.range(-120_000..120_000));
         self.again(self.scene.clock_jumps_ms, Event::ClockJumps);
     }
 

@@ -12,11 +12,17 @@ impl Provider {
         let outer: Value = serde_json::from_slice(&request.body).unwrap_or_default();
         let text = outer["request"].as_str().unwrap_or_default();
         if outer["signature"].as_str().unwrap_or_default().is_empty() {
-            return reply(401, r#"{"responseCode":"9002","message":"Invalid signature"}"#);
+            return reply(
+                401,
+                r#"{"responseCode":"9002","message":"Invalid signature"}"#,
+            );
         }
         let inner: Value = serde_json::from_str(text).unwrap_or_default();
         let Some(order) = inner["orderId"].as_u64() else {
-            return reply(200, r#"{"responseCode":"9004","message":"Order not found"}"#);
+            return reply(
+                200,
+                r#"{"responseCode":"9004","message":"Order not found"}"#,
+            );
         };
         if request.path != REFUND {
             let order = self.paid(order, now);
