@@ -508,10 +508,17 @@ fn that_doubt_promises_nothing_to_a_provider_without_keys() {
     let mut gateway = Gateway::of(1);
     let ticket = gateway.taken(&Refund::of("first", NEVER));
     assert_eq!(gateway.again("k", until(DAY)), Claim::NoRoom);
-    for _ in ["new", "after a send that came to nothing"] {
-        gateway.settle(&ticket, End::NotSent);
-        let claim = gateway.again("first", NEVER);
-        assert_eq!(taken_as(claim), open(NEVER));
+    gateway.settle(&ticket, End::NotSent);
+    // A new key, and then one whose send came to nothing.
+    for end in [End::Free, End::NotSent] {
+        let Claim::Taken {
+            ticket, standing, ..
+        } = gateway.again("none", NEVER)
+        else {
+            panic!("there is room")
+        };
+        assert_eq!((standing, ticket.resend), open(NEVER));
+        gateway.settle(&ticket, end);
     }
 }
 
