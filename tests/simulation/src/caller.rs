@@ -139,7 +139,7 @@ impl Said {
 pub enum End {
     /// It has not.
     UnderWay,
-    Told(Said),
+    Told(Box<Said>),
     /// The caller went away.
     Left,
     /// The connection broke.

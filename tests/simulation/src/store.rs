@@ -26,17 +26,21 @@ pub const ERRORS: [&str; 8] = [
     "ERR something else",
 ];
 
+/// A value, and when it is over.
+type Value = (Vec<u8>, i64);
+/// When something was written, its key, and what stood there before.
+type Written = (i64, Vec<u8>, Option<Value>);
 /// One command's words.
 type Words = Vec<Vec<u8>>;
 
 /// See the module.
 #[derive(Default)]
 pub struct Store {
-    values: HashMap<Vec<u8>, (Vec<u8>, i64)>,
+    values: HashMap<Vec<u8>, Value>,
     /// What its clock shows more than the world's.
     ahead_ms: i64,
     /// What was written lately, and what stood there before.
-    newest: Vec<(i64, Vec<u8>, Option<(Vec<u8>, i64)>)>,
+    newest: Vec<Written>,
 }
 
 impl Store {
