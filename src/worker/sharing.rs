@@ -454,6 +454,7 @@ impl Worker {
             None => {
                 drop(password);
                 self.fails(&errand, "unanswered", "there is no such cluster");
+                self.note_failure(now);
                 Progress::Failed(errand)
             }
         }
@@ -537,6 +538,7 @@ impl Worker {
                     errand.has_failed |= !was_closed;
                     return self.call_store(&memory, errand);
                 }
+                self.note_failure(now);
                 Progress::Failed(errand)
             }
         }
@@ -549,7 +551,6 @@ impl Worker {
 
     fn fails(&self, errand: &Errand, result: &str, why: &str) {
         self.count(calls(errand.act.name(), result));
-        self.note_failure(self.host.now());
         self.alarm(&format!("the shared memory cannot be asked: {why}"));
     }
 

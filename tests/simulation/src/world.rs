@@ -382,7 +382,10 @@ impl World {
 
     fn told(&mut self, call: usize, said: Option<Said>) {
         if matches!(self.calls[call].end, End::UnderWay) {
-            self.ends(call, said.map_or(End::Broken, |said| End::Told(Box::new(said))));
+            self.ends(
+                call,
+                said.map_or(End::Broken, |said| End::Told(Box::new(said))),
+            );
         }
     }
 
