@@ -36,6 +36,8 @@ const SKEW_MS: i64 = 5_000;
 const FAILED_RECORD: &str = "refund.memory.failed";
 /// When its clock jumped, likewise.
 const JUMPED_RECORD: &str = "refund.memory.jumped";
+/// How long after a failure of the store others may not have told it yet what they did without it, in milliseconds.
+const JUST_BACK_MS: i64 = 15_000;
 /// When the root tries again to settle a key that cannot be settled as it stands, in milliseconds.
 const STUCK_MS: i64 = 60_000;
 
@@ -348,6 +350,17 @@ impl Worker {
             since_ms: self.noted_ms(FAILED_RECORD),
             jumped_ms: self.noted_ms(JUMPED_RECORD),
         })
+    }
+
+    /// Whether the store failed this process so lately that others may not have told it yet what they did without it.
+    pub(super) fn is_store_just_back(&self) -> bool {
+        let refuses = self.shared_memory().is_none_or(|memory| memory.refuses);
+        let since_ms = self
+            .host
+            .now()
+            .steady_ms
+            .saturating_sub(self.noted_ms(FAILED_RECORD));
+        !refuses && since_ms < JUST_BACK_MS
     }
 
     fn noted_ms(&self, record: &str) -> i64 {

@@ -553,7 +553,7 @@ impl Stream {
             }
             Told::Claim(claim) => {
                 self.worker.count_claim(&claim);
-                let step = self.claimed(claim);
+                let step = self.claimed(self.after_an_outage(claim));
                 self.resume(step, false);
             }
             Told::Names(claimed) => {
@@ -702,6 +702,20 @@ impl Stream {
             claim
         };
         self.proceed(*accepted, claim)
+    }
+
+    /// A key of which the store knows nothing, shortly after it could not be asked: another gateway may have gone on without it, and
+    /// not have told it yet.
+    fn after_an_outage(&self, claim: Claim) -> Claim {
+        let goes_on = match &*self.step.borrow() {
+            Some(Step::Claiming(accepted)) => accepted.has_keys(),
+            _ => false,
+        };
+        let is_new = matches!(&claim, Claim::Taken { standing: None, .. });
+        if goes_on && is_new && self.worker.is_store_just_back() {
+            return Claim::Alone(Box::new(claim));
+        }
+        claim
     }
 
     /// Goes on with the guard's word.

@@ -76,13 +76,6 @@ fn the_connection_manager_has_every_setting_of_envoy_yaml() {
     // The log is of refunds alone where the gateway is not.
     let log = all["access_log"][0].as_object_mut().unwrap();
     assert!(log.remove("filter").is_some());
-    // A mesh traces, whoever wants it.
-    let id = "request_id_extension";
-    let traced = crate::deploy_istio::envoy("tracing.yaml");
-    assert_eq!(
-        all.as_object_mut().unwrap().remove(id).as_ref(),
-        traced.get(id)
-    );
     let limits = settings("gateway/gateway.yaml", "refund-limits");
     for (member, value) in limits.as_object().unwrap() {
         match (&mut all[member], value) {

@@ -1376,3 +1376,29 @@ fn what_was_sent_before_there_was_a_store_is_not_sent_again() {
         assert!(!fleet.is_sent(0, id), "sent again; in flight: {in_flight}");
     }
 }
+
+#[test]
+fn shortly_after_an_outage_another_may_not_have_told_yet_what_it_did() {
+    let fleet = Fleet::of(KEYED, 2);
+    // Gateway 0 goes on alone and refunds; the store is back, and it has not told yet.
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    // The other one has met the outage, too.
+    fleet.begins(1, "k-2");
+    fleet.serve_none(1);
+    let refused = |key: &str| {
+        let id = fleet.sends(1, key);
+        assert!(fleet.is_sent(1, id));
+        fleet.replies(1, id, 400, &refusal());
+        fleet.serve(1);
+        fleet.told(1, id)["outcome"].clone()
+    };
+    assert_eq!(refused("k-1"), "unknown");
+    // Everybody has told by then.
+    fleet.tick(0, 16_000);
+    fleet.serve(0);
+    fleet.tick(1, 0);
+    fleet.serve(1);
+    assert_eq!(refused("k-3"), "not_refunded");
+}
