@@ -202,6 +202,7 @@ bench() {
   build
   get_envoy
   get_openbao
+  get_redis
   get_lua_json
   say "building the benchmark"
   (cd bench && export CARGO_TARGET_DIR="$BINARIES/bench" &&

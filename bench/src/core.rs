@@ -108,9 +108,12 @@ impl Core {
                 Err(waiting.without_token(&refund_filter::token::Failure::unreachable()))
             }
             // No peer makes calls of its own.
-            Step::Calling(_) | Step::Reading(_) | Step::Sent(_) | Step::Replying(_) => {
-                Err(unreadable_call())
-            }
+            Step::Calling(_)
+            | Step::Claiming(_)
+            | Step::Naming(_)
+            | Step::Reading(_)
+            | Step::Sent(_)
+            | Step::Replying(_) => Err(unreadable_call()),
         }
     }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use gateway_testbed::openbao::OpenBao;
+use gateway_testbed::redis::Redis;
 use gateway_testbed::{
-    Secrets, SecretsBy, change_plugin, filter_mut, load, set_secrets, sign_by_transit,
+    Secrets, SecretsBy, change_plugin, filter_mut, load, set_secrets, share_memory, sign_by_transit,
 };
 use serde_json::{Value, json};
 use tokio::process::Child;
@@ -52,6 +53,8 @@ pub struct Refund {
     pub more_providers: usize,
     /// Whether the configuration comes by ECDS from a file in this run's folder.
     pub pushed: bool,
+    /// Whether keys are remembered in a Redis, over TLS.
+    pub memory: bool,
 }
 
 impl Refund {
@@ -63,6 +66,7 @@ impl Refund {
         signer: "host",
         more_providers: 0,
         pushed: false,
+        memory: false,
     };
 }
 
@@ -76,6 +80,8 @@ pub struct Site<'a> {
     pub secrets: &'a Secrets,
     /// Signs in the transit lane.
     pub openbao: Option<&'a OpenBao>,
+    /// Remembers in the lane with a shared memory.
+    pub redis: Option<&'a Redis>,
     /// The inert module.
     pub inert: &'a Path,
 }
@@ -208,6 +214,9 @@ impl Site<'_> {
                 plugin["providers"][format!("moyasar-{nth}")] = another;
             }
         })?;
+        if let (true, Some(redis)) = (refund.memory, self.redis) {
+            share_memory(config, &[redis.store()], &secrets)?;
+        }
         if let (true, Some(openbao)) = (refund.signer == "transit", self.openbao) {
             sign_by_transit(config, openbao.address, &openbao.ca(), &secrets)?;
             let token = json!({"resources": [{
@@ -240,8 +249,8 @@ impl Site<'_> {
     fn add_clusters(&self, config: &mut Value, filter: &Filter) -> Result<()> {
         let clusters = list(config, "/static_resources/clusters")?;
         for cluster in clusters.iter_mut() {
-            // OpenBao's is as transit.yaml has it, TLS included: it has no other way.
-            if cluster["name"] != "openbao" {
+            // OpenBao's is as transit.yaml has it, TLS included, since it has no other way; and the store's as memory.yaml has it.
+            if cluster["name"] != "openbao" && cluster["name"] != "memory" {
                 let name = cluster["name"].as_str().unwrap_or_default().to_owned();
                 *cluster = cluster_at(&name, self.upstream, "http_protocol_options");
             }

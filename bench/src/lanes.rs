@@ -40,7 +40,7 @@ pub struct Gateway {
 }
 
 /// The gateways of the comparison, by name.
-pub const GATEWAYS: [&str; 14] = [
+pub const GATEWAYS: [&str; 15] = [
     "plain Envoy",
     "inert filter",
     "inert filter and one sign",
@@ -51,6 +51,7 @@ pub const GATEWAYS: [&str; 14] = [
     "service",
     "filter, guard off",
     "filter",
+    "filter, with a shared memory",
     "filter, secrets by SDS",
     "filter, no route guard",
     "filter, signed in the VM",
@@ -82,6 +83,10 @@ pub async fn gateway(site: &Site<'_>, wanted: &str) -> Result<Gateway> {
             Filter::Service(process.address)
         }
         "filter, guard off" => Filter::Refund(Refund::BARE),
+        "filter, with a shared memory" => Filter::Refund(Refund {
+            memory: true,
+            ..guarded
+        }),
         "filter, secrets by SDS" => Filter::Refund(Refund {
             by_sds: true,
             ..guarded
@@ -135,7 +140,7 @@ pub fn job_of(name: &str, bbmsl: bool) -> Job {
 }
 
 /// Which gateway does which job.
-pub const LANES: [(&str, Job); 22] = [
+pub const LANES: [(&str, Job); 24] = [
     ("plain Envoy", Job::MoyasarMade),
     ("inert filter", Job::MoyasarMade),
     ("Lua that only buffers", Job::MoyasarMade),
@@ -147,6 +152,7 @@ pub const LANES: [(&str, Job); 22] = [
     ("filter", Job::Moyasar(0)),
     // Beside it, since the two are compared.
     ("filter, no route guard", Job::Moyasar(0)),
+    ("filter, with a shared memory", Job::Moyasar(0)),
     ("filter, secrets by SDS", Job::Moyasar(0)),
     ("plain Envoy", Job::BbmslMade),
     ("inert filter", Job::BbmslMade),
@@ -156,6 +162,7 @@ pub const LANES: [(&str, Job); 22] = [
     ("service", Job::Bbmsl),
     ("filter, guard off", Job::Bbmsl),
     ("filter", Job::Bbmsl),
+    ("filter, with a shared memory", Job::Bbmsl),
     ("filter, secrets by SDS", Job::Bbmsl),
     ("filter, signed in the VM", Job::Bbmsl),
     ("filter, signed by transit", Job::Bbmsl),

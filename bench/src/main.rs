@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use gateway_testbed::openbao::OpenBao;
+use gateway_testbed::redis::Redis;
 use gateway_testbed::{Provider, Secrets};
 
 use crate::envoy::Site;
@@ -143,11 +144,13 @@ async fn run(options: Options) -> Result<()> {
     let upstream = Peer::start(rest, &["upstream"], &[]).await?;
     let secrets = Secrets::new()?;
     let openbao = OpenBao::start(secrets.of(Provider::Bbmsl)).await?;
+    let redis = Redis::start().await?;
     let site = Site {
         upstream: upstream.address,
         cores: cores.clone(),
         secrets: &secrets,
         openbao: Some(&openbao),
+        redis: Some(&redis),
         inert: &options.inert,
     };
     inside::host_calls(&mut report, &site).await?;
@@ -206,11 +209,16 @@ async fn profile(inert: PathBuf, name: &str, bbmsl: bool, time: Duration) -> Res
     let rest = cores.as_ref().map(|cores| cores.rest.as_str());
     let upstream = Peer::start(rest, &["upstream"], &[]).await?;
     let secrets = Secrets::new()?;
+    let redis = match name.contains("memory") {
+        true => Some(Redis::start().await?),
+        false => None,
+    };
     let site = Site {
         upstream: upstream.address,
         cores: cores.clone(),
         secrets: &secrets,
         openbao: None,
+        redis: redis.as_ref(),
         inert: &inert,
     };
     let gateway = lanes::gateway(&site, name).await?;

@@ -10,7 +10,7 @@ use crate::time;
 /// A caller gives up asking for its refund after so many calls.
 const ROUNDS: u32 = 10;
 /// And asking for its end after so many look-ups.
-const LOOK_UPS: u32 = 12;
+const LOOK_UPS: u32 = 24;
 /// Before the second call; longer before each one after it.
 const PAUSE_MS: i64 = 200;
 /// The first payment.
