@@ -405,6 +405,8 @@ impl Case<'_> {
                 .sends
                 .iter()
                 .filter(|send| self.is_refund(send))
+                // Such a stream was not taken up: nothing was sent.
+                .filter(|send| !matches!(send.fault, Some(Fault::RefusedStream)))
                 .collect();
             let again = |pair: &&[&&Exchange]| {
                 self.may_be_unknown(pair[0])
