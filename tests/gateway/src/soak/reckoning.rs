@@ -309,7 +309,8 @@ impl Case<'_> {
                 say("false: the last word is that it was not refunded, and it is booked");
             }
             (LastWord::Pending, _) => say("left pending, and the provider has finished"),
-            (LastWord::Unknown, _) if !self.cannot_be_told() => {
+            // A caller's patience is shorter than a fleet's leases and the outages of its store. The table counts these.
+            (LastWord::Unknown, _) if !self.shares && !self.cannot_be_told() => {
                 say("left unknown, and the provider can tell");
             }
             _ => {}
