@@ -37,6 +37,15 @@ struct Span {
     escaped: bool,
 }
 
+/// The text of an object with these members: their names, and their values as JSON.
+pub fn object<'a>(members: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let members = members.into_iter();
+    let members: Vec<String> = members
+        .map(|(name, value)| format!("{}:{value}", crate::json_text(name)))
+        .collect();
+    format!("{{{}}}", members.join(","))
+}
+
 /// One value of a JSON text.
 #[derive(Clone, Copy)]
 pub struct Node<'j> {

@@ -70,8 +70,7 @@ impl Accepted {
     ) -> Step {
         // What was known of the key when the headers came is out of date.
         self.caller.standing = None;
-        let idempotency = self.entry.dialect.capabilities().idempotency;
-        let mut resend = idempotency.resend(self.caller.came, self.entry.settle_ms);
+        let mut resend = self.resend();
         let mut past = None;
         let (claim, alone) = match claim {
             Claim::Alone(claim) => (*claim, true),
@@ -188,10 +187,15 @@ impl Accepted {
         Step::Answered(self.not_sent(problem))
     }
 
+    /// Until when a second send cannot refund twice, if this is the first.
+    fn resend(&self) -> Resend {
+        let idempotency = self.entry.dialect.capabilities().idempotency;
+        idempotency.resend(self.caller.came, self.entry.settle_ms)
+    }
+
     /// Whether this provider's own keys keep a second send from being a second refund, whatever the gateway remembers.
     pub fn has_keys(&self) -> bool {
-        let idempotency = self.entry.dialect.capabilities().idempotency;
-        idempotency.resend(self.caller.came, self.entry.settle_ms) != Resend::Never
+        self.resend() != Resend::Never
     }
 
     /// The configured provider.
@@ -215,8 +219,7 @@ impl Accepted {
     /// The answer in place of Envoy's own while the gateways' memory is asked. Nothing was sent, and what was sent before is not
     /// known.
     pub fn local_reply(mut self, reply: LocalReply<'_>) -> Answer {
-        let resend = self.entry.dialect.capabilities().idempotency;
-        let resend = resend.resend(self.caller.came, self.entry.settle_ms);
+        let resend = self.resend();
         self.caller.standing = Some(Standing { resend });
         self.not_sent(nothing_left(reply, Some(&self.entry.base_url.authority)))
     }

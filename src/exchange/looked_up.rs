@@ -6,7 +6,7 @@ use super::sentences::of_refusal;
 use super::{Answer, Conclusion, ReplyHead};
 use crate::call::about_amount;
 use crate::guard::{Digest, End, Past, Recalled, Recollection, StoredAnswer};
-use crate::json::Json;
+use crate::json::{Json, object};
 use crate::problem::{Code, Moved, Problem, Retry};
 use crate::provider::{
     Absence, Doubt, Finding, ProviderMessage, Receipt, Refusal, ShownBy, Wanted,
@@ -403,22 +403,15 @@ fn add<'a>(body: &mut String, more: impl Iterator<Item = (&'a str, String)>) {
     let Some(Ok(members)) = json.as_ref().and_then(|json| json.root().members()) else {
         return;
     };
-    let mut all: Vec<(String, String)> = members
-        .into_iter()
-        .map(|(name, node)| (name.into_owned(), node.raw().to_owned()))
+    let more: Vec<_> = more
+        .filter(|(name, _)| !members.iter().any(|(known, _)| known == name))
         .collect();
-    for (name, value) in more {
-        if !all.iter().any(|(known, _)| known == name) {
-            all.push((name.to_owned(), value));
-        }
-    }
+    let members = members.iter().map(|(name, node)| (&**name, node.raw()));
+    let more = more.iter().map(|(name, value)| (*name, &**value));
+    let mut all: Vec<_> = members.chain(more).collect();
     all.sort_by_key(|(name, _)| {
         let place = MEMBERS.iter().position(|member| member == name);
         place.unwrap_or(MEMBERS.len())
     });
-    let all: Vec<String> = all
-        .into_iter()
-        .map(|(name, value)| format!("{}:{value}", crate::json_text(&name)))
-        .collect();
-    *body = format!("{{{}}}", all.join(","));
+    *body = object(all);
 }

@@ -391,11 +391,6 @@ impl Bucket {
         });
     }
 
-    /// The entry of a key as it is stored, and its place.
-    pub(super) fn found(&self, key: &Digest) -> Option<(usize, Entry)> {
-        self.find(key)
-    }
-
     /// The entry of a key as it is stored.
     pub(super) fn entry(&self, key: &Digest) -> Option<Entry> {
         self.find(key).map(|(_, entry)| entry)
@@ -654,7 +649,8 @@ impl Bucket {
         })
     }
 
-    fn find(&self, key: &Digest) -> Option<(usize, Entry)> {
+    /// The entry of a key as it is stored, and its place.
+    pub(super) fn find(&self, key: &Digest) -> Option<(usize, Entry)> {
         let mut places = self.places.iter().enumerate();
         places.find_map(|(way, place)| Some((way, place.filter(|entry| entry.key == *key)?)))
     }

@@ -14,7 +14,7 @@ use super::bucket::{Bucket, take};
 use super::payments::PaymentBucket;
 use super::{Digest, Guard, GuardSettings, NAME_OF_PAYMENT, Question, StoredAnswer, Table};
 use crate::clock::Now;
-use crate::json::Json;
+use crate::json::{Json, object};
 use crate::memory::{Memory, NotWritten, swap};
 use crate::redis::{Stands, Swap};
 
@@ -36,16 +36,11 @@ pub struct StoreView<'a> {
     pub jumped_ms: i64,
 }
 
-impl StoreView<'_> {
-    /// For how long a value is kept, in milliseconds: a lease that runs out begins a window.
-    pub fn ttl_ms(&self) -> i64 {
-        let GuardSettings {
-            window_ms,
-            lease_ms,
-            ..
-        } = self.settings;
-        window_ms
-            .saturating_add(lease_ms)
+impl GuardSettings {
+    /// For how long a store keeps a value, in milliseconds: a lease that runs out begins a window.
+    pub fn kept_ms(&self) -> i64 {
+        self.window_ms
+            .saturating_add(self.lease_ms)
             .saturating_add(super::HELD_BACK_MS)
     }
 }
@@ -60,12 +55,10 @@ pub(super) fn without_the_calls_own(status: u16, body: &str) -> String {
     let Some(Ok(members)) = members.filter(|_| status < 300) else {
         return body.to_owned();
     };
-    let kept: Vec<String> = members
-        .into_iter()
-        .filter(|(name, _)| !THE_CALLS_OWN.contains(&&**name))
-        .map(|(name, node)| format!("{}:{}", crate::json_text(&*name), node.raw()))
-        .collect();
-    format!("{{{}}}", kept.join(","))
+    let kept = members
+        .iter()
+        .filter(|(name, _)| !THE_CALLS_OWN.contains(&&**name));
+    object(kept.map(|(name, node)| (&**name, node.raw())))
 }
 
 /// A value that the store holds and this version cannot read.
@@ -150,7 +143,7 @@ impl Attempt {
     }
 
     /// Takes the store's answer to [`Attempt::swaps`].
-    pub fn judge(&mut self, view: &StoreView<'_>, stands: Stands) -> Verdict {
+    pub fn judge(&mut self, prefix: &str, stands: Stands) -> Verdict {
         let mut verdict = Verdict::Holds;
         for (swap, stands) in self.swaps.iter().zip(stands.values) {
             let wanted = if swap.new.is_empty() {
@@ -161,7 +154,7 @@ impl Attempt {
             if stands != *wanted {
                 verdict = Verdict::Again;
             }
-            let name = swap.key.strip_prefix(view.prefix).unwrap_or(&swap.key);
+            let name = swap.key.strip_prefix(prefix).unwrap_or(&swap.key);
             self.stands.insert(name.to_owned(), stands);
         }
         verdict
@@ -353,18 +346,14 @@ impl Guard<'_> {
     /// it, where it is new here.
     pub fn adopt(&self, other: &Guard<'_>, key: &Digest, note: Option<&str>, now: Now) {
         let (theirs, ours) = (other.table.record(key), self.table.record(key));
-        let known = other.read(&theirs).found(key);
-        let (their_way, entry) = match known {
-            Some((way, entry)) => (way, Some(entry)),
-            None => (0, None),
-        };
+        let known = other.read(&theirs).find(key);
         let placed = swap(self.memory, &ours, |bytes| {
             let mut bucket = self.bucket(bytes);
-            let placed = bucket.adopt(key, entry, now);
+            let placed = bucket.adopt(key, known.map(|(_, entry)| entry), now);
             (placed, Some(bucket.encode()))
         });
         // Where there is no room the process knows nothing of the key, as of any other.
-        let Some((way, is_new)) = placed.flatten() else {
+        let (Some((way, is_new)), Some((their_way, _))) = (placed.flatten(), known) else {
             return;
         };
         let (answer, _) = other.memory.read(&super::answer_record(&theirs, their_way));

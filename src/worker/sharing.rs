@@ -16,7 +16,9 @@ use super::{PendingCall, Stream, Worker};
 use crate::clock::Now;
 use crate::config::SharedMemory;
 use crate::exchange::Answer;
-use crate::guard::{Asks, Attempt, Claim, Digest, Guard, Question, StoreView, Ticket, Verdict};
+use crate::guard::{
+    Asks, Attempt, Claim, Digest, Guard, GuardSettings, Question, StoreView, Ticket, Verdict,
+};
 use crate::headers::Headers;
 use crate::host::{Buffer, Map, Metric};
 use crate::redis::{Fault, Swaps};
@@ -42,7 +44,6 @@ const JUST_BACK_MS: i64 = 15_000;
 const STUCK_MS: i64 = 60_000;
 
 /// What is asked of the store.
-#[derive(Clone)]
 pub(super) enum Act {
     /// What a call wants of the guard.
     Ask(Asks),
@@ -232,10 +233,15 @@ impl Errand {
             act => act,
         };
         let due_ms = self.began_ms.saturating_add(over_ms);
-        Some(Errand {
+        Some(Errand { act, ..self }.of_root(due_ms))
+    }
+
+    /// The same from its beginning, for the root, and not before this moment.
+    fn of_root(self, due_ms: i64) -> Self {
+        Errand {
             due_ms,
-            ..Errand::new(act, self.lease, None, self.memory)
-        })
+            ..Errand::new(self.act, self.lease, None, self.memory)
+        }
     }
 }
 
@@ -290,13 +296,7 @@ const RESULTS: [&str; 8] = [
 impl Worker {
     /// The store that gateways share, where one is configured.
     pub(super) fn shared_memory(&self) -> Option<Rc<SharedMemory>> {
-        let config = self.config.borrow();
-        let config = config.as_ref()?;
-        config
-            .memory
-            .as_ref()
-            .filter(|_| config.guard.is_on())
-            .cloned()
+        self.config.borrow().as_ref()?.memory.clone()
     }
 
     /// The series of the store, which are there from the start.
@@ -339,13 +339,21 @@ impl Worker {
         Some(errand.after(stream.known_of_store()))
     }
 
-    fn view<'a>(&self, memory: &'a SharedMemory, now: Now) -> Option<StoreView<'a>> {
-        let settings = self.config.borrow().as_ref()?.guard;
+    /// What the store's clock shows more than the steady one, in milliseconds. Until it is known, nothing is written by it.
+    fn ahead_ms(&self, now: Now) -> i64 {
         let unix_ahead_ms = now.unix_ms.saturating_sub(now.steady_ms);
+        self.store_ahead_ms.get().unwrap_or(unix_ahead_ms)
+    }
+
+    fn guard_settings(&self) -> Option<GuardSettings> {
+        self.config.borrow().as_ref().map(|config| config.guard)
+    }
+
+    fn view<'a>(&self, memory: &'a SharedMemory, now: Now) -> Option<StoreView<'a>> {
         Some(StoreView {
             prefix: &memory.prefix,
-            settings,
-            ahead_ms: self.store_ahead_ms.get().unwrap_or(unix_ahead_ms),
+            settings: self.guard_settings()?,
+            ahead_ms: self.ahead_ms(now),
             // Where it failed this process, another one may have gone on without it.
             since_ms: self.noted_ms(FAILED_RECORD),
             jumped_ms: self.noted_ms(JUMPED_RECORD),
@@ -423,7 +431,7 @@ impl Worker {
     /// Makes a call of what the errand's attempt needs.
     fn call_store(&self, memory: &SharedMemory, mut errand: Box<Errand>) -> Progress {
         let now = self.host.now();
-        let Some((view, word)) = self.view(memory, now).zip(self.random_number()) else {
+        let Some((settings, word)) = self.guard_settings().zip(self.random_number()) else {
             return Progress::Failed(errand);
         };
         errand.word = word;
@@ -435,8 +443,8 @@ impl Worker {
             deadline_ms: errand
                 .began_ms
                 .saturating_add(twice(memory))
-                .saturating_add(view.ahead_ms),
-            ttl_ms: view.ttl_ms(),
+                .saturating_add(self.ahead_ms(now)),
+            ttl_ms: settings.kept_ms(),
         };
         let password = self.vm.unsettled.password.borrow();
         let body = swaps.request(memory.login(password.as_ref()));
@@ -502,13 +510,10 @@ impl Worker {
         match answer {
             Some(Ok(stands)) => {
                 self.learn_clock(stands.now_ms, now);
-                let Some(view) = self.view(&memory, now) else {
-                    return Progress::Failed(errand);
-                };
-                let verdict = errand.attempt.judge(&view, stands);
+                let verdict = errand.attempt.judge(&memory.prefix, stands);
                 if verdict == Verdict::Holds && !errand.only_reads {
                     self.count(calls(name, "ok"));
-                    self.keep_copy(&errand, &view, now);
+                    self.keep_copy(&errand, now);
                     return match errand.told.take() {
                         Some(told) => Progress::Done(errand, told),
                         None => Progress::Failed(errand),
@@ -576,16 +581,19 @@ impl Worker {
     }
 
     /// The process's own table keeps what the store holds of this key.
-    fn keep_copy(&self, errand: &Errand, view: &StoreView<'_>, now: Now) {
+    fn keep_copy(&self, errand: &Errand, now: Now) {
         // Of another gateway's call it is not told the end.
         if matches!(&errand.told, Some(Told::Claim(claim)) if !matches!(claim, Claim::Taken { .. }))
         {
             return;
         }
-        if let (Some((key, note)), Some(guard)) = (errand.act.copied(), self.guard()) {
+        if let Some((key, note)) = errand.act.copied()
+            && let Some(guard) = self.guard()
+            && let Some(view) = self.view(&errand.memory, now)
+        {
             errand
                 .attempt
-                .seen(view, |store| guard.adopt(store, &key, note, now));
+                .seen(&view, |store| guard.adopt(store, &key, note, now));
         }
     }
 
@@ -669,11 +677,8 @@ impl Worker {
             self.vm.unsettled.next_ms.set(next_ms);
             errand.due_ms
         };
-        let again = Errand {
-            due_ms,
-            ..Errand::new(errand.act, errand.lease, None, errand.memory)
-        };
-        self.vm.unsettled.errands.borrow_mut().push_back(again);
+        let mut errands = self.vm.unsettled.errands.borrow_mut();
+        errands.push_back(errand.of_root(due_ms));
     }
 
     /// Tells the store what it has not been told yet. While it cannot be asked, one call in a second tries.
@@ -720,8 +725,9 @@ impl Worker {
         for (number, call) in all {
             match call {
                 PendingCall::Memory(errand) if errand.stream.is_none() => {
-                    let again = Errand::new(errand.act, errand.lease, None, errand.memory);
-                    self.vm.unsettled.errands.borrow_mut().push_front(again);
+                    let due_ms = errand.due_ms;
+                    let mut errands = self.vm.unsettled.errands.borrow_mut();
+                    errands.push_front(errand.of_root(due_ms));
                 }
                 call => {
                     calls.insert(number, call);
@@ -732,13 +738,9 @@ impl Worker {
 
     /// Whether a claim that was asked for at this moment is still its call's own, whatever others do: its lease has not run out.
     pub(super) fn is_held(&self, since_ms: i64) -> bool {
-        let lease_ms = self
-            .config
-            .borrow()
-            .as_ref()
-            .map(|config| config.guard.lease_ms);
         let held_ms = self.host.now().steady_ms.saturating_sub(since_ms);
-        lease_ms.is_some_and(|lease_ms| held_ms.saturating_add(SKEW_MS) < lease_ms)
+        let settings = self.guard_settings();
+        settings.is_some_and(|settings| held_ms.saturating_add(SKEW_MS) < settings.lease_ms)
     }
 }
 

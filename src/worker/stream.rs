@@ -67,8 +67,6 @@ pub struct Stream {
     known: RefCell<Option<Attempt>>,
     /// Whether that could not be asked, and it goes on without.
     alone: Cell<bool>,
-    /// Whether it is only asked whether another gateway has sent the key: the call itself is refused.
-    refuses: Cell<bool>,
     /// Its answer while that is told of it, and whether it is written over the provider's reply.
     settling: RefCell<Option<(Answer, bool)>>,
 }
@@ -92,7 +90,6 @@ impl Stream {
             claimed: RefCell::default(),
             known: RefCell::default(),
             alone: Cell::default(),
-            refuses: Cell::default(),
             settling: RefCell::default(),
         })
     }
@@ -254,7 +251,7 @@ impl Stream {
     /// The response's headers are here: the provider's, or those of an answer of Envoy's own.
     pub fn response_headers(self: &Rc<Self>, end_of_stream: bool) -> Flow {
         // Envoy answers while the answer is being settled: it is known, and need not wait.
-        if let Some(errand) = self.errand_given_up() {
+        if let Some(errand) = self.worker.take_errand(self) {
             if let Some((answer, _)) = self.settling.take() {
                 let answer = self.unsettled(answer, errand);
                 self.tell_caller(answer, false, false);
@@ -322,7 +319,7 @@ impl Stream {
     /// of the filter's was given (the caller left, or Envoy answered past the filter), its key is
     /// settled now, and it counts as what Envoy tells in the filter's place.
     pub fn log(self: &Rc<Self>) {
-        let errand = self.errand_given_up();
+        let errand = self.worker.take_errand(self);
         let (answer, details) = match (self.step.take(), self.settling.take()) {
             (None, None) => return,
             (_, Some((answer, _))) => {
@@ -547,7 +544,7 @@ impl Stream {
             return;
         }
         match told {
-            Told::Claim(claim) if self.refuses.get() => {
+            Told::Claim(claim) if self.is_refused() => {
                 let step = self.refused(Some(claim));
                 self.resume(step, false);
             }
@@ -606,11 +603,15 @@ impl Stream {
     /// Asks whether another gateway has sent the key of a call that is refused for a fault of its own.
     fn ask_before_refusing(self: &Rc<Self>, answer: Answer, key: Digest) -> Flow {
         self.step.replace(Some(Step::Answered(answer)));
-        self.refuses.set(true);
         self.set_out(Act::Ask(Asks::Recall(key)))
     }
 
-    /// The same, once it is known, or cannot be.
+    /// Whether that is what it asks.
+    fn is_refused(&self) -> bool {
+        matches!(*self.step.borrow(), Some(Step::Answered(_)))
+    }
+
+    /// Goes on once it is known, or cannot be.
     fn refused(&self, claim: Option<Claim>) -> Step {
         let is_clean = match claim {
             Some(Claim::Recalled(past)) => past.known.is_none_or(|known| {
@@ -664,7 +665,7 @@ impl Stream {
     /// How it goes on where the store cannot be asked: a provider with keys of its own is sent the refund all the same, unless the
     /// platform team wants it otherwise.
     fn without_store(&self, errand: Errand) -> Step {
-        if self.refuses.get() {
+        if self.is_refused() {
             return self.refused(None);
         }
         let accepted = match self.step.take() {
@@ -766,12 +767,7 @@ impl Stream {
             answer.not_concluded();
             return answer;
         }
-        let claimed = self
-            .claimed
-            .borrow()
-            .as_ref()
-            .map(|(_, since_ms)| *since_ms);
-        if !claimed.is_some_and(|since_ms| self.worker.is_held(since_ms)) {
+        if self.claim_is_over() {
             answer.disown(self.host().now());
         }
         self.worker.settle(&mut answer);
@@ -792,9 +788,11 @@ impl Stream {
         claimed.as_ref().map(|(question, _)| question.clone())
     }
 
-    /// Takes back what of it is under way at the store.
-    fn errand_given_up(self: &Rc<Self>) -> Option<Errand> {
-        self.worker.take_errand(self)
+    /// Whether the lease of its claim has run out, so that another gateway may have its key.
+    fn claim_is_over(&self) -> bool {
+        let claimed = self.claimed.borrow();
+        let mut since = claimed.iter().map(|(_, since_ms)| *since_ms);
+        since.any(|since_ms| !self.worker.is_held(since_ms))
     }
 }
 
@@ -956,12 +954,7 @@ impl Stream {
     /// paused.
     fn send(self: &Rc<Self>, dispatch: Dispatch, body_is_set: bool) -> Flow {
         // The host may have stood still for so long that another gateway has the key.
-        let claimed = self
-            .claimed
-            .borrow()
-            .as_ref()
-            .map(|(_, since_ms)| *since_ms);
-        if !self.alone.get() && claimed.is_some_and(|since_ms| !self.worker.is_held(since_ms)) {
+        if !self.alone.get() && self.claim_is_over() {
             return self.end(dispatch.sent.not_sent());
         }
         if self.worker.is_misrouted(&dispatch.sent.entry()) {
