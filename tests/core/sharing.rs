@@ -132,13 +132,25 @@ impl Fleet {
         assert_eq!(gateway.reply_ends(id, body), Flow::Pause);
     }
 
-    /// The answer that was written over the provider's reply.
-    fn told(&self, nth: usize, id: u32) -> Value {
+    /// The same for a call that goes on without the store, whose answer waits for nothing.
+    fn replies_alone(&self, nth: usize, id: u32, status: u16, body: &str) {
         let gateway = &self.gateways[nth];
-        gateway.of(id, |side| {
-            assert_eq!(side.responses_resumed, 1);
+        gateway.reply_begins(id, status);
+        assert_eq!(gateway.reply_ends(id, body), Flow::Continue);
+    }
+
+    /// What was written over the provider's reply.
+    fn written(&self, nth: usize, id: u32) -> Value {
+        self.gateways[nth].of(id, |side| {
             serde_json::from_slice(&side.buffers[&(Buffer::Response as u32)]).unwrap()
         })
+    }
+
+    /// The answer that was written over the provider's reply, which was held meanwhile.
+    fn told(&self, nth: usize, id: u32) -> Value {
+        let resumed = self.gateways[nth].of(id, |side| side.responses_resumed);
+        assert_eq!(resumed, 1);
+        self.written(nth, id)
     }
 
     fn answered(&self, nth: usize, id: u32) -> Reply {
@@ -334,12 +346,7 @@ fn without_the_store_a_provider_with_keys_goes_on_unless_the_team_wants_it_other
     let id = fleet.begins(0, "k-1");
     fleet.serve_none(0);
     assert!(fleet.is_sent(0, id));
-    let gateway = &fleet.gateways[0];
-    gateway.reply_begins(id, 200);
-    assert_eq!(
-        gateway.reply_ends(id, &success(KEYED, "k-1")),
-        Flow::Continue
-    );
+    fleet.replies_alone(0, id, 200, &success(KEYED, "k-1"));
     // Later the store knows, too, and so does everybody.
     fleet.tick(0, 1_001);
     fleet.serve(0);
@@ -353,12 +360,8 @@ fn what_the_store_could_not_be_asked_about_is_refused_for_certain_by_nobody() {
     let id = fleet.begins(0, "k-1");
     fleet.serve_none(0);
     let refusal = fixture(KEYED).refusal_reply("invalid_request", "no");
-    let gateway = &fleet.gateways[0];
-    gateway.reply_begins(id, 400);
-    gateway.reply_ends(id, &refusal);
-    let told = gateway.of(id, |side| {
-        serde_json::from_slice::<Value>(&side.buffers[&(Buffer::Response as u32)]).unwrap()
-    });
+    fleet.replies_alone(0, id, 400, &refusal);
+    let told = fleet.written(0, id);
     assert_eq!(told["outcome"], "unknown", "{told}");
 }
 
@@ -659,9 +662,7 @@ fn looks_up(fleet: &Fleet, nth: usize, is_read: bool) -> Value {
     gateway.reply_begins(id, 200);
     gateway.reply_ends(id, &fixture.shown(false));
     fleet.serve(nth);
-    gateway.of(id, |side| {
-        serde_json::from_slice(&side.buffers[&(Buffer::Response as u32)]).unwrap()
-    })
+    fleet.written(nth, id)
 }
 
 #[test]
@@ -716,12 +717,6 @@ fn once(fleet: &Fleet, nth: usize, id: u32) {
     });
 }
 
-fn in_place(fleet: &Fleet, nth: usize, id: u32) -> Value {
-    fleet.gateways[nth].of(id, |side| {
-        serde_json::from_slice(&side.buffers[&(Buffer::Response as u32)]).unwrap()
-    })
-}
-
 fn clock(fleet: &Fleet, nth: usize) {
     fleet.gateways[nth].answer_with(|call| Some((200, fleet.store.call(&call.body))));
 }
@@ -762,11 +757,7 @@ fn a_send_alone_after_a_claim_that_was_stored_is_settled() {
     fleet.loses(0, Lost::Answer);
     fleet.loses(0, Lost::Answer);
     assert!(fleet.is_sent(0, id));
-    fleet.gateways[0].reply_begins(id, 200);
-    assert_eq!(
-        fleet.gateways[0].reply_ends(id, &success(KEYED, "k-1")),
-        Flow::Continue
-    );
+    fleet.replies_alone(0, id, 200, &success(KEYED, "k-1"));
     fleet.tick(0, 1_001);
     fleet.serve(0);
     assert_eq!(
@@ -793,11 +784,7 @@ fn a_value_that_cannot_be_read_holds_up_no_other() {
     let id = fleet.begins(0, "k-0");
     fleet.serve(0);
     assert!(fleet.is_sent(0, id));
-    fleet.gateways[0].reply_begins(id, 200);
-    assert_eq!(
-        fleet.gateways[0].reply_ends(id, &success(KEYED, "k-0")),
-        Flow::Continue
-    );
+    fleet.replies_alone(0, id, 200, &success(KEYED, "k-0"));
     let id = fleet.sends(0, "k-1");
     fleet.refunds(0, id, "k-1");
     fleet.gateways[0].leaves(id);
@@ -857,12 +844,8 @@ fn a_success_alone_outweighs_anothers_refusal() {
         fleet.replies(1, other, 400, &refusal());
         fleet.serve(1);
         if succeeds {
-            fleet.gateways[0].reply_begins(id, 200);
-            assert_eq!(
-                fleet.gateways[0].reply_ends(id, &success(KEYED, "k-1")),
-                Flow::Continue
-            );
-            assert_eq!(in_place(&fleet, 0, id)["status"], "succeeded");
+            fleet.replies_alone(0, id, 200, &success(KEYED, "k-1"));
+            assert_eq!(fleet.written(0, id)["status"], "succeeded");
         } else {
             fleet.gateways[0].response_headers(id, 504, "response_timeout");
             assert_eq!(fleet.answered(0, id).body["outcome"], "unknown");
@@ -1186,27 +1169,49 @@ fn an_unknown_beside_a_send_in_flight_puts_its_refusal_in_doubt() {
 
 #[test]
 fn streams_end_in_every_state() {
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Ends {
+        Claiming,
+        Settling,
+        AnsweredByEnvoy,
+        WithItsRoot,
+    }
+    use Ends::{AnsweredByEnvoy, Claiming, Settling, WithItsRoot};
     for name in [KEYED, UNKEYED, PROVES] {
-        for states in 0..4 {
-            let fleet = Fleet::of(name, 1);
+        for ends in [Claiming, Settling, AnsweredByEnvoy, WithItsRoot] {
+            let fleet = Fleet::of(name, 2);
             let gateway = &fleet.gateways[0];
             let id = fleet.begins(0, "k-1");
-            if states > 0 {
+            if ends != Claiming {
                 fleet.serve(0);
                 fleet.token(0);
                 fleet.replies(0, id, 200, &success(name, "k-1"));
             }
-            if states == 2 {
-                gateway.response_headers(id, 504, "stream_idle_timeout");
-            }
-            if states == 3 {
-                gateway.close();
+            match ends {
+                Claiming | Settling => {}
+                AnsweredByEnvoy => gateway.response_headers(id, 504, "stream_idle_timeout"),
+                WithItsRoot => gateway.close(),
             }
             gateway.is_logged(id);
             gateway.leaves(id);
             gateway.host.calls.borrow_mut().clear();
             fleet.tick(0, 2_001);
             fleet.serve(0);
+            let other = fleet.sends(1, "k-1");
+            let case = format!("{name} {ends:?}");
+            match ends {
+                Claiming => assert!(fleet.is_sent(1, other), "{case}"),
+                Settling | AnsweredByEnvoy => {
+                    let told = fleet.answered(1, other);
+                    assert_eq!(told.details, "refund_replayed", "{case}");
+                    assert_eq!(told.body["status"], "succeeded", "{case}");
+                }
+                // The next root tells it; until then the key is in flight.
+                WithItsRoot => {
+                    let told = fleet.answered(1, other).body;
+                    assert_eq!(told["code"], "refund-in-progress", "{case}");
+                }
+            }
         }
     }
 }
@@ -1263,14 +1268,14 @@ fn without_the_store_no_copy_of_a_refusal_is_told() {
     gateway.reply_ends(look, &fixture(PROVES).shown(true));
     fleet.serve(1);
     // With the store everybody knows.
-    fleet.sends(1, "k-1");
+    let known = fleet.sends(1, "k-1");
+    assert_eq!(fleet.answered(1, known).body["status"], "succeeded");
     // Without it:
     let alone = fleet.begins(0, "k-1");
     fleet.serve_none(0);
-    if !fleet.is_sent(0, alone) {
-        let body = fleet.answered(0, alone).body;
-        assert_ne!(body["outcome"], "not_refunded", "{body}");
-    }
+    assert!(!fleet.is_sent(0, alone));
+    let body = fleet.answered(0, alone).body;
+    assert_eq!(body["code"], "memory-unavailable", "{body}");
 }
 
 #[test]
@@ -1327,25 +1332,24 @@ fn every_mix_of_losses_ends_in_the_answer() {
             };
             step(&fleet);
             step(&fleet);
-            if fleet.is_sent(0, id) {
+            let is_sent = fleet.is_sent(0, id);
+            if is_sent {
                 fleet.gateways[0].reply_begins(id, 200);
                 fleet.gateways[0].reply_ends(id, &success(name, "k-1"));
                 step(&fleet);
                 step(&fleet);
-                fleet.serve(0);
-                fleet.tick(0, 1_001);
-                fleet.serve(0);
-                let again = fleet.sends(1, "k-1");
-                if fleet.is_sent(1, again) || fleet.answered(1, again).details != "refund_replayed"
-                {
-                    println!(
-                        "BAD {name} {mix} {:?}",
-                        fleet.gateways[1]
-                            .of(again, |side| side.replies.clone())
-                            .first()
-                            .map(|r| r.details.clone())
-                    );
-                }
+            } else {
+                let told = fleet.answered(0, id);
+                says(&told, ("memory-unavailable", "unknown", "same_key"));
+            }
+            fleet.serve(0);
+            fleet.tick(0, 2_001);
+            fleet.serve(0);
+            let again = fleet.sends(1, "k-1");
+            assert_eq!(fleet.is_sent(1, again), !is_sent, "{name} {mix}");
+            if is_sent {
+                let told = fleet.answered(1, again);
+                assert_eq!(told.details, "refund_replayed", "{name} {mix}");
             }
         }
     }
