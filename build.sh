@@ -83,27 +83,36 @@ get_openbao() {
   export OPENBAO="$program"
 }
 
+# Debian packages, unpacked into one folder of their own: the folder, what else its reader can do, the packages.
+unpack_debian() {
+  local folder="$1" otherwise="$2" package
+  shift 2
+  say "getting $* (from Debian)"
+  rm -rf "$folder.part" && mkdir -p "$folder.part"
+  (cd "$folder.part" && apt-get -qq download "$@" &&
+    for package in *.deb; do dpkg -x "$package" . && rm "$package" || exit; done) 2>/dev/null ||
+    fail "apt-get could not download $* (apt-get update first?).$otherwise"
+  rm -rf "$folder" && mv "$folder.part" "$folder"
+}
+
 # Sets REDIS, a folder with redis-server and redis-cli, which the tests of the shared memory read. Whatever version Debian has will do.
 get_redis() {
   if [ -n "${REDIS:-}" ]; then
     [ -x "$REDIS/redis-server" ] || fail "REDIS names $REDIS, and there is no redis-server in it."
     return
   fi
-  local folder="$TOOLS/redis" package name
+  local folder="$TOOLS/redis" name
   export REDIS="$folder/bin"
   [ -x "$REDIS/redis-cli" ] && return
-  say "getting redis-server and its libraries (Debian packages)"
-  rm -rf "$folder.part" && mkdir -p "$folder.part/bin"
-  (cd "$folder.part" && apt-get -qq download redis-server redis-tools libatomic1 libhiredis0.14 libjemalloc2 liblua5.1-0 \
-    liblzf1 lua-bitop lua-cjson && for package in *.deb; do dpkg -x "$package" . && rm "$package" || exit; done) 2>/dev/null ||
-    fail "apt-get could not download redis-server (apt-get update first?). Or name a folder with redis-server and redis-cli: REDIS=/path/to/folder"
+  unpack_debian "$folder" " Or name a folder with redis-server and redis-cli: REDIS=/path/to/folder" redis-server redis-tools \
+    libatomic1 libhiredis0.14 libjemalloc2 liblua5.1-0 liblzf1 lua-bitop lua-cjson
   # They find their libraries beside them.
+  mkdir -p "$REDIS"
   for name in redis-server redis-cli; do
     printf '#!/bin/sh\nhere="$(dirname "$(dirname "$(readlink -f "$0")")")"\nLD_LIBRARY_PATH="$(echo "$here"/usr/lib/*-linux-gnu)" exec "$here/usr/bin/%s" "$@"\n' "$name" \
-      >"$folder.part/bin/$name"
-    chmod +x "$folder.part/bin/$name"
+      >"$REDIS/$name"
+    chmod +x "$REDIS/$name"
   done
-  rm -rf "$folder" && mv "$folder.part" "$folder"
 }
 
 build() {
@@ -188,11 +197,7 @@ get_lua_json() {
   local folder="$TOOLS/lua-dkjson"
   export BENCH_LUA_JSON="$folder/usr/share/lua/5.1/dkjson.lua"
   if [ ! -r "$BENCH_LUA_JSON" ]; then
-    say "getting lua-dkjson (a Debian package)"
-    rm -rf "$folder.part" && mkdir -p "$folder.part"
-    (cd "$folder.part" && apt-get -qq download lua-dkjson && dpkg -x lua-dkjson_*.deb .) 2>/dev/null ||
-      fail "apt-get could not download lua-dkjson (apt-get update first?). Or name a library with decode and quotestring: BENCH_LUA_JSON=/path/to/json.lua"
-    rm -rf "$folder" && mv "$folder.part" "$folder"
+    unpack_debian "$folder" " Or name a library with decode and quotestring: BENCH_LUA_JSON=/path/to/json.lua" lua-dkjson
   fi
   echo "$LUA_JSON_SHA256  $BENCH_LUA_JSON" | sha256sum --check --quiet || fail "this is not the dkjson that was looked at."
 }
@@ -484,12 +489,8 @@ get_prometheus() {
   local folder="$TOOLS/prometheus"
   export PROMETHEUS="$folder/usr/bin"
   [ -x "$PROMETHEUS/amtool" ] && return
-  say "getting prometheus and prometheus-alertmanager (Debian packages)"
-  rm -rf "$folder.part" && mkdir -p "$folder.part"
-  (cd "$folder.part" && apt-get -qq download prometheus prometheus-alertmanager &&
-    for package in *.deb; do dpkg -x "$package" . && rm "$package" || exit; done) 2>/dev/null ||
-    fail "apt-get could not download prometheus and prometheus-alertmanager (apt-get update first?). Or name a folder with prometheus, promtool and amtool: PROMETHEUS=/path/to/folder"
-  rm -rf "$folder" && mv "$folder.part" "$folder"
+  unpack_debian "$folder" " Or name a folder with prometheus, promtool and amtool: PROMETHEUS=/path/to/folder" \
+    prometheus prometheus-alertmanager
 }
 
 # The rules, each alert in a case in which it fires and in one in which it does not, the routing, the dashboard over a gateway at work,
@@ -566,11 +567,7 @@ get_debian_program() {
   local folder="$TOOLS/debian-$1"
   program="$folder/$2"
   [ -x "$program" ] && return
-  say "getting $1 (a Debian package)"
-  rm -rf "$folder.part" && mkdir -p "$folder.part"
-  (cd "$folder.part" && apt-get -qq download "$1" && dpkg -x "$1"_*.deb .) 2>/dev/null ||
-    fail "apt-get could not download $1 (apt-get update first?)."
-  rm -rf "$folder" && mv "$folder.part" "$folder"
+  unpack_debian "$folder" "" "$1"
 }
 
 # deploy/ on real control planes, on a Kubernetes API without nodes. All of it is in a namespace that nothing else can reach.
