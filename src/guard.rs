@@ -284,9 +284,10 @@ impl Guard<'_> {
                         evicted: evicted || more,
                     },
                     Err(claim) => {
-                        // Another refund has the payment: the key is as it was.
+                        // Another refund has the payment, or one of this key's own that was forgotten: the key is as it was, and so
+                        // is the payment.
                         let settled = Settled::without_answer(End::NotSent);
-                        self.settle(&ticket, &settled, now);
+                        self.settle_key(&ticket, &settled, now);
                         claim
                     }
                 }

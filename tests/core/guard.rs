@@ -835,6 +835,11 @@ fn a_payment_refunded_under_a_forgotten_key_is_not_sent_again_under_it() {
         matches!(claim, Claim::Answered { answer: None, .. }),
         "{claim:?}"
     );
+    // Nor is it free for another one because somebody asked again.
+    assert_eq!(
+        gateway.claim(&Refund::of("three", NEVER).paid_by(&["id"])),
+        Claim::PaymentTaken { is_open: false }
+    );
 }
 
 // Look-ups.

@@ -17,8 +17,10 @@ const SHOWN: usize = 10;
 /// What a run has brought.
 pub(super) struct Reckoning {
     table: BTreeMap<(Section, String), BTreeMap<Provider, usize>>,
-    /// What is wrong with a refund, and its history.
-    findings: Vec<(Vec<Wrong>, String)>,
+    /// What is wrong with a refund, its history, and its order where it has a twin.
+    findings: Vec<(Vec<Wrong>, String, Option<String>)>,
+    /// The histories of twins by their orders: what befell one has often to do with the other.
+    twins: BTreeMap<String, Vec<String>>,
 }
 
 /// A rule that is broken, and where.
@@ -79,6 +81,7 @@ pub(super) fn reckon(
     let mut reckoning = Reckoning {
         table: BTreeMap::new(),
         findings: Vec::new(),
+        twins: BTreeMap::new(),
     };
     for provider in Provider::ALL {
         let exchanges = simulators.requests(provider);
@@ -135,13 +138,15 @@ pub(super) fn reckon(
         }
         for entry in booked.into_values().flatten() {
             let what = vec![("it is booked, and nobody asked for it", String::new())];
-            reckoning.findings.push((what, format!("{entry:?}\n")));
+            reckoning
+                .findings
+                .push((what, format!("{entry:?}\n"), None));
         }
         // A token is fetched for nobody's refund alone.
         if provider.refunds() {
             for send in sends.into_values().flatten() {
                 let what = vec![("it was sent, and no call was made for it", String::new())];
-                reckoning.findings.push((what, format!("{send:?}\n")));
+                reckoning.findings.push((what, format!("{send:?}\n"), None));
             }
         }
     }
@@ -187,8 +192,14 @@ impl Reckoning {
             self.count(Section::LastWords, "its twin's, forgotten", provider, 1);
             wrong.retain(|(rule, _)| ![LOST, NOT_BOOKED].contains(rule));
         }
+        let refund = &case.history.refund;
+        let order = refund.is_twin.then(|| refund.order.clone());
+        if let Some(order) = &order {
+            let twins = self.twins.entry(order.clone()).or_default();
+            twins.push(case.to_string());
+        }
         if !wrong.is_empty() {
-            self.findings.push((wrong, case.to_string()));
+            self.findings.push((wrong, case.to_string(), order));
         }
     }
 
@@ -250,18 +261,22 @@ impl Reckoning {
         }
         let mut text = format!("{} refunds are not as was said:\n", self.findings.len());
         let mut counts = BTreeMap::new();
-        for (rule, _) in self.findings.iter().flat_map(|(wrong, _)| wrong) {
+        for (rule, _) in self.findings.iter().flat_map(|(wrong, ..)| wrong) {
             *counts.entry(rule).or_insert(0) += 1;
         }
         for (rule, count) in counts {
             let _ = writeln!(text, "{count:>6}  {rule}");
         }
-        for (wrong, history) in self.findings.iter().take(SHOWN) {
+        for (wrong, history, order) in self.findings.iter().take(SHOWN) {
             text.push('\n');
             for (rule, place) in wrong {
                 let _ = writeln!(text, "!! {rule} {place}");
             }
             text.push_str(history);
+            let twins = order.as_ref().and_then(|order| self.twins.get(order));
+            for twin in twins.into_iter().flatten().filter(|twin| *twin != history) {
+                let _ = write!(text, "and its twin, {twin}");
+            }
         }
         Some(text)
     }
