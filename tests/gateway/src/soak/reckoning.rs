@@ -653,6 +653,10 @@ impl Case<'_> {
         if call.why != Why::LookUp {
             return true;
         }
+        // The store may not have been told yet how the send before has ended: then the key is still that one's.
+        if self.shares {
+            return false;
+        }
         // While a refund call is in flight the key is that call's own.
         let is_beside = |other: &&Call| {
             other.why != Why::LookUp && other.began < call.ended && other.ended > call.began
