@@ -67,6 +67,8 @@ pub struct Stream {
     known: RefCell<Option<Attempt>>,
     /// Whether that could not be asked, and it goes on without.
     alone: Cell<bool>,
+    /// Whether the access log says how it did without that memory.
+    memory_told: Cell<bool>,
     /// Its answer while that is told of it, and whether it is written over the provider's reply.
     settling: RefCell<Option<(Answer, bool)>>,
 }
@@ -90,6 +92,7 @@ impl Stream {
             claimed: RefCell::default(),
             known: RefCell::default(),
             alone: Cell::default(),
+            memory_told: Cell::default(),
             settling: RefCell::default(),
         })
     }
@@ -665,6 +668,8 @@ impl Stream {
     /// How it goes on where the store cannot be asked: a provider with keys of its own is sent the refund all the same, unless the
     /// platform team wants it otherwise.
     fn without_store(&self, errand: Errand) -> Step {
+        let goes_on = self.goes_on_alone();
+        self.tell_memory(if goes_on { "alone" } else { "unavailable" });
         if self.is_refused() {
             return self.refused(None);
         }
@@ -676,10 +681,6 @@ impl Stream {
                 return self.named(Err(Claim::Unavailable));
             }
         };
-        let memory = self.worker.shared_memory();
-        let goes_on = matches!(accepted.asks(), Asks::Claim(_))
-            && accepted.has_keys()
-            && memory.is_some_and(|memory| !memory.refuses);
         self.worker.count_fallback(&accepted.entry().name, goes_on);
         let claim = if goes_on {
             self.alone.set(true);
@@ -703,6 +704,18 @@ impl Stream {
             claim
         };
         self.proceed(*accepted, claim)
+    }
+
+    /// Whether a call that cannot ask the store goes on: where its provider has keys, and the platform team has not said otherwise.
+    fn goes_on_alone(&self) -> bool {
+        let memory = self.worker.shared_memory();
+        let has_keys = match &*self.step.borrow() {
+            Some(Step::Claiming(accepted)) => {
+                matches!(accepted.asks(), Asks::Claim(_)) && accepted.has_keys()
+            }
+            _ => false,
+        };
+        has_keys && memory.is_some_and(|memory| !memory.refuses)
     }
 
     /// A key of which the store knows nothing, shortly after it could not be asked: another gateway may have gone on without it, and
@@ -762,6 +775,7 @@ impl Stream {
 
     /// The answer that is true where the store could not be told of it, which the root does later.
     fn unsettled(&self, mut answer: Answer, errand: Errand) -> Answer {
+        self.tell_memory("untold");
         self.worker.leave_over(errand);
         if answer.concludes.is_some() {
             answer.not_concluded();
@@ -777,10 +791,20 @@ impl Stream {
     /// Settles the key in the process's own memory, and leaves it to the root to tell the store, where there is one.
     fn settled_later(&self, mut answer: Answer) -> Answer {
         if self.worker.shared_memory().is_some() {
+            if answer.settles.is_some() {
+                self.tell_memory("untold");
+            }
             self.worker.leave_settlement(self.question(), &answer);
         }
         self.worker.settle(&mut answer);
         answer
+    }
+
+    /// Tells the access log how the call did without the memory that gateways share: what came of it first.
+    fn tell_memory(&self, word: &str) {
+        if !self.memory_told.replace(true) {
+            self.tell("refund_memory", word);
+        }
     }
 
     fn question(&self) -> Option<Box<Question>> {

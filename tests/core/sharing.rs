@@ -355,6 +355,31 @@ fn without_the_store_a_provider_with_keys_goes_on_unless_the_team_wants_it_other
 }
 
 #[test]
+fn the_access_log_says_of_which_calls_the_store_does_not_know() {
+    let said = |fleet: &Fleet, id| fleet.gateways[0].state(id, "memory");
+    let fleet = Fleet::of(KEYED, 1);
+    let known = fleet.sends(0, "k-1");
+    fleet.refunds(0, known, "k-1");
+    fleet.serve(0);
+    assert_eq!(said(&fleet, known), None);
+    let untold = fleet.sends(0, "k-2");
+    fleet.refunds(0, untold, "k-2");
+    fleet.serve_none(0);
+    assert_eq!(said(&fleet, untold).as_deref(), Some("untold"));
+    let left = fleet.sends(0, "k-3");
+    fleet.gateways[0].is_logged(left);
+    assert_eq!(said(&fleet, left).as_deref(), Some("untold"));
+    let alone = fleet.begins(0, "k-4");
+    fleet.serve_none(0);
+    fleet.replies_alone(0, alone, 200, &success(KEYED, "k-4"));
+    assert_eq!(said(&fleet, alone).as_deref(), Some("alone"));
+    let fleet = Fleet::of(UNKEYED, 1);
+    let unavailable = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert_eq!(said(&fleet, unavailable).as_deref(), Some("unavailable"));
+}
+
+#[test]
 fn what_the_store_could_not_be_asked_about_is_refused_for_certain_by_nobody() {
     let fleet = Fleet::of(KEYED, 1);
     let id = fleet.begins(0, "k-1");
