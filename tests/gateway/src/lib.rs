@@ -244,9 +244,16 @@ impl Running {
             .args(["--log-level", start.log_level])
             // Several run beside each other on one machine.
             .args(["--use-dynamic-base-id", "--drain-time-s", "1"])
+            .args(["--file-flush-interval-msec", "100"])
             .envs(start.environment)
             .stdin(Stdio::null())
-            .stdout(File::create(folder.join("access.log"))?)
+            // One that is started again writes on.
+            .stdout(
+                File::options()
+                    .create(true)
+                    .append(true)
+                    .open(folder.join("access.log"))?,
+            )
             .stderr(File::create(folder.join("envoy.log"))?)
             .kill_on_drop(true)
             .spawn()

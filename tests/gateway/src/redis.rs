@@ -187,16 +187,17 @@ fn run(folder: &Path, address: SocketAddr, replica_of: Option<SocketAddr>) -> Re
         ])
         .args(["--maxmemory-policy", "noeviction"])
         .args(["--masteruser", "admin", "--masterauth", ADMIN])
-        // The health check is not logged in.
         .args([
             "--user",
-            "default",
+            "health",
             "on",
             "nopass",
             "resetkeys",
             "-@all",
             "+role",
         ])
+        // It loads the file as this user, and drops what this one may not do.
+        .args(["--user", "default", "off", "~*", "&*", "+@all"])
         .args([
             "--user",
             "admin",

@@ -78,8 +78,8 @@ async fn fleet<const N: usize>(stores: &[Store]) -> Result<[Gateway; N]> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_one_refund_at_every_gateway_and_after_a_restart() -> Result<()> {
-    let redis = Redis::start().await?;
+async fn a_key_is_one_refund_at_every_gateway_and_after_restarts() -> Result<()> {
+    let mut redis = Redis::start().await?;
     let [mut first, second] = fleet::<2>(&[redis.store()]).await?;
     for provider in FOUR {
         let (case, call) = (format!("{provider:?}"), one(provider, 1));
@@ -100,6 +100,9 @@ async fn a_key_is_one_refund_at_every_gateway_and_after_a_restart() -> Result<()
         assert!(!counts.is_empty());
         assert!(counts.values().all(|count| *count == 0), "{counts:?}");
     }
+    // The store crashes, too: what it has acknowledged it still knows, and nobody else is left who does.
+    redis.kill().await?;
+    redis.restart().await?;
     first.restart().await?;
     sees_the_store(&first).await?;
     for provider in final_at_once() {
@@ -113,8 +116,11 @@ async fn a_key_is_one_refund_at_every_gateway_and_after_a_restart() -> Result<()
         assert_eq!(booked(&first, provider, 1), 1, "{case}");
     }
     // The payment is another key's, everywhere.
-    let other = second.refund("other", &one(Bbmsl, 1)).await?;
-    assert_problem("other", &other, Problem::certain("payment-has-refund", 409));
+    for gateway in [&first, &second] {
+        sees_the_store(gateway).await?;
+        let other = gateway.refund("other", &one(Bbmsl, 1)).await?;
+        assert_problem("other", &other, Problem::certain("payment-has-refund", 409));
+    }
     // All of it with these rights, and no others.
     for refused in [
         &["DEL", "refund.guard:x"][..],
@@ -188,6 +194,24 @@ async fn the_store_away_nothing_false_is_said_and_what_was_not_told_is_told_late
         }
         assert_eq!(booked(&first, Bbmsl, nth), 1, "{case}");
     }
+    // Whoever is on call finds the calls that the store did not know of.
+    let words = |log: &str, kind: &str| {
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines = lines.filter(|line| line["refund_status"] == *kind);
+        lines.map(|line| line["memory"].clone()).collect::<Vec<_>>()
+    };
+    let log = first.access_log();
+    let unavailable = words(&log, "memory-unavailable");
+    assert!(!unavailable.is_empty(), "{log}");
+    assert!(
+        unavailable.iter().all(|word| *word == "unavailable"),
+        "{log}"
+    );
+    let succeeded = words(&log, "succeeded");
+    assert_eq!(succeeded.first(), Some(&Value::Null), "{log}");
+    assert!(succeeded.contains(&json!("alone")), "{log}");
     Ok(())
 }
 
@@ -321,11 +345,10 @@ async fn redis_says_what_the_cores_store_says() -> Result<()> {
         let request = swaps.request(login);
         let said = spoken(&redis.store(), &request).await?;
         let theirs = swaps.answer(login.is_some(), &said);
-        // The unnamed user may say ROLE alone.
         let wanted = if login.is_some() {
             "WRONGPASS"
         } else {
-            "NOPERM"
+            "NOAUTH"
         };
         assert_eq!(theirs, Err(RedisFault::Refused(wanted)));
         if login.is_some() {
