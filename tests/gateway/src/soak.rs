@@ -8,6 +8,7 @@ mod caller;
 mod faults;
 mod reckoning;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -38,6 +39,8 @@ const BETWEEN_RESTARTS: Duration = Duration::from_secs(SETTLE_SECONDS * 5 / 2);
 const SETTLE_SECONDS: u64 = 8;
 /// Longer than any call of a fleet is under way.
 const LEASE_SECONDS: u64 = 12;
+/// Longer than Envoy keeps a line of its access log back.
+const ACCESS_LOG_DELAY: Duration = Duration::from_millis(300);
 /// How long a fleet's store may take.
 const STORE_TIMEOUT_MS: u64 = 1_500;
 /// How long a provider is closed.
@@ -202,18 +205,19 @@ pub async fn run(plan: Plan) -> Result<()> {
     let load = Arc::into_inner(load).context("a caller is left")?;
     let histories = load.histories.into_inner();
     let histories = histories.unwrap_or_else(PoisonError::into_inner);
+    let mut asked = HashSet::new();
     for gateway in gateways {
+        sleep(ACCESS_LOG_DELAY).await;
+        asked.extend(asked_and_told(&gateway.access_log()));
         gateway.stop().await?;
     }
 
-    let forgets = if redis.is_some() { &outages } else { &restarts };
-    let reckoning = reckoning::reckon(
-        &histories,
-        &simulators,
-        forgets,
-        redis.is_some(),
+    let run = reckoning::Run {
+        forgets: if redis.is_some() { &outages } else { &restarts },
+        asked: redis.is_some().then_some(&asked),
         looks_first,
-    );
+    };
+    let reckoning = reckoning::reckon(&histories, &simulators, run);
     println!("{}", reckoning.table());
     println!(
         "{} refunds in {} s, {} restarts, {} times without the store",
@@ -240,6 +244,15 @@ pub async fn run(plan: Plan) -> Result<()> {
         );
     }
     memory.map(drop)
+}
+
+/// The request ids of the calls about which the memory that gateways share was asked, and told, by this access log.
+fn asked_and_told(log: &str) -> impl Iterator<Item = String> {
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    let asked = lines.filter(|line: &Value| line.get("memory").is_none());
+    asked.filter_map(|line| Some(line["request_id"].as_str()?.to_owned()))
 }
 
 async fn no_trap(gateway: &Gateway) -> Result<()> {

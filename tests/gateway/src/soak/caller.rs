@@ -179,8 +179,11 @@ pub(super) enum End {
     Answer(Answer),
     /// The caller went away.
     Left,
-    /// The connection broke.
-    Broken(String),
+    /// The connection broke, or none was had.
+    Broken {
+        error: String,
+        connected: bool,
+    },
     /// Nothing came.
     Hung,
 }
@@ -221,8 +224,19 @@ impl Call {
     pub fn answer(&self) -> Option<&Answer> {
         match &self.end {
             End::Answer(answer) => Some(answer),
-            End::Left | End::Broken(_) | End::Hung => None,
+            End::Left | End::Broken { .. } | End::Hung => None,
         }
+    }
+
+    /// Whether a gateway may have had it.
+    pub fn may_have_arrived(&self) -> bool {
+        !matches!(
+            self.end,
+            End::Broken {
+                connected: false,
+                ..
+            }
+        )
     }
 
     /// A member of the answer; empty where there is none.
@@ -240,7 +254,7 @@ impl Call {
                 code => code,
             },
             End::Left => "(left)",
-            End::Broken(_) => "(connection broke)",
+            End::Broken { .. } => "(connection broke)",
             End::Hung => "(no answer)",
         }
     }
@@ -271,7 +285,7 @@ impl Call {
             return Next::Done;
         }
         match (&self.end, self.said("code"), self.said("retry")) {
-            (End::Left | End::Broken(_), ..) | (_, "refund-in-progress", _) => Next::SameKey,
+            (End::Left | End::Broken { .. }, ..) | (_, "refund-in-progress", _) => Next::SameKey,
             (_, _, "same_key") if !has_passed(self.said("retry_until")) => Next::SameKey,
             (_, _, "look_up") => Next::LookUp,
             _ => Next::Stop,
@@ -624,7 +638,13 @@ impl Draft {
         let answer = async { Answer::read(self.request.send().await?).await };
         let end = match timeout(patience, answer).await {
             Ok(Ok(answer)) => End::Answer(answer),
-            Ok(Err(error)) => End::Broken(format!("{error:#}")),
+            Ok(Err(error)) => {
+                let of_http = error.downcast_ref::<reqwest::Error>();
+                End::Broken {
+                    connected: !of_http.is_some_and(reqwest::Error::is_connect),
+                    error: format!("{error:#}"),
+                }
+            }
             Err(_) => at_last,
         };
         Call {

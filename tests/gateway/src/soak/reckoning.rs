@@ -1,6 +1,6 @@
 //! Every word that callers got, held against what the providers have in their ledgers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
@@ -26,15 +26,46 @@ pub(super) struct Reckoning {
 /// A rule that is broken, and where.
 type Wrong = (&'static str, String);
 
+/// What is known of a run besides its calls.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    /// From when until when nobody remembered keys: the gateway was gone, or the store of a fleet.
+    pub forgets: &'a [RangeInclusive<SystemTime>],
+    /// The calls of a fleet for which its store was asked, and told of their ends before their callers.
+    pub asked: Option<&'a HashSet<String>>,
+    /// Whether the gateway looks at a payment first, where the provider has no keys.
+    pub looks_first: bool,
+}
+
+impl Run<'_> {
+    /// Whether gateways share their memory.
+    fn shares(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    fn store_knew(&self, call: &Call) -> bool {
+        self.asked.is_none_or(|asked| asked.contains(&call.id))
+    }
+
+    /// From when until when a refund may not have been remembered. A call that its gateway made without the store, or of which it
+    /// told the store later, is like an outage to the key: until the gateway has told it, or is gone and its lease has run out.
+    fn forgets(&self, history: &History) -> Vec<RangeInclusive<SystemTime>> {
+        let calls = history.calls.iter().filter(|call| call.may_have_arrived());
+        let untold = calls.filter(|call| !self.store_knew(call));
+        let untold = untold.map(|call| call.began..=call.ended + UNTOLD);
+        self.forgets.iter().cloned().chain(untold).collect()
+    }
+}
+
+/// How long the store may not know of an end.
+const UNTOLD: Duration = Duration::from_secs(super::LEASE_SECONDS);
+
 /// One refund with what reached the provider and what is booked.
 struct Case<'a> {
     history: &'a History,
-    /// From when until when nobody remembered keys: the gateway was gone, or the store of a fleet.
-    forgets: &'a [RangeInclusive<SystemTime>],
-    /// Whether gateways share their memory.
-    shares: bool,
-    /// Whether the gateway looks at a payment first, where the provider has no keys.
-    looks_first: bool,
+    run: Run<'a>,
+    /// From when until when it may not have been remembered.
+    forgets: Vec<RangeInclusive<SystemTime>>,
     sends: Vec<&'a Exchange>,
     booked: Vec<&'a Refunded>,
     /// What is booked of its order under another key.
@@ -71,13 +102,7 @@ impl Section {
 }
 
 /// Checks everything, after the last call and the last delayed booking.
-pub(super) fn reckon(
-    histories: &[History],
-    simulators: &Simulators,
-    forgets: &[RangeInclusive<SystemTime>],
-    shares: bool,
-    looks_first: bool,
-) -> Reckoning {
+pub(super) fn reckon(histories: &[History], simulators: &Simulators, run: Run<'_>) -> Reckoning {
     let mut reckoning = Reckoning {
         table: BTreeMap::new(),
         findings: Vec::new(),
@@ -126,9 +151,8 @@ pub(super) fn reckon(
             let beside = beside.collect();
             let mut case = Case {
                 history,
-                forgets,
-                shares,
-                looks_first,
+                run,
+                forgets: run.forgets(history),
                 sends,
                 booked,
                 beside,
@@ -170,6 +194,9 @@ impl Reckoning {
         self.count(Section::Refunds, "asked for", provider, 1);
         for call in &case.history.calls {
             self.count(Section::Answers, call.word(), provider, 1);
+            if call.may_have_arrived() && !case.run.store_knew(call) {
+                self.count(Section::Answers, "(the store did not know)", provider, 1);
+            }
             if call.why != Why::First {
                 self.count(Section::MoreCalls, &format!("{:?}", call.why), provider, 1);
             }
@@ -325,7 +352,7 @@ impl Case<'_> {
             }
             (LastWord::Pending, _) => say("left pending, and the provider has finished"),
             // A caller's patience is shorter than a fleet's leases and the outages of its store. The table counts these.
-            (LastWord::Unknown, _) if !self.shares && !self.cannot_be_told() => {
+            (LastWord::Unknown, _) if !self.run.shares() && !self.cannot_be_told() => {
                 say("left unknown, and the provider can tell");
             }
             _ => {}
@@ -361,8 +388,8 @@ impl Case<'_> {
     fn is_forgotten(&self) -> bool {
         let refund = &self.history.refund;
         !refund.provider.has_keys()
-            && !self.looks_first
-            && !self.shares
+            && !self.run.looks_first
+            && !self.run.shares()
             && self.booked.is_empty()
             && self.beside.iter().any(|entry| {
                 let calls = self.history.calls.iter();
@@ -402,7 +429,7 @@ impl Case<'_> {
         }
         for call in &self.history.calls {
             let sends = self.sends_of(call);
-            let looks = call.why != Why::LookUp && self.looks_first;
+            let looks = call.why != Why::LookUp && self.run.looks_first;
             match (
                 sends.filter(|send| !looks || self.is_refund(send)).count(),
                 call.why,
@@ -520,7 +547,7 @@ impl Case<'_> {
             "provider-reply-unreadable",
             "provider-reply-mismatch",
         ];
-        self.looks_first
+        self.run.looks_first
             && call.why != Why::LookUp
             && failures.contains(&call.said("code"))
             && (call.said("outcome"), call.said("retry")) == ("not_refunded", "same_key")
@@ -654,7 +681,7 @@ impl Case<'_> {
             return true;
         }
         // The store may not have been told yet how the send before has ended: then the key is still that one's.
-        if self.shares {
+        if self.run.shares() {
             return false;
         }
         // While a refund call is in flight the key is that call's own.
@@ -754,7 +781,7 @@ impl std::fmt::Display for Case<'_> {
             events.push((call.began, format!("{} ({:?})", call.id, call.why)));
             let end = match &call.end {
                 End::Answer(answer) => format!("{} {}", answer.status, answer.text),
-                End::Broken(error) => format!("broken: {error}"),
+                End::Broken { error, .. } => format!("broken: {error}"),
                 End::Left => "left".to_owned(),
                 End::Hung => "no answer".to_owned(),
             };
