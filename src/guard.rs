@@ -302,7 +302,26 @@ impl Guard<'_> {
                 Claim::Answered { answer, standing }
             }
             // A memory that cannot be written is as good as full.
-            Some(Found::NoRoom) | None => Claim::NoRoom,
+            Some(Found::NoRoom) | None => self.without_room(question),
+        }
+    }
+
+    /// What is true of a call for whose key there is no room. What ended under it before may have made room for others: its payment,
+    /// where a payment can have one refund alone, tells longer.
+    fn without_room(&self, question: &Question) -> Claim {
+        let may_be_sent = question.payment.iter().any(|name| {
+            let (bytes, _) = self.memory.read(&self.table.payment_record(name));
+            self.payments(&bytes).may_have_been(name, &question.key)
+        });
+        if !may_be_sent {
+            return Claim::NoRoom;
+        }
+        let standing = Standing {
+            resend: question.resend,
+        };
+        Claim::Answered {
+            answer: None,
+            standing,
         }
     }
 

@@ -144,7 +144,7 @@ impl Accepted {
                     Code::GatewayError,
                     now,
                     standing,
-                    "Nothing was sent: an earlier call with this key left the gateway, and its end was not seen.",
+                    "Nothing was sent: an earlier call with this key may have been, and the gateway does not know its end.",
                 );
             }
         }

@@ -243,6 +243,15 @@ impl PaymentBucket {
         Some(entry.owner == *key && !entry.shared)
     }
 
+    /// Whether this key may have been sent for the payment.
+    pub fn may_have_been(mut self, name: &Digest, key: &Digest) -> bool {
+        let forgot = self.forgot;
+        match self.find(name) {
+            Some(entry) => entry.owner == *key || entry.shared,
+            None => forgot,
+        }
+    }
+
     fn find(&mut self, name: &Digest) -> Option<&mut Entry> {
         let mut entries = self.places.iter_mut().flatten();
         entries.find(|entry| entry.name == *name)

@@ -842,6 +842,33 @@ fn a_payment_refunded_under_a_forgotten_key_is_not_sent_again_under_it() {
     );
 }
 
+/// Where all places are taken the payment still tells that the key was sent before, or that nobody knows.
+#[test]
+fn without_room_a_key_that_may_have_been_sent_is_not_taken_for_new() {
+    let full = |payments: &[&'static str]| {
+        let mut gateway = Gateway::of(1);
+        for key in payments {
+            let ticket = gateway.taken(&Refund::of(key, NEVER).paid_by(&[key]));
+            gateway.settle(&ticket, End::Refunded);
+        }
+        gateway.taken(&Refund::of("in flight", NEVER));
+        gateway
+    };
+    let asks = |gateway: &mut Gateway, key: &'static str, payment: &'static str| {
+        gateway.claim(&Refund::of(key, NEVER).paid_by(&[payment]))
+    };
+    let is_open = |claim: &Claim| matches!(claim, Claim::Answered { answer: None, .. });
+    let mut gateway = full(&["a"]);
+    assert!(is_open(&asks(&mut gateway, "a", "a")));
+    assert_eq!(asks(&mut gateway, "b", "a"), Claim::NoRoom);
+    assert_eq!(asks(&mut gateway, "b", "b"), Claim::NoRoom);
+    // Of three payments one was forgotten.
+    let mut gateway = full(&["a", "b", "c"]);
+    assert!(is_open(&asks(&mut gateway, "a", "a")));
+    assert!(is_open(&asks(&mut gateway, "b", "b")));
+    assert!(is_open(&asks(&mut gateway, "new", "new")));
+}
+
 // Look-ups.
 
 #[test]
