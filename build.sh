@@ -224,8 +224,13 @@ bench() {
 }
 
 testbed() {
-  build
-  get_envoy
+  case " $* " in
+    *" --help "* | *" -h "*) need_rust ;;
+    *)
+      build
+      get_envoy
+      ;;
+  esac
   say "building the simulated providers"
   cargo build --locked --quiet --package gateway-testbed
   exec "$BINARIES/debug/testbed" "$@"
@@ -658,7 +663,7 @@ Usage: ./build.sh [COMMAND]
 
   build                   dist/refund_filter.wasm (also without a command)
   demo                    one refund at every provider, through a real Envoy, and ends
-  serve [--port PORT]     keeps gateway and simulated providers up on 127.0.0.1; serve --help
+  serve [--port PORT]     keeps gateway and simulated providers up on 127.0.0.1, with a page of the ledgers; serve --help
   docs                    dist/docs: these pages as a site, and the playground
   config PROVIDERS        prints an Envoy configuration for these providers; config --help
   doctor FILE             says what is missing or risky in one; doctor --help
@@ -685,6 +690,9 @@ case "$command" in
   doctor | config) doctor "$@" ;;
   serve | demo) testbed "$@" ;;
   simulate) simulate "${@:2}" ;;
+esac
+case "${2:-}" in
+  -h | --help) usage | grep "^  $command " || fail "'$command' is no command: see ./build.sh --help."; exit ;;
 esac
 if [ "$command" = new-provider ]; then
   [ $# -eq 2 ] || fail "new-provider needs a name, and nothing else."

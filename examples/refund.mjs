@@ -72,7 +72,7 @@ async function refund(path, origin, provider, payment, value, currency) {
 const [path, refundOf] = [process.env.REFUND_KEYS, process.argv.slice(2)];
 if (!path || refundOf.length !== 5) process.exit(console.error("refund.mjs URL PROVIDER PAYMENT_ID VALUE CURRENCY") ?? 2);
 try {
-  lock(`${path}.lock`);
+  lock(`${path}.pid`); // A name of its own: the others lock a file, and leave it there.
   process.exit(await refund(path, ...refundOf));
 } catch (error) { // Node's own exit status would be 1.
   console.error(error);

@@ -12,7 +12,10 @@ use gateway_testbed::{Gateway, Options, play, sandbox};
 use provider_simulator::sandbox::Ending;
 
 #[derive(Parser)]
-#[command(about = "The refund filter in a real Envoy, in front of simulated providers.")]
+#[command(
+    bin_name = "./build.sh",
+    about = "The refund filter in a real Envoy, in front of simulated providers."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

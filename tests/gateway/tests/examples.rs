@@ -232,7 +232,15 @@ fn cases() -> Vec<Case> {
         keys,
         ..case(name, Begateway, ways, ends)
     };
+    let sandbox = |payment, provider| Case {
+        order: Some(payment),
+        ..case(payment, provider, &[], REFUNDED)
+    };
     vec![
+        sandbox("sandbox-unknown", Moyasar),
+        sandbox("sandbox-unavailable", Begateway),
+        // BBMSL's `sandbox-nonsense`.
+        sandbox("2070000001", Bbmsl),
         case(
             "a plain refund, and once more",
             Moyasar,
@@ -443,10 +451,9 @@ impl Client {
     async fn play(&self, nth: usize, case: Case) -> Result<()> {
         let simulators = &self.gateway.simulators;
         let payment = match case.order {
+            // Known by its name, or one of the sandbox's.
             Some(name) => find(case.provider, name)
-                .context("a known order")?
-                .id
-                .to_string(),
+                .map_or_else(|| name.to_owned(), |order| order.id.to_string()),
             None => fresh(case.provider, nth as u64),
         };
         let front = Front::start(self.gateway.address, case.ways).await?;
@@ -613,27 +620,75 @@ async fn the_node_client_handles_every_end() -> Result<()> {
     }
 }
 
+/// The programs in Java and Go, where these are. `java Refund.java` compiles it in each run, which is most of the run.
+async fn java(folder: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
+    if !is_there("javac", "-version").await {
+        return Ok(None);
+    }
+    build("javac", "-d", folder, "Refund.java").await?;
+    let arguments = vec!["-cp".into(), folder.into(), "Refund".into()];
+    Ok(Some(("java".into(), arguments)))
+}
+
+async fn go(folder: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
+    if !is_there("go", "version").await {
+        return Ok(None);
+    }
+    let program = folder.join("refund");
+    build("go build", "-o", &program, "refund.go").await?;
+    Ok(Some((program, Vec::new())))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_java_client_handles_every_end() -> Result<()> {
-    if !is_there("javac", "-version").await {
-        return Ok(());
-    }
-    // `java Refund.java` compiles it in each run, which is most of the run.
     let folder = tempfile::tempdir()?;
-    build("javac", "-d", folder.path(), "Refund.java").await?;
-    let arguments = ["-cp".into(), folder.path().into(), "Refund".into()];
-    let client = Client::start("java", arguments.into()).await?;
-    client.handles_every_end().await
+    match java(folder.path()).await? {
+        Some((program, arguments)) => {
+            let client = Client::start(program, arguments).await?;
+            client.handles_every_end().await
+        }
+        None => Ok(()),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_go_client_handles_every_end() -> Result<()> {
-    if !is_there("go", "version").await {
-        return Ok(());
-    }
     let folder = tempfile::tempdir()?;
-    let program = folder.path().join("refund");
-    build("go build", "-o", &program, "refund.go").await?;
-    let client = Client::start(program, Vec::new()).await?;
-    client.handles_every_end().await
+    match go(folder.path()).await? {
+        Some((program, arguments)) => {
+            let client = Client::start(program, arguments).await?;
+            client.handles_every_end().await
+        }
+        None => Ok(()),
+    }
+}
+
+/// What one has begun another goes on with, by the same file of keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_share_a_file_of_keys() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut programs = Vec::new();
+    if is_there("python3", "--version").await {
+        programs.push(("python3".into(), vec![example("refund.py")]));
+    }
+    if is_there("node", "--version").await {
+        programs.push(("node".into(), vec![example("refund.mjs")]));
+    }
+    programs.extend(java(folder.path()).await?);
+    programs.extend(go(folder.path()).await?);
+    let mut client = Client::start("", Vec::new()).await?;
+    let front = Front::start(client.gateway.address, &[]).await?;
+    let keys = client.folder.path().join("all.json");
+    // Every order in which one comes after another.
+    for nth in 0..programs.len() {
+        for (program, arguments) in programs.iter().cycle().skip(nth).take(2).cloned() {
+            (client.program, client.arguments) = (program, arguments);
+            let payment = fresh(Moyasar, 1_000);
+            let refund = ["moyasar", &payment, "10.00", "SAR"];
+            let end = client.run(&front, &keys, &refund).await?;
+            ensure!(end == Some(0), "{:?} ended with {end:?}", client.program);
+        }
+    }
+    ensure!(front.keys.lock().unwrap().len() == 1, "another key");
+    client.gateway.stop().await
 }

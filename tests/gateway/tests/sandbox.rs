@@ -143,12 +143,24 @@ fn is(answer: &Answer, (status, code, outcome, retry): Told) -> bool {
     (answer.status, told, member("outcome"), member("retry")) == (status, code, outcome, retry)
 }
 
+/// The member that names such a payment, and its name.
+fn payments(provider: Provider, ending: Ending) -> Vec<(&'static str, String)> {
+    let name = format!("sandbox-{}", word(ending));
+    match provider {
+        Bbmsl => vec![("reference", name), ("id", ending.number(1))],
+        _ => vec![("id", name)],
+    }
+}
+
 /// Makes the refund, and does what its answers say until it has ended.
-async fn refund(gateway: &Gateway, provider: Provider, ending: Ending, told: Told) -> Result<End> {
+async fn refund(
+    gateway: &Gateway,
+    provider: Provider,
+    (by, payment): (&str, String),
+    told: Told,
+) -> Result<End> {
     let (name, currency) = name(provider);
-    let payment = format!("sandbox-{}", word(ending));
     let key = format!("{name}-{payment}");
-    let by = if provider == Bbmsl { "reference" } else { "id" };
     let call = json!({
         "provider": name, "payment": {by: payment}, "amount": {"value": "10.50", "currency": currency}, "reason": "test",
     });
@@ -192,8 +204,10 @@ async fn expect(
     told: Told,
     end: End,
 ) -> Result<()> {
-    let ended = refund(gateway, provider, ending, told).await?;
-    ensure!(ended == end, "{provider:?}, {}: {ended:?}", word(ending));
+    for payment in payments(provider, ending) {
+        let ended = refund(gateway, provider, payment, told).await?;
+        ensure!(ended == end, "{provider:?}, {}: {ended:?}", word(ending));
+    }
     Ok(())
 }
 
@@ -220,15 +234,18 @@ async fn every_payment_of_the_sandbox_ends_as_its_table_says() -> Result<()> {
     }
     for provider in FOUR {
         let ledger = gateway.simulators.ledger(provider);
-        let mut payments: Vec<_> = ledger.iter().map(|refund| &refund.payment).collect();
-        payments.sort();
-        payments.dedup();
-        assert_eq!(payments.len(), ledger.len(), "{provider:?} refunded twice");
+        let mut booked: Vec<_> = ledger.iter().map(|refund| &refund.payment).collect();
+        booked.sort();
+        booked.dedup();
+        assert_eq!(booked.len(), ledger.len(), "{provider:?} refunded twice");
         let at = FOUR
             .iter()
             .position(|of| *of == provider)
             .expect("one of the four");
-        let expected = rows.iter().filter(|row| row.ends[at] == Refunded).count();
+        let refunded = rows.iter().filter(|row| row.ends[at] == Refunded);
+        let expected = refunded
+            .map(|row| payments(provider, row.ending).len())
+            .sum::<usize>();
         assert_eq!(ledger.len(), expected, "{provider:?}");
     }
     the_page_shows_it(&gateway, page).await?;
@@ -272,7 +289,12 @@ async fn the_page_shows_it(gateway: &Gateway, page: std::net::SocketAddr) -> Res
 fn the_document_is_this_table(rows: &[Row]) -> Result<()> {
     let mut text = String::from(INTRODUCTION);
     for row in rows {
-        text += &format!("| `sandbox-{}` | {} |", word(row.ending), row.happens);
+        let number = row.ending.number(1);
+        text += &format!(
+            "| `sandbox-{}` | `{number}` | {} |",
+            word(row.ending),
+            row.happens
+        );
         for ((status, code, outcome, retry), end) in row.told.into_iter().zip(row.ends) {
             let told = match outcome {
                 "" => format!("{status} `{code}`"),
@@ -305,19 +327,26 @@ const INTRODUCTION: &str = "# The sandbox
 `./build.sh serve` keeps a real Envoy with the filter up on `http://127.0.0.1:10000`, in front of simulated providers. Point your
 integration tests at it. `--port` and `--page-port` choose other ports. What a provider books is forgotten when it ends.
 
-`http://127.0.0.1:10080` shows each provider's ledger, and the last requests and replies, live. Credentials and signatures are not
-shown.
+`http://127.0.0.1:10080` (80 above the gateway's port) shows each provider's ledger, and the last requests and replies, live.
+Credentials and signatures are not shown.
 
 ## Payments
 
-The payment's name says what its refund meets, the same at every provider: `{\"payment\": {\"id\": \"sandbox-slow\"}}`. At BBMSL, whose
-ids are numbers, it is the `reference`. Each is one of 100.00. Put anything behind the name for another payment of the kind:
-`sandbox-slow-7`.
+The payment's name says what its refund meets, the same at every provider:
+
+```sh
+curl http://127.0.0.1:10000/v1/refunds -H 'Content-Type: application/json' -H 'Idempotency-Key: slow-1' \\
+  -d '{\"provider\": \"moyasar\", \"payment\": {\"id\": \"sandbox-slow\"}, \"amount\": {\"value\": \"10.50\", \"currency\": \"SAR\"}}'
+```
+
+At BBMSL, whose ids are numbers, the name is the `reference`, and the second column has an `id` of the kind. Each payment is one of
+100.00, and *once* is over with its first refund call. Put anything behind the name for another payment of the kind
+(`sandbox-slow-7`), or take the next number.
 
 In each cell: what the first call is told, and how it ends for a caller who does what it is told.
 
-| payment | what happens | BOG (GEL) | Moyasar (SAR) | beGateway (USD) | BBMSL (HKD) |
-|---|---|---|---|---|---|
+| payment | id at BBMSL | what happens | BOG (GEL) | Moyasar (SAR) | beGateway (USD) | BBMSL (HKD) |
+|---|---|---|---|---|---|---|
 ";
 
 const OTHERS: &str = "

@@ -146,8 +146,8 @@ pub(crate) fn by_id(provider: Provider, id: &str) -> Option<Order> {
         (FRESH_NUMBER..1_000_000_000).contains(&number) && number.to_string() == id
     });
     if let Some(order) = sandbox::order(provider, id) {
-        // Where ids are numbers, it is a reference.
-        return (!provider.declared().sandbox.is_reference).then_some(order);
+        // Where ids are numbers, a name is a reference.
+        return (order.id == id).then_some(order);
     }
     (is_number || (fresh.is)(id)).then(|| Order {
         provider,
@@ -169,6 +169,7 @@ pub(crate) fn by_reference(
 ) -> Option<Order> {
     if provider.declared().sandbox.is_reference
         && let Some(order) = sandbox::order(provider, reference)
+        && order.reference == reference
     {
         return Some(order);
     }

@@ -1,6 +1,6 @@
 //! Payments whose name says what their refund meets, the same at every provider: `sandbox-slow`, or
 //! `sandbox-slow-7`, which is another payment of that kind. At BBMSL, whose ids are numbers, it is
-//! the `merchantReference`. Each is one of 100.00.
+//! the `merchantReference`, and [`Ending::number`] is an id of the kind. Each is one of 100.00.
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -10,6 +10,10 @@ use crate::orders::{Behaviour, Order};
 use crate::{Declaration, Fault, Provider, Received, Reply};
 
 const PREFIX: &str = "sandbox-";
+
+/// Below the ids of the first kind, and how many there are of each: the first half of them by number, the others by name.
+const NUMBERS: u64 = 2_000_000_000;
+const OF_A_KIND: u64 = 10_000_000;
 
 /// What the refund of such a payment meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,26 @@ impl Ending {
         Some(all.find(|(word, _)| is_named(word))?.1)
     }
 
+    /// Below the ids of such payments where ids are numbers.
+    fn numbers(self) -> u64 {
+        let nth = Ending::ALL.iter().position(|(_, ending)| *ending == self);
+        NUMBERS + OF_A_KIND * (1 + u64::try_from(nth.unwrap_or_default()).unwrap_or_default())
+    }
+
+    /// The id of the nth such payment, from 1 on, where ids are numbers.
+    pub fn number(self, nth: u64) -> String {
+        (self.numbers() + nth).to_string()
+    }
+
+    fn of_number(id: &str) -> Option<Ending> {
+        let number: u64 = id.parse().ok()?;
+        let mut all = Ending::ALL.into_iter().map(|(_, ending)| ending);
+        all.find(|ending| {
+            let nth = number.checked_sub(ending.numbers());
+            nth.is_some_and(|nth| (1..OF_A_KIND / 2).contains(&nth) && ending.number(nth) == id)
+        })
+    }
+
     fn fault(self) -> Option<Fault> {
         let says = |reply, booked| Some(Fault::Reply { reply, booked });
         match self {
@@ -96,27 +120,33 @@ pub struct Sandbox {
     pub pending: Option<fn() -> Fault>,
 }
 
-/// The payment of that name.
+/// The payment of that name, or of that number where ids are numbers.
 pub(crate) fn order(provider: Provider, name: &str) -> Option<Order> {
-    let ending = Ending::of(name)?;
     let Declaration {
         sandbox,
+        fresh,
         currency: (currency, exponent),
         ..
     } = provider.declared();
-    let (id, reference) = if sandbox.is_reference {
-        let mut hasher = DefaultHasher::new();
-        name.hash(&mut hasher);
-        let id = 2_000_000_000 + hasher.finish() % 1_000_000_000;
-        (id.to_string(), name)
-    } else {
-        (name.to_owned(), "")
+    let (ending, id, reference) = match Ending::of(name) {
+        Some(ending) if sandbox.is_reference => {
+            let mut hasher = DefaultHasher::new();
+            name.hash(&mut hasher);
+            let nth = OF_A_KIND / 2 + hasher.finish() % (OF_A_KIND / 2);
+            (ending, ending.number(nth), name.to_owned())
+        }
+        Some(ending) => (ending, name.to_owned(), String::new()),
+        None if sandbox.is_reference => {
+            let ending = Ending::of_number(name)?;
+            (ending, name.to_owned(), (fresh.reference)(name))
+        }
+        None => return None,
     };
     Some(Order {
         provider,
         name: "sandbox",
         id: Cow::Owned(id),
-        reference: Cow::Owned(reference.to_owned()),
+        reference: Cow::Owned(reference),
         amount: 10_000,
         currency,
         exponent: *exponent,
@@ -130,12 +160,17 @@ pub(crate) fn fault(provider: Provider, request: &Received) -> Option<(String, F
         return None;
     }
     let body = String::from_utf8_lossy(&request.body);
+    let by_number = provider.declared().sandbox.is_reference;
+    let ending = |part: &str| {
+        let number = || Ending::of_number(part).filter(|_| by_number);
+        Ending::of(part).or_else(number)
+    };
     let names = |text: &str, marks: &[char]| {
         let mut parts = text.split(marks);
-        parts.find_map(|part| Some((part.to_owned(), Ending::of(part)?)))
+        parts.find_map(|part| Some((part.to_owned(), ending(part)?)))
     };
     let (name, ending) =
-        names(&request.path, &['/', '?']).or_else(|| names(&body, &['"', '\\']))?;
+        names(&request.path, &['/', '?']).or_else(|| names(&body, &['"', '\\', ':', ',']))?;
     let pending = provider.declared().sandbox.pending;
     let fault = match (ending, pending) {
         (Ending::Pending, Some(pending)) => Some(pending()),
