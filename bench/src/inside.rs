@@ -12,7 +12,7 @@ use crate::jobs::Job;
 use crate::lanes::{CALLERS, Gateway, Lane};
 use crate::load::{self, Load};
 use crate::process::memory;
-use crate::report::{Report, median};
+use crate::report::{Report, median, ratios, spread};
 
 const GUARDED: Refund = Refund {
     guard: true,
@@ -280,5 +280,54 @@ pub async fn other_traffic(
         ],
         &rows,
     );
+    Ok(())
+}
+
+/// What a caller waits for where the gateway has time: with a shared memory, and without.
+pub async fn unhurried(report: &mut Report, gateways: &[Gateway], time: Duration) -> Result<()> {
+    const RATE: f64 = 25.0;
+    const ROUNDS: usize = 5;
+    const NAMES: [&str; 2] = ["filter", "filter, with a shared memory"];
+    let mut rows = Vec::new();
+    for (provider, job) in [("Moyasar", Job::Moyasar(0)), ("BBMSL", Job::Bbmsl)] {
+        let mut waits = [const { Vec::new() }; NAMES.len()];
+        for _ in 0..ROUNDS {
+            for (name, waits) in NAMES.iter().zip(&mut waits) {
+                let gateway = gateways.iter().find(|gateway| gateway.name == *name);
+                let outcome = load::run(&Load {
+                    address: gateway.context(*name)?.envoy.address,
+                    job,
+                    connections: 1,
+                    time,
+                    count: u64::MAX,
+                    rate: Some(RATE),
+                })
+                .await?;
+                waits.push(outcome.p50_ms());
+            }
+        }
+        let [without, with] = &waits;
+        let pairs = with.iter().zip(without);
+        let more: Vec<_> = pairs.map(|(with, without)| with - without).collect();
+        rows.push(vec![
+            provider.to_owned(),
+            spread(without, 2),
+            spread(with, 2),
+            spread(&more, 2),
+            spread(&ratios(with, without), 1),
+        ]);
+        report.keep(
+            &format!("unhurried, {provider}"),
+            json!({"without_ms": without, "with_ms": with}),
+        );
+    }
+    report.section(
+        "A shared memory where there is time",
+        &format!(
+            "{RATE} refunds a second over one connection, and a Redis on the same machine over mTLS: two calls to it a refund, each over a \
+             connection of its own. Medians of {ROUNDS} rounds, in milliseconds. A network adds two connections of three round trips each."
+        ),
+    );
+    report.table(&["", "without", "with", "more", "ratio"], &rows);
     Ok(())
 }

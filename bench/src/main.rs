@@ -159,6 +159,7 @@ async fn run(options: Options) -> Result<()> {
     let lanes = lanes::run(&gateways, &upstream, options.rounds, ROUND).await?;
     lanes::tell(&mut report, &lanes)?;
     inside::other_traffic(&mut report, &gateways, &lanes, 8 * ROUND).await?;
+    inside::unhurried(&mut report, &gateways, 4 * ROUND).await?;
     drop(gateways);
     let growths = growth::run(&mut report, &site, options.rounds.min(7), ROUND).await?;
     let time = Duration::from_secs(options.memory_seconds);
