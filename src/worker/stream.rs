@@ -781,9 +781,8 @@ impl Stream {
             answer.not_concluded();
             return answer;
         }
-        if self.claim_is_over() {
-            answer.disown(self.host().now());
-        }
+        // It may have been told, and its answer be lost: then another gateway may have sent the key by now.
+        answer.disown(self.host().now());
         self.worker.settle(&mut answer);
         answer
     }
