@@ -240,7 +240,8 @@ impl Site<'_> {
         routes.push(to("/hosted-checkout/", "bbmsl"));
         routes.push(to("/other", "moyasar"));
         if let Filter::Service(_) = filter {
-            routes.push(to("/v1/refunds", "service"));
+            // Before the filter's own, which answers where there is no filter.
+            routes.insert(0, to("/v1/refunds", "service"));
         }
         routes.push(other);
         Ok(())

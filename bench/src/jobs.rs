@@ -59,7 +59,7 @@ impl Job {
             }
             Job::Bbmsl => {
                 let body = format!(
-                    r#"{{"provider":"bbmsl","payment":{{"id":"{order}","reference":"1655817171"}},"amount":{{"value":"10.00","currency":"HKD"}},"reason":"returned goods","reference":"refund-77"}}"#
+                    r#"{{"provider":"bbmsl","payment":{{"id":"{order}"}},"amount":{{"value":"10.00","currency":"HKD"}},"reason":"returned goods","reference":"refund-77"}}"#
                 );
                 canonical(&key, &body, 0, out);
             }
@@ -75,7 +75,7 @@ impl Job {
                 "payapi.prod.bbmsl.com",
                 "",
                 &format!(
-                    r#"{{"request":"{{\"merchantId\":3,\"orderId\":{order},\"merchantReference\":\"1655817171\",\"amount\":10}}","signature":"{}"}}"#,
+                    r#"{{"request":"{{\"merchantId\":3,\"orderId\":{order},\"amount\":10}}","signature":"{}"}}"#,
                     "A".repeat(344)
                 ),
                 out,
