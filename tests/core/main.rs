@@ -34,6 +34,7 @@ mod deploy_envoy_gateway;
 mod deploy_istio;
 #[cfg(not(target_arch = "wasm32"))]
 mod figures;
+#[cfg(not(target_arch = "wasm32"))]
 mod fleet_model;
 #[cfg(not(target_arch = "wasm32"))]
 mod guard;

@@ -212,6 +212,10 @@ pub async fn run(plan: Plan) -> Result<()> {
         gateway.stop().await?;
     }
 
+    ensure!(
+        redis.is_none() || !asked.is_empty(),
+        "by the access logs the store knew of no call"
+    );
     let run = reckoning::Run {
         forgets: if redis.is_some() { &outages } else { &restarts },
         asked: redis.is_some().then_some(&asked),
