@@ -305,10 +305,11 @@ impl Case<'_> {
     }
 
     /// Whether the gateway cannot have known that nothing came of a send. Where its answer was told
-    /// to nobody, the reply tells it.
+    /// to nobody, the reply tells it; so it does where the store did not confirm that it had heard of a refusal, which its caller
+    /// is told as unknown then.
     fn may_be_unknown(&self, send: &Send) -> bool {
         match self.all.calls[send.call].said() {
-            Some(said) => said.outcome != "not_refunded",
+            Some(said) => said.outcome != "not_refunded" && !(self.all.scene.shared && send.denied),
             None => !send.denied,
         }
     }
