@@ -10,6 +10,7 @@ public class Refund {
     static final long REPEATABLE = 23 * 3600; // Seconds for which a key may be sent: none is forgotten within 24 hours.
     static final Set<String> WITHOUT_KEYS = Set.of("bbmsl"); // After no answer, look up and do not repeat.
     static final Pattern ENTRY = Pattern.compile("(\"(?:[^\"\\\\]|\\\\.)*\")\\s*:\\s*\\{\\s*\"key\"[^{}]*}");
+    static final Pattern ESCAPED = Pattern.compile("(?<=(?<!\\\\)(?:\\\\\\\\){0,99})\\\\u(?!00[01])(\\p{XDigit}{4})");
     static final String KEPT = "%s: {\"key\": \"%s\", \"sent\": %d, \"until\": \"%s\"}"; // An entry, as it is written.
     static final String BODY = "{\"provider\":%s,\"payment\":{\"id\":%s},\"amount\":{\"value\":%s,\"currency\":%s}}";
     static long now() { return System.nanoTime() / 1_000_000_000; }
@@ -24,9 +25,9 @@ public class Refund {
         Files.move(Path.of(to + ".new"), to, StandardCopyOption.ATOMIC_MOVE);
         FileChannel.open(to.toAbsolutePath().getParent(), READ).force(true);
     }
-
     static int refund(Path path, URI url, String... of) throws Exception {
-        String text = Files.exists(path) ? Files.readString(path) : "{}";
+        String text = Files.exists(path) ? Files.readString(path) : "{}"; // Others may have escaped names in it.
+        text = ESCAPED.matcher(text).replaceAll(by -> Character.toString(Integer.parseInt(by.group(1), 16)));
         var keys = ENTRY.matcher(text).results().collect(Collectors.toMap(kept -> kept.group(1), kept -> kept.group()));
         if (!ENTRY.matcher(text).replaceAll("").matches("\\s*\\{[\\s,]*}\\s*")) throw new Error("cannot read " + path);
         String provider = of[0], name = quoted(String.join(" ", of));
@@ -66,7 +67,6 @@ public class Refund {
         System.out.println(last);
         return word(last, "status").equals("succeeded") ? 0 : sent == 0 ? 1 : 3;
     }
-
     public static void main(String[] args) {
         String path = System.getenv("REFUND_KEYS");
         int status = path != null && args.length == 5 ? 3 : 2; // Java's own would be 1.

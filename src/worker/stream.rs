@@ -789,10 +789,8 @@ impl Stream {
 
     /// Settles the key in the process's own memory, and leaves it to the root to tell the store, where there is one.
     fn settled_later(&self, mut answer: Answer) -> Answer {
-        if self.worker.shared_memory().is_some() {
-            if answer.settles.is_some() {
-                self.tell_memory("untold");
-            }
+        if self.worker.shared_memory().is_some() && answer.settles.is_some() {
+            self.tell_memory("untold");
             self.worker.leave_settlement(self.question(), &answer);
         }
         self.worker.settle(&mut answer);

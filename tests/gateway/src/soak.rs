@@ -206,8 +206,8 @@ pub async fn run(plan: Plan) -> Result<()> {
     let histories = load.histories.into_inner();
     let histories = histories.unwrap_or_else(PoisonError::into_inner);
     let mut asked = HashSet::new();
+    sleep(ACCESS_LOG_DELAY).await;
     for gateway in gateways {
-        sleep(ACCESS_LOG_DELAY).await;
         asked.extend(asked_and_told(&gateway.access_log()));
         gateway.stop().await?;
     }

@@ -189,13 +189,22 @@ async fn message(stream: &mut TcpStream) -> Result<Vec<u8>> {
     }
 }
 
+/// An order that is not fresh.
+#[derive(Clone, Copy)]
+enum Order {
+    /// By its name among the simulator's.
+    Known(&'static str),
+    /// By its id: one of the sandbox's.
+    Id(&'static str),
+}
+
 /// What becomes of one refund: the ways of its calls, a fault at its provider, and how each run
 /// ends (`None`: killed).
 struct Case {
     name: &'static str,
     provider: Provider,
-    /// A known order's name; a fresh one's, where there is none.
-    order: Option<&'static str>,
+    /// A fresh one, where there is none.
+    order: Option<Order>,
     ways: &'static [Way],
     fault: Option<Fault>,
     ends: &'static [Option<i32>],
@@ -227,13 +236,13 @@ const KILLED_THEN_REFUNDED: &[Option<i32>] = &[None, Some(0)];
 
 fn cases() -> Vec<Case> {
     let declined = |name, ways, ends, keys| Case {
-        order: Some("declined"),
+        order: Some(Order::Known("declined")),
         refunds: 0,
         keys,
         ..case(name, Begateway, ways, ends)
     };
     let sandbox = |payment, provider| Case {
-        order: Some(payment),
+        order: Some(Order::Id(payment)),
         ..case(payment, provider, &[], REFUNDED)
     };
     vec![
@@ -451,9 +460,11 @@ impl Client {
     async fn play(&self, nth: usize, case: Case) -> Result<()> {
         let simulators = &self.gateway.simulators;
         let payment = match case.order {
-            // Known by its name, or one of the sandbox's.
-            Some(name) => find(case.provider, name)
-                .map_or_else(|| name.to_owned(), |order| order.id.to_string()),
+            Some(Order::Known(name)) => find(case.provider, name)
+                .context("a known order")?
+                .id
+                .to_string(),
+            Some(Order::Id(id)) => id.to_owned(),
             None => fresh(case.provider, nth as u64),
         };
         let front = Front::start(self.gateway.address, case.ways).await?;
@@ -594,34 +605,16 @@ async fn is_there(program: &str, argument: &str) -> bool {
     is_there
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_python_client_handles_every_end() -> Result<()> {
-    match is_there("python3", "--version").await {
-        true => {
-            Client::start("python3", vec![example("refund.py")])
-                .await?
-                .handles_every_end()
-                .await
-        }
-        false => Ok(()),
-    }
+/// A program, and what it is called with before the call's own arguments; none where its language is not there.
+type Program = Option<(PathBuf, Vec<PathBuf>)>;
+
+async fn script(language: &str, source: &str) -> Program {
+    let is_there = is_there(language, "--version").await;
+    is_there.then(|| (language.into(), vec![example(source)]))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_node_client_handles_every_end() -> Result<()> {
-    match is_there("node", "--version").await {
-        true => {
-            Client::start("node", vec![example("refund.mjs")])
-                .await?
-                .handles_every_end()
-                .await
-        }
-        false => Ok(()),
-    }
-}
-
-/// The programs in Java and Go, where these are. `java Refund.java` compiles it in each run, which is most of the run.
-async fn java(folder: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
+/// `java Refund.java` compiles it in each run, which is most of the run.
+async fn java(folder: &Path) -> Result<Program> {
     if !is_there("javac", "-version").await {
         return Ok(None);
     }
@@ -630,7 +623,7 @@ async fn java(folder: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
     Ok(Some(("java".into(), arguments)))
 }
 
-async fn go(folder: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
+async fn go(folder: &Path) -> Result<Program> {
     if !is_there("go", "version").await {
         return Ok(None);
     }
@@ -639,56 +632,70 @@ async fn go(folder: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
     Ok(Some((program, Vec::new())))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_java_client_handles_every_end() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    match java(folder.path()).await? {
+async fn handles_every_end(program: Program) -> Result<()> {
+    match program {
         Some((program, arguments)) => {
             let client = Client::start(program, arguments).await?;
             client.handles_every_end().await
         }
         None => Ok(()),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_handles_every_end() -> Result<()> {
+    handles_every_end(script("python3", "refund.py").await).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_client_handles_every_end() -> Result<()> {
+    handles_every_end(script("node", "refund.mjs").await).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_java_client_handles_every_end() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    handles_every_end(java(folder.path()).await?).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_go_client_handles_every_end() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    match go(folder.path()).await? {
-        Some((program, arguments)) => {
-            let client = Client::start(program, arguments).await?;
-            client.handles_every_end().await
-        }
-        None => Ok(()),
-    }
+    handles_every_end(go(folder.path()).await?).await
 }
 
-/// What one has begun another goes on with, by the same file of keys.
+/// What one has begun another goes on with, by the same file of keys, however each of them writes a name there.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_clients_share_a_file_of_keys() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut programs = Vec::new();
-    if is_there("python3", "--version").await {
-        programs.push(("python3".into(), vec![example("refund.py")]));
-    }
-    if is_there("node", "--version").await {
-        programs.push(("node".into(), vec![example("refund.mjs")]));
-    }
-    programs.extend(java(folder.path()).await?);
-    programs.extend(go(folder.path()).await?);
+    let programs = [
+        script("python3", "refund.py").await,
+        script("node", "refund.mjs").await,
+        java(folder.path()).await?,
+        go(folder.path()).await?,
+    ];
+    let programs: Vec<_> = programs.into_iter().flatten().collect();
     let mut client = Client::start("", Vec::new()).await?;
-    let front = Front::start(client.gateway.address, &[]).await?;
-    let keys = client.folder.path().join("all.json");
-    // Every order in which one comes after another.
-    for nth in 0..programs.len() {
-        for (program, arguments) in programs.iter().cycle().skip(nth).take(2).cloned() {
-            (client.program, client.arguments) = (program, arguments);
-            let payment = fresh(Moyasar, 1_000);
-            let refund = ["moyasar", &payment, "10.00", "SAR"];
-            let end = client.run(&front, &keys, &refund).await?;
-            ensure!(end == Some(0), "{:?} ended with {end:?}", client.program);
+    for (nth, payment) in [
+        "sandbox-succeeded",
+        "sandbox-succeeded-\u{e9}<&>\"\\\u{1f600}",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let refund = ["begateway", payment, "10.00", "USD"];
+        let front = Front::start(client.gateway.address, &[]).await?;
+        let keys = client.folder.path().join(format!("all-{nth}.json"));
+        // Each after each other.
+        for first in &programs {
+            for (program, arguments) in programs.iter().flat_map(|second| [first, second]) {
+                (client.program, client.arguments) = (program.clone(), arguments.clone());
+                let end = client.run(&front, &keys, &refund).await?;
+                ensure!(end == Some(0), "{program:?} ended with {end:?}, {payment}");
+            }
         }
+        let used = front.keys.lock().unwrap().len();
+        ensure!(used == 1, "{used} keys for {payment}");
     }
-    ensure!(front.keys.lock().unwrap().len() == 1, "another key");
     client.gateway.stop().await
 }
