@@ -15,6 +15,8 @@ pub enum Without {
     SettleTime,
     /// What is remembered of a key is forgotten now and then.
     Memory,
+    /// A value in the form of a newer version is taken for none.
+    Forms,
 }
 
 /// How often what happens to a request on its way, and to its reply, in thousandths.
@@ -70,6 +72,8 @@ pub struct Scene {
     pub outages_ms: Option<i64>,
     /// The store cannot be had for a while.
     pub store_outages_ms: Option<i64>,
+    /// Some of the gateways have a newer version, which keeps its values in another form: both read it, and the older ones do not.
+    pub two_versions: bool,
     /// The store forgets what it was told last.
     pub forgets_ms: Option<i64>,
     pub without: Option<Without>,
@@ -133,12 +137,17 @@ impl Scene {
             clock_jumps_ms: now_and_then(3, 5_000..100_000),
             outages_ms: now_and_then(3, 30_000..200_000),
             store_outages_ms: now_and_then(3, 30_000..200_000),
+            two_versions: shared && dice.one_in(4),
             forgets_ms: None,
             without,
         };
         // And where a full table forgets what has ended.
         scene.bbmsl_refuses |= scene.entries < ROOM && !shared;
         scene.habits.refuses_a_second = scene.bbmsl_refuses;
+        scene.two_versions |= without == Some(Without::Forms);
+        if scene.two_versions {
+            scene.gateways = scene.gateways.max(2);
+        }
         if without == Some(Without::Memory) {
             scene.forgets_ms = Some(3_000);
         }
@@ -192,7 +201,8 @@ impl Scene {
 
     /// Whether what a gateway is told is remembered by whoever is asked next.
     pub fn remembers(&self) -> bool {
-        let store_fails = self.rates.store > 0 || self.store_outages_ms.is_some();
+        let store_fails =
+            self.rates.store > 0 || self.store_outages_ms.is_some() || self.two_versions;
         self.entries >= ROOM && self.without.is_none() && !(self.shared && store_fails)
     }
 }

@@ -14,6 +14,10 @@ use crate::time::BEGINNING_MS;
 /// A store that forgets loses the writes of so long.
 const LOST_MS: i64 = 1_000;
 
+/// The first byte of a value tells its form: today's, and that of a version to come, which reads both.
+const FORM: u8 = 1;
+const NEWER_FORM: u8 = 2;
+
 /// What it cannot do now, or will not: nothing is written.
 pub const ERRORS: [&str; 8] = [
     "LOADING Redis is loading the dataset in memory",
@@ -39,27 +43,32 @@ pub struct Store {
     values: HashMap<Vec<u8>, Value>,
     /// What its clock shows more than the world's.
     ahead_ms: i64,
+    /// An older gateway takes what it cannot read for nothing.
+    hides_newer: bool,
     /// What was written lately, and what stood there before.
     newest: Vec<Written>,
 }
 
 impl Store {
-    /// An empty one, whose clock shows so much more than the world's.
-    pub fn new(ahead_ms: i64) -> Self {
+    /// An empty one, whose clock shows so much more than the world's. `hides_newer`: older gateways take what they cannot read for
+    /// nothing.
+    pub fn new(ahead_ms: i64, hides_newer: bool) -> Self {
         Store {
             ahead_ms,
+            hides_newer,
             ..Store::default()
         }
     }
 
-    /// Does what a connection brings, and gives what it sends back.
-    pub fn serve(&mut self, now: i64, bytes: &[u8]) -> Vec<u8> {
+    /// Does what a connection brings, and gives what it sends back. What a newer gateway writes it keeps in another form, and gives
+    /// it back to that one alone in the form in which it came.
+    pub fn serve(&mut self, now: i64, is_newer: bool, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         let mut rest = bytes;
         while let Ok(Some((frame, size))) = decode(rest) {
             rest = &rest[size..];
             let reply = match words(frame) {
-                Some(words) => self.command(now, &words),
+                Some(words) => self.command(now, is_newer, &words),
                 None => Frame::Error("ERR Protocol error".to_owned()),
             };
             write(&reply, &mut out);
@@ -67,18 +76,18 @@ impl Store {
         out
     }
 
-    fn command(&mut self, now: i64, words: &[Vec<u8>]) -> Frame {
+    fn command(&mut self, now: i64, is_newer: bool, words: &[Vec<u8>]) -> Frame {
         match words.split_first() {
             Some((name, _)) if name == b"AUTH" => Frame::SimpleString(b"OK".to_vec()),
             Some((name, [_script, count, rest @ ..])) if name == b"EVAL" => {
-                let reply = self.swap(now, count, rest);
+                let reply = self.swap(now, is_newer, count, rest);
                 reply.unwrap_or_else(|| Frame::Error("ERR of the script".to_owned()))
             }
             _ => Frame::Error("ERR unknown command".to_owned()),
         }
     }
 
-    fn swap(&mut self, now: i64, count: &[u8], rest: &[Vec<u8>]) -> Option<Frame> {
+    fn swap(&mut self, now: i64, is_newer: bool, count: &[u8], rest: &[Vec<u8>]) -> Option<Frame> {
         let count: usize = text(count)?.parse().ok()?;
         let (keys, arguments) = rest.split_at_checked(count)?;
         let (word, arguments) = arguments.split_first()?;
@@ -90,6 +99,14 @@ impl Store {
         }
         let clock_ms = BEGINNING_MS + now + self.ahead_ms;
         let mut stands: Vec<Vec<u8>> = keys.iter().map(|key| self.get(key, now)).collect();
+        let hides = self.hides_newer && !is_newer;
+        for value in &mut stands {
+            match value.first_mut() {
+                Some(form) if *form == NEWER_FORM && is_newer => *form = FORM,
+                Some(form) if *form == NEWER_FORM && hides => value.clear(),
+                _ => {}
+            }
+        }
         let same = stands
             .iter()
             .zip(&swaps)
@@ -102,7 +119,11 @@ impl Store {
             for ((key, swap), stands) in keys.iter().zip(&swaps).zip(&mut stands) {
                 if !swap[1].is_empty() {
                     let ttl_ms: i64 = text(&swap[2])?.parse().ok()?;
-                    self.set(key, &swap[1], now, now + ttl_ms);
+                    let mut new = swap[1].clone();
+                    if is_newer && let Some(form) = new.first_mut() {
+                        *form = NEWER_FORM;
+                    }
+                    self.set(key, new, now, now + ttl_ms);
                     stands.clone_from(&swap[1]);
                 }
             }
@@ -119,8 +140,8 @@ impl Store {
         }
     }
 
-    fn set(&mut self, key: &[u8], value: &[u8], now: i64, until: i64) {
-        let before = self.values.insert(key.to_vec(), (value.to_vec(), until));
+    fn set(&mut self, key: &[u8], value: Vec<u8>, now: i64, until: i64) {
+        let before = self.values.insert(key.to_vec(), (value, until));
         self.newest.retain(|(at, ..)| *at > now - LOST_MS);
         self.newest.push((now, key.to_vec(), before));
     }
@@ -199,29 +220,42 @@ mod tests {
     #[test]
     fn all_is_written_or_nothing() {
         let mut store = Store::default();
-        store.serve(0, &call(5, &[("a", "", "1")]));
+        store.serve(0, false, &call(5, &[("a", "", "1")]));
         // One of two is not as it was thought to be.
-        let reply = store.serve(1, &call(5, &[("a", "1", "2"), ("b", "x", "3")]));
+        let reply = store.serve(1, false, &call(5, &[("a", "1", "2"), ("b", "x", "3")]));
         assert!(says(&reply).ends_with("$1 1 $0  "), "{}", says(&reply));
-        let reply = store.serve(2, &call(5, &[("a", "1", "2"), ("b", "", "3")]));
+        let reply = store.serve(2, false, &call(5, &[("a", "1", "2"), ("b", "", "3")]));
         assert!(says(&reply).ends_with("$1 2 $1 3 "), "{}", says(&reply));
     }
 
     #[test]
     fn nothing_is_written_after_the_deadline_and_all_is_gone_after_its_time() {
         let mut store = Store::default();
-        let reply = store.serve(6, &call(5, &[("a", "", "1")]));
+        let reply = store.serve(6, false, &call(5, &[("a", "", "1")]));
         assert!(says(&reply).starts_with("-LATE "), "{}", says(&reply));
-        store.serve(5, &call(5, &[("a", "", "1")]));
+        store.serve(5, false, &call(5, &[("a", "", "1")]));
         assert_eq!(store.get(b"a", 104), b"1");
         assert_eq!(store.get(b"a", 105), b"");
     }
 
     #[test]
+    fn a_newer_gateway_reads_both_forms_and_an_older_one_its_own() {
+        let mut store = Store::default();
+        let (first, second) = ("\u{1}x", "\u{1}y");
+        store.serve(0, false, &call(9_000, &[("a", "", first)]));
+        let reply = store.serve(1, true, &call(9_000, &[("a", first, second)]));
+        assert!(says(&reply).ends_with("$2 \u{1}y "), "{:?}", says(&reply));
+        let reply = store.serve(2, false, &call(9_000, &[("a", second, first)]));
+        assert!(says(&reply).ends_with("$2 \u{2}y "), "{:?}", says(&reply));
+        let reply = store.serve(2, true, &call(9_000, &[("a", second, first)]));
+        assert!(says(&reply).ends_with("$2 \u{1}x "), "{:?}", says(&reply));
+    }
+
+    #[test]
     fn a_replica_that_takes_over_has_not_the_newest_writes() {
         let mut store = Store::default();
-        store.serve(0, &call(9_000, &[("a", "", "1")]));
-        store.serve(2_000, &call(9_000, &[("b", "", "2")]));
+        store.serve(0, false, &call(9_000, &[("a", "", "1")]));
+        store.serve(2_000, false, &call(9_000, &[("b", "", "2")]));
         assert_eq!(store.forgets(2_500), 1);
         assert_eq!(store.get(b"b", 2_500), b"");
     }

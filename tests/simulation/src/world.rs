@@ -55,6 +55,8 @@ pub struct Outcome {
     pub sends: usize,
     /// How many events there were.
     pub events: u64,
+    /// Whether gateways of two versions were in it, each with a form of its own for what it stores.
+    pub two_versions: bool,
     /// The rules that are broken.
     pub findings: Vec<Finding>,
     /// What happened to the refund that was watched, a line each.
@@ -124,6 +126,8 @@ pub struct World {
     slots: Vec<Option<usize>>,
     /// All that ever ran, by when they started.
     processes: Vec<Option<Process>>,
+    /// Whether it was of a newer version.
+    newer: Vec<bool>,
     clocks: Vec<Rc<Clock>>,
     providers: Vec<Provider>,
     outages: [bool; 4],
@@ -183,8 +187,9 @@ impl World {
             active: plan.refunds,
             pushes: 0,
             processes: Vec::new(),
+            newer: Vec::new(),
             outages: [false; 4],
-            store: Store::new(ahead_ms),
+            store: Store::new(ahead_ms, plan.without == Some(Without::Forms)),
             store_is_away: false,
             refunds: Vec::with_capacity(plan.refunds),
             calls: Vec::new(),
@@ -315,6 +320,8 @@ impl World {
                 self.calm = true;
                 self.outages = [false; 4];
                 self.store_is_away = false;
+                // The rollout is done.
+                self.newer.fill(self.scene.two_versions);
             }
             Event::LastCall => self.last_call(),
         }
@@ -462,6 +469,8 @@ impl World {
         let effects = process.configure(&self.dice, &configuration);
         let life = self.processes.len();
         self.processes.push(Some(process));
+        let is_newer = self.scene.two_versions && (self.calm || self.dice.one_in(2));
+        self.newer.push(is_newer);
         self.slots[slot] = Some(life);
         self.carry_out_all(life, effects);
     }
@@ -535,8 +544,9 @@ impl World {
         };
         root.passages.insert(at.context, passage);
         self.places[call] = Some(at);
-        self.tell(refund, |_| {
-            format!("call {call} is at gateway {slot} (process {life}, worker {place})")
+        self.tell(refund, |world| {
+            let newer = if world.newer[life] { ", newer" } else { "" };
+            format!("call {call} is at gateway {slot} (process {life}{newer}, worker {place})")
         });
         let flow = self.enter(at, |stream| stream.request_headers(!is_post));
         if !is_post && flow == Some(Flow::Continue) {
@@ -1105,7 +1115,7 @@ impl World {
             _ => {
                 // It is done, and half of the answer comes, or another one.
                 let now = self.now();
-                let mut answer = self.store.serve(now, &body);
+                let mut answer = self.store.serve(now, self.newer[at.life], &body);
                 match self.dice.below(3) {
                     0 => answer.clear(),
                     1 => answer.truncate(self.dice.below(answer.len().max(1))),
@@ -1118,7 +1128,7 @@ impl World {
 
     fn store_works(&mut self, at: At, number: u32, body: &[u8], returns_ms: Option<i64>) {
         let now = self.now();
-        let answer = self.store.serve(now, body);
+        let answer = self.store.serve(now, self.newer[at.life], body);
         if let Some(returns_ms) = returns_ms {
             self.after(
                 returns_ms,
@@ -1332,6 +1342,7 @@ impl World {
             calls: self.calls.len(),
             sends: self.sends.len(),
             events: self.events,
+            two_versions: self.scene.two_versions,
             findings,
             story: self.story,
         }

@@ -29,6 +29,17 @@ fn nothing_is_false_where_gateways_share_a_memory() {
     }
 }
 
+/// Values of a newer version's form are in doubt to the others, who say nothing certain of them.
+#[test]
+fn nothing_is_false_during_a_rollout_of_another_form() {
+    let worlds = (0..24).map(|nth| play(plan(derived(3, nth), true)));
+    let mixed: Vec<_> = worlds.filter(|world| world.two_versions).collect();
+    assert!(mixed.len() >= 3, "{} worlds of two versions", mixed.len());
+    for world in mixed {
+        assert!(world.findings.is_empty(), "{:#?}", world.findings);
+    }
+}
+
 #[test]
 fn nothing_is_false_where_each_gateway_remembers_for_itself() {
     for nth in 0..8 {
@@ -137,5 +148,14 @@ fn a_claim_that_is_lost_is_found() {
             "sent again",
             "refunded twice",
         ],
+    );
+}
+
+#[test]
+fn a_newer_gateways_claim_that_is_taken_for_none_is_found() {
+    found(
+        Without::Forms,
+        true,
+        &["false: it says not_refunded", "sent again"],
     );
 }
