@@ -347,6 +347,8 @@ tests() {
   target wasm32-unknown-unknown
   target wasm32-wasip1
   export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((2 * $(nproc)))}"
+  # An error of a test ends with its sentences, also where RUST_BACKTRACE is set: the frames are those of the runner.
+  export RUST_LIB_BACKTRACE="${RUST_LIB_BACKTRACE:-0}"
   BESIDE="$(mktemp -d)"
   trap end_beside EXIT
   beside tools_of_tests
@@ -583,6 +585,7 @@ mesh() {
   }
   build
   get_envoy
+  get_redis
   export MESH="$TOOLS/mesh"
   mkdir -p "$MESH"
   link() { ln -sf "$program" "$MESH/"; }
