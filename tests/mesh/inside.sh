@@ -21,6 +21,7 @@ for host in api.bog.ge oauth2.bog.ge pg.moyasar.com api.begateway.com payapi.pro
   echo "127.0.1.$n $host" >>/etc/hosts
   n=$((n + 1))
 done
+echo '127.0.0.1 redis-0.corp.example' >>/etc/hosts
 echo '127.0.0.1 envoy-gateway.envoy-gateway-system.svc.cluster.local' >>/etc/hosts
 : >/etc/resolv.conf
 # A root with all that the machine's has, to which folders can be added.

@@ -11,6 +11,7 @@ use crate::Gateway;
 const NAME: &str = "refund_filter";
 const FILTERS: &str =
     "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
+const MODULE: &str = "/resources/0/typed_config/config/vm_config/code/local/filename";
 const PLUGIN: &str = "/resources/0/typed_config/config/configuration/value";
 
 /// Takes the filter out of Envoy's configuration, and has Envoy find it in a file in this folder.
@@ -66,11 +67,19 @@ impl Gateway {
     /// Pushes a plugin configuration, to every gateway of this folder, as an operator must: a new
     /// file, moved into place. Needs [`crate::Options::ecds`].
     pub fn push(&self, plugin: &Value) -> Result<()> {
+        self.change(PLUGIN, json!(plugin.to_string()))
+    }
+
+    /// Has every gateway of this folder go on with another module. Needs [`crate::Options::ecds`].
+    pub fn upgrade(&self, module: &Path) -> Result<()> {
+        self.change(MODULE, json!(module))
+    }
+
+    fn change(&self, pointer: &str, value: Value) -> Result<()> {
         let mut file = read(&self.ecds_folder())?;
-        let text = file
-            .pointer_mut(PLUGIN)
-            .context("there is no plugin configuration")?;
-        *text = json!(plugin.to_string());
+        *file
+            .pointer_mut(pointer)
+            .with_context(|| format!("there is no {pointer}"))? = value;
         let version = file["version_info"].as_str().and_then(|v| v.parse().ok());
         file["version_info"] = json!((version.unwrap_or(0u64) + 1).to_string());
         put(&self.ecds_folder(), &file)

@@ -162,7 +162,19 @@ pub struct Options {
 pub struct Beside {
     simulators: Arc<Simulators>,
     secrets: Secrets,
-    folder: PathBuf,
+    /// Of the files of secrets, and of what is pushed; none where each gateway has its own.
+    folder: Option<PathBuf>,
+}
+
+impl Beside {
+    /// The same providers, and nothing that is pushed to the others.
+    #[must_use]
+    pub fn apart(self) -> Self {
+        Beside {
+            folder: None,
+            ..self
+        }
+    }
 }
 
 impl Default for Options {
@@ -398,7 +410,7 @@ impl Gateway {
                 Beside {
                     simulators: Arc::new(Simulators::start(simulator_options).await?),
                     secrets,
-                    folder: folder.path().to_owned(),
+                    folder: None,
                 }
             }
         };
@@ -407,6 +419,7 @@ impl Gateway {
             secrets,
             folder: shared,
         } = beside;
+        let shared = shared.unwrap_or_else(|| folder.path().to_owned());
         let secret_folder = shared.join("secrets");
         if !secret_folder.exists() {
             std::fs::create_dir(&secret_folder)?;
@@ -487,7 +500,7 @@ impl Gateway {
         Beside {
             simulators: self.simulators.clone(),
             secrets: self.secrets.clone(),
-            folder: self.shared.clone(),
+            folder: Some(self.shared.clone()),
         }
     }
 
@@ -684,6 +697,23 @@ pub fn module() -> Result<PathBuf> {
         "dist/refund_filter.wasm is missing: run ./build.sh first"
     );
     Ok(path.canonicalize()?)
+}
+
+/// The module of another version, in this folder: its user agent alone is another.
+pub fn other_module(folder: &Path, version: &str) -> Result<PathBuf> {
+    let mut bytes = std::fs::read(module()?)?;
+    let known = concat!("refund-filter/", env!("CARGO_PKG_VERSION")).as_bytes();
+    let new = format!("refund-filter/{version}");
+    ensure!(
+        new.len() == known.len(),
+        "{new} is not as long as this version"
+    );
+    let at = bytes.windows(known.len()).position(|part| part == known);
+    let at = at.context("the module has no user agent")?;
+    bytes[at..at + known.len()].copy_from_slice(new.as_bytes());
+    let path = folder.join(format!("{version}.wasm"));
+    std::fs::write(&path, bytes)?;
+    Ok(path)
 }
 
 /// The Envoy binary that `./build.sh` names.

@@ -31,13 +31,28 @@ pub struct Redis {
     // Killed when it is dropped.
     server: Child,
     replica_of: Option<SocketAddr>,
+    clients: Clients,
+}
+
+/// How its clients prove who they are, besides their password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// By a certificate.
+    Certificate,
+    /// By nothing.
+    PasswordAlone,
 }
 
 impl Redis {
     /// A primary with nothing in it.
     pub async fn start() -> Result<Self> {
+        Redis::for_clients(Clients::Certificate).await
+    }
+
+    /// The same for such clients.
+    pub async fn for_clients(clients: Clients) -> Result<Self> {
         let certificates = certificates()?;
-        Redis::with(None, certificates).await
+        Redis::with(None, clients, certificates).await
     }
 
     /// A replica of this one, with its certificates.
@@ -46,18 +61,23 @@ impl Redis {
         for name in CERTIFICATES {
             std::fs::copy(self.path(name), folder.path().join(name))?;
         }
-        Redis::with(Some(self.address), folder).await
+        Redis::with(Some(self.address), self.clients, folder).await
     }
 
-    async fn with(replica_of: Option<SocketAddr>, folder: tempfile::TempDir) -> Result<Self> {
+    async fn with(
+        replica_of: Option<SocketAddr>,
+        clients: Clients,
+        folder: tempfile::TempDir,
+    ) -> Result<Self> {
         // A free port: it takes no port 0 over TLS.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let server = run(folder.path(), address, replica_of)?;
+        let server = run(folder.path(), address, replica_of, clients)?;
         let mut redis = Redis {
             address,
             folder,
             server,
             replica_of,
+            clients,
         };
         redis.wait().await?;
         Ok(redis)
@@ -130,7 +150,8 @@ impl Redis {
 
     /// Starts it again after [`Redis::kill`], where it was.
     pub async fn restart(&mut self) -> Result<()> {
-        self.server = run(self.folder.path(), self.address, self.replica_of)?;
+        let folder = self.folder.path();
+        self.server = run(folder, self.address, self.replica_of, self.clients)?;
         self.wait().await
     }
 
@@ -164,7 +185,16 @@ const CERTIFICATES: [&str; 5] = [
     "client.key",
 ];
 
-fn run(folder: &Path, address: SocketAddr, replica_of: Option<SocketAddr>) -> Result<Child> {
+fn run(
+    folder: &Path,
+    address: SocketAddr,
+    replica_of: Option<SocketAddr>,
+    clients: Clients,
+) -> Result<Child> {
+    let certificates = match clients {
+        Clients::Certificate => "yes",
+        Clients::PasswordAlone => "no",
+    };
     let mut command = Command::new(program("redis-server")?);
     command
         .current_dir(folder)
@@ -173,7 +203,12 @@ fn run(folder: &Path, address: SocketAddr, replica_of: Option<SocketAddr>) -> Re
         .args(["--tls-ca-cert-file", "ca.pem"])
         .args(["--tls-cert-file", "server.pem"])
         .args(["--tls-key-file", "server.key"])
-        .args(["--tls-auth-clients", "yes", "--tls-replication", "yes"])
+        .args([
+            "--tls-auth-clients",
+            certificates,
+            "--tls-replication",
+            "yes",
+        ])
         .args([
             "--logfile",
             "redis.log",

@@ -1,11 +1,12 @@
 //! A reconciliation soak: thousands of refunds through a real Envoy while providers, their token
-//! endpoint, callers and the configuration fail and change, and at the end every word that a caller
-//! got is held against the providers' ledgers.
+//! endpoint, callers, the configuration and the module fail and change, and at the end every word
+//! that a caller got is held against the providers' ledgers.
 //!
 //! No refund twice, none lost, no statement false; the memory flat, and no trap.
 
 mod caller;
 mod faults;
+mod link;
 mod reckoning;
 
 use std::collections::HashSet;
@@ -22,9 +23,10 @@ use simulator::Provider;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::redis::{PASSWORD, Redis};
-use crate::{Gateway, Options, route_mut};
+use crate::redis::{PASSWORD, Redis, Store};
+use crate::{Gateway, Options, module, other_module, route_mut};
 use caller::{Caller, History, Open, Refund};
+use link::Link;
 
 /// Concurrent callers.
 const CALLERS: usize = 24;
@@ -43,12 +45,16 @@ const LEASE_SECONDS: u64 = 12;
 const ACCESS_LOG_DELAY: Duration = Duration::from_millis(300);
 /// How long a fleet's store may take.
 const STORE_TIMEOUT_MS: u64 = 1_500;
+/// After the last failure of anything: by then nothing is on its way, and a fleet's gateways have told each other all.
+const CALM: Duration = Duration::from_secs(LEASE_SECONDS + SETTLE_SECONDS);
 /// How long a provider is closed.
 const CLOSED: Duration = Duration::from_millis(200);
 /// A refund that was only taken completes after so many look-ups that did not show it.
 const UNSHOWN: u64 = 1;
 /// What Envoy's memory may grow by between the early samples and the late ones, in kB.
 const GROWTH: u64 = 16_000;
+/// The version of the module to which and from which gateways are upgraded while they work.
+const OTHER_VERSION: &str = "9.9.9";
 /// Nothing measures time; this only ends a wait that would not end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -113,7 +119,7 @@ struct Load {
     plan: Plan,
     next: AtomicU64,
     done: AtomicU64,
-    histories: Mutex<Vec<History>>,
+    ended: Mutex<Vec<Open>>,
 }
 
 /// What is seen of Envoy at one moment.
@@ -138,14 +144,25 @@ pub async fn run(plan: Plan) -> Result<()> {
         1 => None,
         _ => Some(Redis::start().await?),
     };
-    let mut gateways = start(looks_first, &plan, redis.as_ref(), &mut rng).await?;
+    let mut links = Vec::new();
+    if let Some(redis) = &redis {
+        for _ in 0..plan.gateways {
+            links.push(Link::to(redis.address).await?);
+        }
+    }
+    let mut gateways = start(looks_first, &plan, redis.as_ref(), &links, &mut rng).await?;
     let simulators = gateways[0].simulators.clone();
+    let modules = [
+        other_module(gateways[0].folder(), OTHER_VERSION)?,
+        module()?,
+    ];
+    let mut rollout = modules.iter().cycle();
     let load = Arc::new(Load {
         simulators: simulators.clone(),
         plan,
         next: AtomicU64::new(0),
         done: AtomicU64::new(0),
-        histories: Mutex::default(),
+        ended: Mutex::default(),
     });
     load.simulators.complete_after(Some(UNSHOWN));
     let begin = Instant::now();
@@ -155,6 +172,7 @@ pub async fn run(plan: Plan) -> Result<()> {
         callers.spawn(load.clone().make_refunds(caller, begin));
     }
     let (mut samples, mut restarts, mut outages) = (Vec::new(), Vec::new(), Vec::new());
+    let mut partitions = 0;
     let plugin = gateways[0].plugin()?;
     // Early, so that a short run has one.
     let (mut started, mut first_restart) = (begin, Some(Duration::from_secs(SETTLE_SECONDS / 2)));
@@ -180,6 +198,8 @@ pub async fn run(plan: Plan) -> Result<()> {
             let place = restarts.len() % gateways.len();
             let gateway = &mut gateways[place];
             no_trap(gateway).await?;
+            // A rollout, mostly.
+            gateway.upgrade(rollout.next().context("no module")?)?;
             let gone = SystemTime::now();
             gateway.restart().await?;
             restarts.push(gone..=SystemTime::now());
@@ -191,8 +211,20 @@ pub async fn run(plan: Plan) -> Result<()> {
             fail(redis, &mut rng).await?;
             // What was done without it is settled by then.
             outages.push(gone..=SystemTime::now() + Duration::from_secs(5));
+        } else if redis.is_some() && nth % 4 == 3 {
+            // What one gateway does without the store, while the others have it, is told by its access log alone.
+            let link = &links[rng.gen_range(0..links.len())];
+            link.cut(true);
+            sleep(without_store(&mut rng)).await;
+            link.cut(false);
+            partitions += 1;
         } else {
-            disturb(&gateways[0], nth, &plugin, &mut rng).await?;
+            let gateway = &gateways[rng.gen_range(0..gateways.len())];
+            disturb(gateway, nth, &plugin, &mut rng).await?;
+            // Not where the memory is measured: both modules are there for a while.
+            if nth % 2 == 0 && (redis.is_some() || nth * STEP < plan.refunds / 2) {
+                gateway.upgrade(rollout.next().context("no module")?)?;
+            }
         }
         samples.push(sample(&gateways[0]).await?);
     }
@@ -203,8 +235,9 @@ pub async fn run(plan: Plan) -> Result<()> {
         no_trap(gateway).await?;
     }
     let load = Arc::into_inner(load).context("a caller is left")?;
-    let histories = load.histories.into_inner();
-    let histories = histories.unwrap_or_else(PoisonError::into_inner);
+    let ended = load.ended.into_inner();
+    let ended = ended.unwrap_or_else(PoisonError::into_inner);
+    let histories = ask_once_more(ended, &gateways, &simulators).await?;
     let mut asked = HashSet::new();
     sleep(ACCESS_LOG_DELAY).await;
     for gateway in gateways {
@@ -224,13 +257,17 @@ pub async fn run(plan: Plan) -> Result<()> {
     let reckoning = reckoning::reckon(&histories, &simulators, run);
     println!("{}", reckoning.table());
     println!(
-        "{} refunds in {} s, {} restarts, {} times without the store",
+        "{} refunds in {} s, {} restarts, {} times without the store, {partitions} times at one gateway alone",
         histories.len(),
         took.as_secs(),
         restarts.len(),
         outages.len()
     );
     ensure!(!restarts.is_empty(), "the gateway was never restarted");
+    ensure!(
+        reckoning.versions() == modules.len(),
+        "not every version of the module has sent something"
+    );
     // A fleet's gateways do not live for long enough.
     let memory = match redis {
         None => memory_is_flat(&samples),
@@ -259,6 +296,39 @@ fn asked_and_told(log: &str) -> impl Iterator<Item = String> {
     asked.filter_map(|line| Some(line["request_id"].as_str()?.to_owned()))
 }
 
+/// Nothing fails any more, and whoever is still in doubt asks again: their patience was too short, and the gateway's word is not.
+async fn ask_once_more(
+    ended: Vec<Open>,
+    gateways: &[Gateway],
+    simulators: &Arc<simulator::Simulators>,
+) -> Result<Vec<History>> {
+    let (in_doubt, over): (Vec<_>, Vec<_>) = ended.into_iter().partition(Open::may_learn_more);
+    let mut histories: Vec<_> = over.into_iter().map(|open| open.history).collect();
+    if in_doubt.is_empty() {
+        return Ok(histories);
+    }
+    println!("{} ask once more", in_doubt.len());
+    for provider in Provider::ALL {
+        simulators.clear_faults(provider);
+    }
+    sleep(CALM).await;
+    let mut callers = JoinSet::new();
+    for (nth, open) in in_doubt.into_iter().enumerate() {
+        let (caller, simulators) = (Caller::new(gateways, nth)?, Arc::clone(simulators));
+        callers.spawn(async move {
+            let mut open = open.in_calm();
+            while !caller.go_on(&mut open, &simulators).await {
+                sleep_until(open.due).await;
+            }
+            open.history
+        });
+    }
+    while let Some(history) = callers.join_next().await {
+        histories.push(history?);
+    }
+    Ok(histories)
+}
+
 async fn no_trap(gateway: &Gateway) -> Result<()> {
     let traps = gateway.stats(r"^wasm.*vm_reload").await?;
     ensure!(!traps.is_empty(), "Envoy does not count its traps");
@@ -273,6 +343,7 @@ async fn start(
     looks_first: bool,
     plan: &Plan,
     redis: Option<&Redis>,
+    links: &[Link],
     rng: &mut StdRng,
 ) -> Result<Vec<Gateway>> {
     let old: Vec<_> = Provider::REFUNDING
@@ -282,11 +353,15 @@ async fn start(
         .collect();
     println!("HTTP/1.1 to {old:?}, HTTP/2 to the others");
     let mut gateways: Vec<Gateway> = Vec::with_capacity(plan.gateways);
-    for _ in 0..plan.gateways {
-        let (old, store) = (old.clone(), redis.map(Redis::store));
+    for nth in 0..plan.gateways {
+        let old = old.clone();
+        let store = redis.zip(links.get(nth)).map(|(redis, link)| Store {
+            address: link.address,
+            ..redis.store()
+        });
         let gateway = Gateway::start(Options {
             ecds: true,
-            beside: gateways.first().map(Gateway::beside),
+            beside: gateways.first().map(|first| first.beside().apart()),
             more_secrets: vec![("memory-password", PASSWORD.to_owned())],
             simulators: simulator::Options {
                 kept_exchanges: 1_000_000,
@@ -334,9 +409,14 @@ fn change(config: &mut Value, looks_first: bool, old: &[&str]) {
     }
 }
 
+/// How long a store is away.
+fn without_store(rng: &mut StdRng) -> Duration {
+    Duration::from_millis(rng.gen_range(100..3 * STORE_TIMEOUT_MS))
+}
+
 /// The store hangs for a while, or dies and is started again.
 async fn fail(redis: &mut Redis, rng: &mut StdRng) -> Result<()> {
-    let pause = Duration::from_millis(rng.gen_range(100..3 * STORE_TIMEOUT_MS));
+    let pause = without_store(rng);
     if rng.r#gen() {
         redis.signal("STOP").await?;
         sleep(pause).await;
@@ -381,12 +461,9 @@ impl Load {
                 waiting.push(open);
                 continue;
             }
-            let mut histories = self
-                .histories
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            histories.push(open.history);
-            drop(histories);
+            let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            ended.push(open);
+            drop(ended);
             self.done.fetch_add(1, Ordering::SeqCst);
         }
     }

@@ -205,6 +205,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// This run's folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// A file or folder of this run's.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -1,13 +1,13 @@
 //! Calls to a gateway of a mesh, and what has become of them at the simulated providers.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use gateway_testbed::{Answer, module};
-use mesh_testbed::{Call, Cluster, Stranger};
-use provider_simulator::Provider::{self, Begateway};
+use gateway_testbed::Answer;
+use gateway_testbed::redis::{Clients, HOST, Redis, USER};
+use mesh_testbed::{Call, Cluster, Overlay, Stranger};
+use provider_simulator::Provider::{self, Bbmsl, Begateway};
 use provider_simulator::orders;
 use serde_json::{Value, json};
 
@@ -80,20 +80,6 @@ pub fn user_agent(cluster: &Cluster, provider: Provider) -> String {
         .flat_map(|last| last.headers_named("user-agent"))
         .collect();
     String::from_utf8_lossy(&agents.concat()).into_owned()
-}
-
-/// The module of another version: its user agent alone is another.
-pub fn other_module(cluster: &Cluster, version: &str) -> Result<PathBuf> {
-    let mut bytes = std::fs::read(module()?)?;
-    let known = concat!("refund-filter/", env!("CARGO_PKG_VERSION")).as_bytes();
-    let new = format!("refund-filter/{version}");
-    ensure!(new.len() == known.len());
-    let at = bytes.windows(known.len()).position(|part| part == known);
-    let at = at.context("the module has no user agent")?;
-    bytes[at..at + known.len()].copy_from_slice(new.as_bytes());
-    let path = cluster.file(&format!("{version}.wasm"));
-    std::fs::write(&path, bytes)?;
-    Ok(path)
 }
 
 /// How one sees that an object is gone or wrong.
@@ -225,4 +211,103 @@ pub fn has_series(figures: &str) -> bool {
             .all(|label| line.contains(label))
             && !line.ends_with(" 0")
     })
+}
+
+/// A Redis for the component `memory` as it ships: the machine trusts its authority, and it asks for
+/// no certificates.
+pub async fn store() -> Result<Redis> {
+    let redis = Redis::for_clients(Clients::PasswordAlone).await?;
+    let trusted = "/etc/ssl/certs/ca-certificates.crt";
+    let authorities = [trusted.into(), redis.store().ca].map(std::fs::read_to_string);
+    let [others, its] = authorities;
+    std::fs::write(trusted, others? + &its?)?;
+    Ok(redis)
+}
+
+/// Lists the component `memory` where the pages say, with the two values that it needs.
+pub fn share_memory(overlay: &mut Overlay, redis: &Redis, password: &Value) -> Result<()> {
+    let mut names = overlay.components.iter();
+    let refunds = names.position(|name| name == "refunds");
+    let place = refunds.context("no component `refunds`")? + 1;
+    overlay.components.insert(place, "memory".into());
+    // The second is in no DNS: one name that is not found keeps nobody from the other.
+    let endpoints = ["redis-0.corp.example", "redis-1.corp.example"].map(|host| {
+        let address = json!({"address": host, "port_value": redis.address.port()});
+        json!({"endpoint": {"address": {"socket_address": address}}})
+    });
+    let memory = json!({"redis": {"cluster": "memory", "username": USER, "password": password}});
+    let store = json!({"server_name": HOST, "endpoints": endpoints});
+    for (kind, spec) in [("RefundMemory", memory), ("RefundStore", store)] {
+        overlay.values.push(json!({
+            "apiVersion": "refund-filter/v1", "kind": kind, "spec": spec,
+            "metadata": {"name": "memory", "annotations": {"config.kubernetes.io/local-config": "true"}},
+        }));
+    }
+    Ok(())
+}
+
+/// Whether a pod has found the store, by its admin page `/stats`.
+pub fn has_found_the_store(stats: &str) -> bool {
+    stats.contains("cluster.memory.membership_healthy: 1\n")
+}
+
+/// Makes the same call eight times at once at each provider: it is sent once.
+pub async fn at_once(cluster: &Cluster, port: u16) -> Result<Vec<(Provider, Call)>> {
+    let mut made = Vec::new();
+    for provider in FOUR {
+        let call = fresh(provider);
+        let calls = (0..8).map(|_| {
+            let call = call.clone();
+            tokio::spawn(async move { call.send(port).await })
+        });
+        for answer in calls.collect::<Vec<_>>() {
+            let answer = answer.await??;
+            let in_flight = answer.body["code"] == "refund-in-progress";
+            assert!(
+                answer.status < 300 || in_flight,
+                "{provider:?}: {answer:#?}"
+            );
+        }
+        assert_eq!(booked(cluster, provider, &call), 1, "{provider:?}");
+        let again = call.send(port).await?;
+        assert!(again.status < 300, "{provider:?}: {again:#?}");
+        if provider.declared().answers != "pending" {
+            assert_eq!(sent(cluster, provider, &call), 1, "{provider:?}");
+        }
+        made.push((provider, call));
+    }
+    Ok(made)
+}
+
+/// What was refunded before a rollout is not sent again after it.
+pub async fn are_remembered(cluster: &Cluster, port: u16, made: &[(Provider, Call)]) -> Result<()> {
+    for (provider, call) in made {
+        let before = sent(cluster, *provider, call);
+        let again = call.send(port).await?;
+        assert!(again.status < 300, "{provider:?}: {again:#?}");
+        assert_eq!(booked(cluster, *provider, call), 1, "{provider:?}");
+        if provider.declared().answers != "pending" {
+            assert_eq!(again.header("idempotency-replayed"), "true", "{provider:?}");
+            assert_eq!(sent(cluster, *provider, call), before, "{provider:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Without its store, the provider without keys sends nothing, and the others go on.
+pub async fn goes_on_without_the_store(cluster: &Cluster, port: u16) -> Result<()> {
+    let call = fresh(Bbmsl);
+    let answer = call.send(port).await?;
+    let said = ["code", "outcome", "retry"].map(|member| answer.body[member].as_str());
+    assert_eq!(
+        said.map(Option::unwrap_or_default),
+        ["memory-unavailable", "unknown", "same_key"],
+        "{answer:#?}"
+    );
+    assert_eq!(sent(cluster, Bbmsl, &call), 0);
+    let call = fresh(Begateway);
+    let answer = call.send(port).await?;
+    assert_eq!(answer.status, 200, "{answer:#?}");
+    assert_eq!(booked(cluster, Begateway, &call), 1);
+    Ok(())
 }

@@ -4,10 +4,11 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use gateway_testbed::{PATH, module};
+use gateway_testbed::redis::PASSWORD;
+use gateway_testbed::{PATH, module, other_module};
 use mesh_testbed::envoy_gateway::{EnvoyGateway, PORT, Pod, definitions, put_keys};
 use mesh_testbed::registry::Registry;
-use mesh_testbed::{Call, Cluster, Overlay, Stranger, raw, wait_for};
+use mesh_testbed::{Call, Cluster, NAMESPACE, Overlay, Stranger, raw, wait_for};
 use provider_simulator::Fault;
 use provider_simulator::Provider::{self, Bbmsl, Begateway, Bog, Moyasar};
 use serde_json::{Value, json};
@@ -15,8 +16,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::calls::{
-    FORGED, FOUR, JWKS, RETURNS, Sign, assert_nothing_leaks, assert_true, booked, doctor, fresh,
-    has_series, other_module, received, sent, under_load, user_agent,
+    FORGED, FOUR, JWKS, RETURNS, Sign, are_remembered, assert_nothing_leaks, assert_true, at_once,
+    booked, doctor, fresh, goes_on_without_the_store, has_found_the_store, has_series, received,
+    sent, share_memory, store, under_load, user_agent,
 };
 
 /// The mesh that all tests share, one after the other.
@@ -659,7 +661,7 @@ fn a_configuration_a_key_and_an_image_are_changed_under_calls() -> Result<()> {
         let registry = mesh.registry.as_ref().context("no registry")?;
         for version in ["9.9.8", "9.9.9"] {
             let other = registry
-                .push(cluster, &other_module(cluster, version)?)
+                .push(cluster, &other_module(cluster.folder(), version)?)
                 .await?;
             let image = async || {
                 mesh.apply(example(&other)?).await?;
@@ -805,6 +807,74 @@ fn figures_log_and_problems_are_as_the_contract_says() -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn two_pods_and_a_rollout_have_one_memory() -> Result<()> {
+    on_mesh(async |mesh| {
+        let mut redis = store().await?;
+        mesh.cluster
+            .apply_objects(&[json!({
+                "apiVersion": "v1", "kind": "Secret", "stringData": {"credential": PASSWORD},
+                "metadata": {"name": "refund-memory", "namespace": NAMESPACE},
+            })])
+            .await?;
+        let mut overlay = mesh.example()?;
+        let password = json!({"filter_state": "refund.memory_password"});
+        share_memory(&mut overlay, &redis, &password)?;
+        mesh.apply(overlay).await?;
+        let first = mesh.sharing().await?;
+        let second = mesh.sharing().await?;
+        std::mem::replace(&mut mesh.pod, first).terminate().await?;
+        mesh.works().await?;
+        assert_eq!(mesh.doctor().await?, [""; 0]);
+        let made = at_once(&mesh.cluster, PORT).await?;
+        for pod in [&mesh.pod, &second] {
+            let called = || async { pod.log().contains(r#""refund_status":"succeeded""#) };
+            wait_for("a refund by each pod", called).await?;
+            assert!(!pod.log().contains(PASSWORD), "the password leaks");
+        }
+
+        // Both go, under calls.
+        let new = mesh.sharing().await?;
+        let first = std::mem::replace(&mut mesh.pod, new);
+        let count = under_load(&mesh.cluster, PORT, async || {
+            first.terminate().await?;
+            second.terminate().await
+        })
+        .await?;
+        println!("booked once each: {count} calls (a rollout with a shared memory)");
+        are_remembered(&mesh.cluster, PORT, &made).await?;
+
+        redis.kill().await?;
+        goes_on_without_the_store(&mesh.cluster, PORT).await?;
+        redis.restart().await?;
+        mesh.works().await?;
+        are_remembered(&mesh.cluster, PORT, &made).await?;
+        for (kind, name) in [
+            ("envoypatchpolicy", "refund-memory"),
+            ("httproute", "refund-memory-key"),
+            ("httproutefilter", "refund-memory-key"),
+            ("secret", "refund-memory"),
+        ] {
+            mesh.cluster.delete(kind, name).await?;
+        }
+        mesh.restore().await
+    })
+}
+
+impl Mesh {
+    /// A further pod, which has found the store.
+    async fn sharing(&mut self) -> Result<Pod> {
+        self.pods += 1;
+        let pod = Pod::start(&self.cluster, self.pods).await?;
+        let found = || async {
+            let stats = pod.admin("/stats?filter=cluster.memory").await;
+            stats.is_ok_and(|stats| has_found_the_store(&stats))
+        };
+        wait_for("the store", found).await?;
+        Ok(pod)
+    }
 }
 
 /// Names of listeners and routes as Envoy Gateway makes them from 1.10 on. The wrong ones are no open

@@ -1,10 +1,12 @@
 //! `deploy/istio` through `kubectl apply -k`, istiod, Istio's agent and Envoy.
 
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use gateway_testbed::{PATH, module};
+use gateway_testbed::redis::PASSWORD;
+use gateway_testbed::{PATH, module, other_module};
 use mesh_testbed::istio::{Istiod, PORT, Pod, definitions, mount_volumes};
 use mesh_testbed::registry::Registry;
 use mesh_testbed::{Call, Cluster, NAMESPACE, Overlay, Stranger, raw, wait_for};
@@ -15,8 +17,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::calls::{
-    FORGED, FOUR, JWKS, RETURNS, Sign, assert_nothing_leaks, assert_true, booked, doctor, fresh,
-    has_series, other_module, received, sent, under_load, user_agent,
+    FORGED, FOUR, JWKS, RETURNS, Sign, are_remembered, assert_nothing_leaks, assert_true, at_once,
+    booked, doctor, fresh, goes_on_without_the_store, has_found_the_store, has_series, received,
+    sent, share_memory, store, under_load, user_agent,
 };
 
 /// The mesh that all tests share, one after the other.
@@ -564,7 +567,7 @@ fn a_configuration_a_key_and_an_image_are_changed_under_calls() -> Result<()> {
         );
 
         // A new image is a rollout: a new pod, then the old one goes.
-        let other = other_module(&mesh.cluster, "9.9.9")?;
+        let other = other_module(mesh.cluster.folder(), "9.9.9")?;
         mesh.pods += 1;
         let new = Pod::start(&mesh.cluster, &other, mesh.pods).await?;
         let old = std::mem::replace(&mut mesh.pod, new);
@@ -677,6 +680,68 @@ fn figures_log_and_problems_are_as_the_contract_says() -> Result<()> {
     })
 }
 
+#[test]
+fn two_pods_and_a_rollout_have_one_memory() -> Result<()> {
+    on_mesh(async |mesh| {
+        let mut redis = store().await?;
+        mesh.cluster
+            .apply_objects(&[json!({
+                "apiVersion": "v1", "kind": "Secret", "stringData": {"MEMORY_PASSWORD": PASSWORD},
+                "metadata": {"name": "refund-environment", "namespace": NAMESPACE},
+            })])
+            .await?;
+        let mut overlay = example()?;
+        share_memory(&mut overlay, &redis, &json!({"env": "MEMORY_PASSWORD"}))?;
+        mesh.apply(overlay).await?;
+        let first = mesh.sharing(&module()?).await?;
+        let second = mesh.sharing(&module()?).await?;
+        std::mem::replace(&mut mesh.pod, first).terminate().await?;
+        mesh.works().await?;
+        assert_eq!(mesh.doctor().await?, [""; 0]);
+        let made = at_once(&mesh.cluster, PORT).await?;
+        for pod in [&mesh.pod, &second] {
+            let called = || async { pod.log().contains(r#""refund_status":"succeeded""#) };
+            wait_for("a refund by each pod", called).await?;
+            assert!(!pod.log().contains(PASSWORD), "the password leaks");
+        }
+
+        // Both go, under calls, for one of another version.
+        let other = other_module(mesh.cluster.folder(), "9.9.9")?;
+        let new = mesh.sharing(&other).await?;
+        let first = std::mem::replace(&mut mesh.pod, new);
+        let count = under_load(&mesh.cluster, PORT, async || {
+            first.terminate().await?;
+            second.terminate().await
+        })
+        .await?;
+        println!("booked once each: {count} calls (a rollout with a shared memory)");
+        are_remembered(&mesh.cluster, PORT, &made).await?;
+
+        redis.kill().await?;
+        goes_on_without_the_store(&mesh.cluster, PORT).await?;
+        redis.restart().await?;
+        mesh.works().await?;
+        are_remembered(&mesh.cluster, PORT, &made).await?;
+        mesh.cluster.delete("envoyfilter", "refund-memory").await?;
+        mesh.cluster.delete("secret", "refund-environment").await?;
+        mesh.restore().await
+    })
+}
+
+impl Mesh {
+    /// A further pod, which has found the store.
+    async fn sharing(&mut self, module: &Path) -> Result<Pod> {
+        self.pods += 1;
+        let pod = Pod::start(&self.cluster, module, self.pods).await?;
+        let found = || async {
+            let stats = pod.admin("/stats?filter=cluster.memory").await;
+            stats.is_ok_and(|stats| has_found_the_store(&stats))
+        };
+        wait_for("the store", found).await?;
+        Ok(pod)
+    }
+}
+
 /// The example with the module pulled from a registry.
 fn pulled(image: &str) -> Result<Overlay> {
     let mut overlay = example()?;
@@ -692,7 +757,10 @@ fn a_pulled_image_is_changed_under_calls_and_one_that_cannot_be_had_stops_refund
         let registry = Registry::start(&mesh.cluster).await?;
         let first = registry.push(&mesh.cluster, &module()?).await?;
         let second = registry
-            .push(&mesh.cluster, &other_module(&mesh.cluster, "9.9.9")?)
+            .push(
+                &mesh.cluster,
+                &other_module(mesh.cluster.folder(), "9.9.9")?,
+            )
             .await?;
         assert_ne!(first, second);
         mesh.apply(pulled(&first)?).await?;

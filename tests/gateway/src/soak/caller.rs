@@ -366,6 +366,8 @@ pub(super) struct Open {
     pub history: History,
     rng: StdRng,
     asked: u32,
+    /// Its calls meet no faults of their own.
+    is_calm: bool,
     /// When the caller goes on with it.
     pub due: Instant,
 }
@@ -379,7 +381,23 @@ impl Open {
             },
             rng,
             asked: 0,
+            is_calm: false,
             due: Instant::now(),
+        }
+    }
+
+    /// Whether its caller's last word is an open one, and there is somebody to ask.
+    pub fn may_learn_more(&self) -> bool {
+        let History { refund, calls } = &self.history;
+        self.history.last_word().is_open() && !History::cannot_be_asked(refund, calls)
+    }
+
+    /// The same with new patience, and without faults.
+    pub fn in_calm(self) -> Self {
+        Open {
+            asked: 0,
+            is_calm: true,
+            ..self
         }
     }
 }
@@ -410,11 +428,13 @@ impl Caller {
             history: History { refund, calls },
             rng,
             asked,
+            is_calm,
             due,
         } = open;
         let mut desk = Desk {
             caller: self,
             simulators,
+            is_calm: *is_calm,
             rng,
             refund,
             calls,
@@ -446,6 +466,7 @@ impl Caller {
 struct Desk<'a> {
     caller: &'a Caller,
     simulators: &'a Simulators,
+    is_calm: bool,
     rng: &'a mut StdRng,
     refund: &'a Refund,
     calls: &'a mut Vec<Call>,
@@ -580,7 +601,7 @@ impl Desk<'_> {
     /// Queues the fault that a call meets by chance; another caller's may come before it and meet
     /// it.
     fn tempt_fate(&mut self) {
-        if self.rng.gen_ratio(1, FAULT_ONE_IN) {
+        if self.rng.gen_ratio(1, FAULT_ONE_IN) && !self.is_calm {
             let fault = faults::of(self.refund.provider, self.rng);
             self.simulators.next_fault(self.refund.provider, fault);
         }

@@ -75,6 +75,8 @@ struct Case<'a> {
 const LOST: &str = "lost: the last word is that it was refunded, and it is not booked";
 const NOT_BOOKED: &str = "the answer tells of a refund that is not booked like this";
 
+const BY_VERSION: &str = "requests by ";
+
 /// The table's sections, in their order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Section {
@@ -111,6 +113,12 @@ pub(super) fn reckon(histories: &[History], simulators: &Simulators, run: Run<'_
     for provider in Provider::ALL {
         let exchanges = simulators.requests(provider);
         reckoning.count(Section::Provider, "requests", provider, exchanges.len());
+        for exchange in exchanges.iter().filter(|_| provider.refunds()) {
+            let agent = exchange.request.headers_named("user-agent").next();
+            let agent = String::from_utf8_lossy(agent.unwrap_or_default());
+            let row = format!("{BY_VERSION}{agent}");
+            reckoning.count(Section::Provider, &row, provider, 1);
+        }
         for fault in exchanges
             .iter()
             .filter_map(|exchange| exchange.fault.as_ref())
@@ -257,6 +265,12 @@ impl Reckoning {
         }
     }
 
+    /// How many versions of the module have sent something.
+    pub fn versions(&self) -> usize {
+        let rows = self.table.keys();
+        rows.filter(|(_, row)| row.starts_with(BY_VERSION)).count()
+    }
+
     /// The counts, a row each.
     pub fn table(&self) -> String {
         let mut text = format!("{:34}", "");
@@ -351,8 +365,7 @@ impl Case<'_> {
                 say("false: the last word is that it was not refunded, and it is booked");
             }
             (LastWord::Pending, _) => say("left pending, and the provider has finished"),
-            // A caller's patience is shorter than a fleet's leases and the outages of its store. The table counts these.
-            (LastWord::Unknown, _) if !self.run.shares() && !self.cannot_be_told() => {
+            (LastWord::Unknown, _) if !self.cannot_be_told() => {
                 say("left unknown, and the provider can tell");
             }
             _ => {}
