@@ -549,11 +549,14 @@ compat() {
   say "all passed: $ENVOYS"
 }
 
+# By which program cargo starts the tests of a target, as a setting of its own. (By an environment variable no path may have a space.)
+runner() { printf "target.%s.runner=['''%s''']" "$1" "$2"; }
+
 # The core compiled to WebAssembly, in Node: the same bytes as native.
 wasm_tests() {
   say "tests: the core as WebAssembly in Node"
-  CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$BINARIES/debug/wasm-runner" \
-    cargo test --locked --package refund-filter --target wasm32-unknown-unknown --test core
+  cargo test --config "$(runner wasm32-unknown-unknown "$BINARIES/debug/wasm-runner")" \
+    --locked --package refund-filter --target wasm32-unknown-unknown --test core
 }
 
 # A program of a Go module that is pinned in tests/mesh/go/MODULE, into a folder that its pins name: module, package, the linker's flags.
@@ -562,7 +565,6 @@ get_go_program() {
   local folder="$TOOLS/mesh-$1-$(sha256sum "$source/go.mod" | cut -c 1-12)"
   program="$folder/$name"
   [ -x "$program" ] && return
-  command -v go >/dev/null || fail "Go is missing: it builds $name for the tests of meshes."
   say "building $name, once (5 to 10 minutes on two cores)"
   (cd "$source" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w ${3:-}" -o "$folder/" "$2") ||
     fail "Go could not build $2."
@@ -579,10 +581,23 @@ get_debian_program() {
 
 # deploy/ on real control planes, on a Kubernetes API without nodes. All of it is in a namespace that nothing else can reach.
 mesh() {
+  skip() { say "mesh: skipped, since $*."; }
   [ "$(uname)" = Linux ] && { unshare --net --mount --pid --fork true || unshare --map-root-user --net --mount --pid --fork true; } 2>/dev/null || {
-    say "mesh: skipped, since this machine lets us make no namespaces (Linux, and root or user namespaces)."
+    skip "this machine lets us make no namespaces (Linux, and root or user namespaces)"
     return
   }
+  command -v go >/dev/null || {
+    skip "Go is missing, by which the control planes are built"
+    return
+  }
+  go_module() { (cd "tests/mesh/go/$1" && go mod download "$2" && go list -m -f '{{.Dir}}' "$2"); }
+  ISTIO="$(go_module istio istio.io/istio)" &&
+    GATEWAY_API="$(go_module istio sigs.k8s.io/gateway-api)" &&
+    ENVOY_GATEWAY="$(go_module envoy-gateway github.com/envoyproxy/gateway)" || {
+    skip "Go cannot get the control planes' modules here"
+    return
+  }
+  export ISTIO GATEWAY_API ENVOY_GATEWAY
   build
   get_envoy
   get_redis
@@ -596,22 +611,17 @@ mesh() {
   get_go_program istio istio.io/istio/pilot/cmd/pilot-discovery && link
   get_go_program istio istio.io/istio/pilot/cmd/pilot-agent && link
   get_go_program envoy-gateway github.com/envoyproxy/gateway/cmd/envoy-gateway && link
-  go_module() { (cd "tests/mesh/go/$1" && go mod download "$2" && go list -m -f '{{.Dir}}' "$2"); }
-  ISTIO="$(go_module istio istio.io/istio)"
-  GATEWAY_API="$(go_module istio sigs.k8s.io/gateway-api)"
-  ENVOY_GATEWAY="$(go_module envoy-gateway github.com/envoyproxy/gateway)"
-  export ISTIO GATEWAY_API ENVOY_GATEWAY
   say "building the tests of meshes"
   cargo build --locked --quiet --package oci-image
   program="$BINARIES/debug/oci-image" && link
   cargo test --locked --quiet --package mesh-testbed --test mesh --no-run
-  # Cargo starts the program by this one. The tests of a mesh share it, so one runs after the other.
+  # The tests of a mesh share it, so one runs after the other.
   local host
-  host="$(rustc -vV | sed -n 's/^host: //p' | tr a-z- A-Z_)"
+  host="$(rustc -vV | sed -n 's/^host: //p')"
   for mesh in istio envoy_gateway; do
     say "tests: deploy/ on $mesh"
-    env "CARGO_TARGET_${host}_RUNNER=$PWD/tests/mesh/inside.sh" \
-      cargo test --locked --package mesh-testbed --test mesh -- --test-threads 1 "$mesh::"
+    cargo test --config "$(runner "$host" "$PWD/tests/mesh/inside.sh")" \
+      --locked --package mesh-testbed --test mesh -- --test-threads 1 "$mesh::"
   done
   same_release
 }

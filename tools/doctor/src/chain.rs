@@ -126,6 +126,17 @@ impl<'a> Chain<'a> {
                 .any(|(host, route)| enables(host, route, filter.name))
     }
 
+    /// Whether others than this machine's own can reach it, and nobody asks who they are.
+    pub fn is_open(&self) -> bool {
+        let address = text(self.listener, "/address/socket_address/address");
+        let is_local = address.is_empty() || address.starts_with("127.") || address == "::1";
+        let asks = |filter: &Filter<'_>| filter.is_authentication() && self.is_on(filter);
+        let needs_certificate = |name: &str, value: &Value| {
+            name == "require_client_certificate" && *value == Value::Bool(true)
+        };
+        !is_local && !self.before.iter().any(asks) && !any_member(self.listener, &needs_certificate)
+    }
+
     /// Whether a caller's own header of this name is taken away before any filter sees it.
     pub fn strips(&self, header: &str) -> bool {
         list(self.manager, "/early_header_mutation_extensions")

@@ -9,6 +9,47 @@ use crate::{Findings, PATH, is_set, is_true, list, text, typed};
 /// How long a call may be in flight where the configuration does not say, in seconds.
 const LEASE_SECONDS: u64 = 60;
 
+/// A provider's kind, and what of it is to be seen in Envoy.
+struct Kind {
+    /// As `kind` of the configuration names it.
+    name: &'static str,
+    /// What the paths of its calls begin with, after the base URL's own path.
+    paths: &'static [&'static str],
+    /// Whether its look-ups are calls of the filter's own: they are POSTs, for which the filter takes no route.
+    looks_up_by_itself: bool,
+}
+
+/// All that the filter knows.
+const KINDS: [Kind; 4] = [
+    Kind {
+        name: "bog",
+        paths: &["/payment/refund/", "/receipt/"],
+        looks_up_by_itself: false,
+    },
+    Kind {
+        name: "moyasar",
+        paths: &["/v1/orders/"],
+        looks_up_by_itself: false,
+    },
+    Kind {
+        name: "begateway",
+        paths: &["/beyag/transactions/"],
+        looks_up_by_itself: false,
+    },
+    Kind {
+        name: "bbmsl",
+        paths: &["/hosted-checkout/"],
+        looks_up_by_itself: true,
+    },
+];
+
+/// One that the filter does not know.
+const UNKNOWN: Kind = Kind {
+    name: "",
+    paths: &["/"],
+    looks_up_by_itself: false,
+};
+
 /// The member of the store that gateways share.
 const MEMORY: &str = "memory";
 
@@ -117,8 +158,31 @@ impl Plugin {
             );
         }
         examine_token(chain, &json, findings);
+        if json.get("caller").is_none() && chain.is_open() {
+            findings.risk(
+                place,
+                "whoever reaches this address may refund, since nothing in front of the refund filter asks who calls; have it listen on \
+                 127.0.0.1, or ask for a token or a certificate as auth-jwt.yaml and auth-mtls.yaml show",
+            );
+        }
         for (name, provider) in providers.into_iter().flatten() {
             find_secrets(&format!("providers.{name}"), provider, &mut secrets);
+        }
+        let mut known = Vec::new();
+        for (name, provider) in providers.into_iter().flatten() {
+            let kind = text(provider, "/kind");
+            let kind = KINDS.iter().find(|known| known.name == kind);
+            if kind.is_none() {
+                findings.lacks(
+                    place,
+                    format!(
+                        "providers.{name} is of no kind that the filter knows, so that it refuses the whole configuration; its `kind` is \
+                         one of {}",
+                        KINDS.map(|kind| kind.name).join(", ")
+                    ),
+                );
+            }
+            known.push(Provider::read(name, kind.unwrap_or(&UNKNOWN), provider));
         }
         let memory = json.get("memory");
         if let Some(memory) = memory {
@@ -127,11 +191,7 @@ impl Plugin {
         Some(Plugin {
             path: if path.is_empty() { PATH } else { path }.to_owned(),
             lease_seconds: lease.unwrap_or(LEASE_SECONDS),
-            providers: providers
-                .into_iter()
-                .flatten()
-                .map(|(name, provider)| Provider::read(name, provider))
-                .collect(),
+            providers: known,
             memory: memory.map(|memory| text(memory, "/redis/cluster").to_owned()),
             secrets,
         })
@@ -155,7 +215,7 @@ impl Plugin {
 }
 
 impl Provider {
-    fn read(name: &str, json: &Value) -> Self {
+    fn read(name: &str, kind: &Kind, json: &Value) -> Self {
         let url = text(json, "/base_url");
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
         let (authority, base) = rest.split_once('/').unwrap_or((rest, ""));
@@ -165,28 +225,23 @@ impl Provider {
         } else {
             format!("/{base}")
         };
-        let kind = text(json, "/kind");
-        let paths: &[&str] = match kind {
-            "bog" => &["/payment/refund/", "/receipt/"],
-            "moyasar" => &["/v1/orders/"],
-            "begateway" => &["/beyag/transactions/"],
-            "bbmsl" => &["/hosted-checkout/"],
-            _ => &["/"],
-        };
         let mut own_clusters: Vec<String> = ["/token/cluster", "/signing/transit/cluster"]
             .into_iter()
             .map(|pointer| text(json, pointer).to_owned())
             .filter(|cluster| !cluster.is_empty())
             .collect();
-        // BBMSL's look-ups are POSTs, for which the filter takes no route.
-        if kind == "bbmsl" || is_true(json, "/query_first") {
+        if kind.looks_up_by_itself || is_true(json, "/query_first") {
             let cluster = text(json, "/cluster");
             own_clusters.push(if cluster.is_empty() { name } else { cluster }.to_owned());
         }
         Provider {
             name: name.to_owned(),
             authority: authority.to_owned(),
-            paths: paths.iter().map(|path| format!("{base}{path}")).collect(),
+            paths: kind
+                .paths
+                .iter()
+                .map(|path| format!("{base}{path}"))
+                .collect(),
             own_clusters,
             cluster: text(json, "/cluster").to_owned(),
             injected: text(json, "/credentials") == "injected",

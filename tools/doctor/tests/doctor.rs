@@ -579,6 +579,21 @@ const OMISSIONS: &[(&str, Change)] = &[
         },
     ),
     (
+        "lacks: listener refunds: providers.bog is of no kind that the filter knows",
+        |tree| {
+            plugin(tree, |plugin| {
+                plugin["providers"]["bog"]["kind"] = json!("bok")
+            })
+        },
+    ),
+    (
+        "risk: listener refunds: whoever reaches this address may refund",
+        |tree| {
+            let listener = &mut tree["static_resources"]["listeners"][0];
+            listener["address"]["socket_address"]["address"] = json!("0.0.0.0");
+        },
+    ),
+    (
         "lacks: provider bbmsl: there is no cluster `openbao`",
         |tree| {
             plugin(tree, |plugin| {
@@ -1206,4 +1221,51 @@ fn of_a_dump_it_names_the_secret_that_has_not_come() {
         found[0].contains("providers.moyasar.api_key has not come"),
         "{found:#?}"
     );
+}
+
+#[test]
+fn every_provider_of_the_registry_is_one_that_the_doctor_knows() {
+    // A folder each, beside one file.
+    let providers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/providers");
+    let folders = std::fs::read_dir(providers).unwrap();
+    let folders = folders.map(|folder| folder.unwrap().path());
+    for folder in folders.filter(|folder| folder.is_dir()) {
+        let kind = folder.file_name().unwrap().to_str().unwrap();
+        let mut tree = tree();
+        plugin(&mut tree, |plugin| {
+            plugin["providers"]["one"] = json!({"kind": kind})
+        });
+        let said = said(&tree);
+        assert!(
+            !said.iter().any(|line| line.contains("of no kind")),
+            "{kind}: {said:#?}"
+        );
+    }
+}
+
+#[test]
+fn an_address_that_others_reach_is_open_only_where_nobody_asks_who_calls() {
+    let open = |change: fn(&mut Value)| {
+        let mut tree = tree();
+        let listener = &mut tree["static_resources"]["listeners"][0];
+        listener["address"]["socket_address"]["address"] = json!("::");
+        change(&mut tree);
+        let said = said(&tree);
+        said.iter()
+            .any(|line| line.contains("whoever reaches this"))
+    };
+    assert!(open(|_| {}));
+    assert!(!open(|tree| {
+        let chain = &mut tree["static_resources"]["listeners"][0]["filter_chains"][0];
+        chain["transport_socket"]["typed_config"]["require_client_certificate"] = json!(true);
+    }));
+    assert!(!open(|tree| plugin(tree, |plugin| {
+        plugin["caller"] = json!({"filter_state": "caller"});
+    })));
+    assert!(!open(|tree| {
+        let filters = tree.pointer_mut(MANAGER).unwrap()["http_filters"].as_array_mut();
+        let token = json!({"name": "jwt", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"}});
+        filters.unwrap().insert(0, token);
+    }));
 }
