@@ -453,12 +453,13 @@ advisories() {
 # The suites that meet what differs by version: where secrets come from, who signs, what Envoy answers by itself, how it reads calls
 # and passes replies on, how its own calls look, what its tracer shows. The others are about the core and the providers; `compat` runs them, too.
 readonly BY_VERSION=(contract:: deployment:: envoys_own_answers:: secrets:: shapes:: signing:: tracing:: truth::)
-# Tests of these suites that do not meet it: what the core makes of a body, its members and its key, and the sizes of signing keys.
+# Tests of these suites that do not meet it: what the core makes of a body, its members and its key, and of keys that sign.
 readonly NOT_BY_VERSION=(a_body_that_is_not_plain_json a_broken_plugin_configuration a_call_without_one_good_key
   a_member_of_another_type a_payment_is_named a_provider_is_named all_faults_are_told an_amount_is_exact bare_and_quoted_are_one_key
   each_member_has_its_limits the_path_is_the_configured_one unknown_and_doubled_members what_is_not_one_json_value
   what_one_provider_cannot_take without_a_key_in_its_time keys_of_every_size times_are_written a_uuid_in_capitals
-  every_provider_is_looked_at)
+  every_provider_is_looked_at a_refund_call_with_a_query any_method_but_post an_empty_environment_variable a_gauge_tells_when
+  a_key_that_cannot_sign a_staged_key_takes_over openbao_signs_with_keys_of_every_size)
 
 # The end-to-end tests on another Envoy: its version, its program, and which suites (all where none is named). Before 1.38 there are
 # no secrets in filter state: they come by header, and the few tests of filter state itself, and of OpenBao with its token there, end

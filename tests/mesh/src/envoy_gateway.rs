@@ -9,7 +9,7 @@ use gateway_testbed::Secrets;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::{Cluster, NAMESPACE, Running, module_file, program, wait_for};
+use crate::{Cluster, NAMESPACE, Running, Stranger, module_file, program, wait_for};
 
 /// The port on which pods of `deploy/envoy-gateway/gateway` listen: the Gateway's, 80, needs root.
 pub const PORT: u16 = 10_080;
@@ -121,7 +121,7 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Starts the `nth` pod, which is ready when it listens.
+    /// Starts the `nth` pod.
     pub async fn start(cluster: &Cluster, nth: u16) -> Result<Pod> {
         let selector = format!(
             "--selector=gateway.envoyproxy.io/owning-gateway-namespace={NAMESPACE},gateway.envoyproxy.io/owning-gateway-name=refunds"
@@ -145,6 +145,16 @@ impl Pod {
         wait_for("the gateway's Deployment", made).await?;
         let deployment = get("deployment").await?.context("no Deployment")?;
         let files = get("configmap").await?.context("no ConfigMap")?;
+        // Nobody lists the pods of its Service here. Envoy asks for them, and is not ready for 15 s where it is told of none.
+        let service = get("service").await?.context("no Service")?;
+        let name = service["metadata"]["name"].clone();
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": name, "namespace": SYSTEM, "labels": {"kubernetes.io/service-name": name}},
+            "endpoints": [{"addresses": [Stranger::ADDRESS], "conditions": {"ready": true}}],
+            "ports": [{"name": service["spec"]["ports"][0]["name"], "port": PORT}],
+        });
+        cluster.apply_objects(&[slice]).await?;
         // Its certificate is not that of Envoy Gateway, which has /certs here.
         put_certificates(cluster, "envoy", "/sds").await?;
         for (name, text) in files["data"].as_object().context("an empty ConfigMap")? {
@@ -188,11 +198,13 @@ impl Pod {
             admin,
             figures,
         };
-        let listens = || async {
-            let listeners = pod.admin("/listeners").await;
-            listeners.is_ok_and(|listeners| listeners.contains(&format!(":{PORT}")))
+        // A listener is listed before anything is taken there.
+        let is_ready = || async {
+            let listeners = pod.admin("/listeners").await.unwrap_or_default();
+            let state = pod.admin("/ready").await.unwrap_or_default();
+            listeners.contains(&format!(":{PORT}")) && state.starts_with("LIVE")
         };
-        let up = wait_for("the gateway's pod", listens).await;
+        let up = wait_for("the gateway's pod", is_ready).await;
         up.with_context(|| pod.log())?;
         Ok(pod)
     }

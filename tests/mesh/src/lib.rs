@@ -450,7 +450,8 @@ pub fn mount(volume: &str, files: &[(String, Vec<u8>)]) -> Result<()> {
 pub struct Stranger(Arc<Mutex<Vec<u8>>>);
 
 impl Stranger {
-    const ADDRESS: &str = "10.254.0.1";
+    /// An address of this machine's that endpoints may have.
+    pub const ADDRESS: &str = "10.254.0.1";
     const PORT: u16 = 9999;
 
     /// Starts it.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use gateway_testbed::Answer;
 use gateway_testbed::redis::{Clients, HOST, Redis, USER};
 use mesh_testbed::{Call, Cluster, Overlay, Stranger};
@@ -246,9 +246,10 @@ pub fn share_memory(overlay: &mut Overlay, redis: &Redis, password: &Value) -> R
     Ok(())
 }
 
-/// Whether a pod has found the store, by its admin page `/stats`.
-pub fn has_found_the_store(stats: &str) -> bool {
-    stats.contains("cluster.memory.membership_healthy: 1\n")
+/// Whether a pod has found the store, by its admin page `/clusters`. (Of Envoy's figures, Istio's agent keeps few.)
+pub fn has_found_the_store(clusters: &str) -> bool {
+    let mut lines = clusters.lines();
+    lines.any(|line| line.starts_with("memory::") && line.ends_with("::health_flags::healthy"))
 }
 
 /// Makes the same call eight times at once at each provider: it is sent once.

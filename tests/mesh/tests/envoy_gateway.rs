@@ -826,12 +826,16 @@ fn two_pods_and_a_rollout_have_one_memory() -> Result<()> {
         let first = mesh.sharing().await?;
         let second = mesh.sharing().await?;
         std::mem::replace(&mut mesh.pod, first).terminate().await?;
-        mesh.works().await?;
         assert_eq!(mesh.doctor().await?, [""; 0]);
+        for pod in [&mesh.pod, &second] {
+            let called = || async {
+                let works = mesh.works().await.is_ok();
+                works && pod.log().contains(r#""refund_status":"succeeded""#)
+            };
+            wait_for("a refund by each pod", called).await?;
+        }
         let made = at_once(&mesh.cluster, PORT).await?;
         for pod in [&mesh.pod, &second] {
-            let called = || async { pod.log().contains(r#""refund_status":"succeeded""#) };
-            wait_for("a refund by each pod", called).await?;
             assert!(!pod.log().contains(PASSWORD), "the password leaks");
         }
 
@@ -839,7 +843,9 @@ fn two_pods_and_a_rollout_have_one_memory() -> Result<()> {
         let new = mesh.sharing().await?;
         let first = std::mem::replace(&mut mesh.pod, new);
         let count = under_load(&mesh.cluster, PORT, async || {
+            tokio::time::sleep(Duration::from_secs(1)).await;
             first.terminate().await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
             second.terminate().await
         })
         .await?;
@@ -869,8 +875,8 @@ impl Mesh {
         self.pods += 1;
         let pod = Pod::start(&self.cluster, self.pods).await?;
         let found = || async {
-            let stats = pod.admin("/stats?filter=cluster.memory").await;
-            stats.is_ok_and(|stats| has_found_the_store(&stats))
+            let clusters = pod.admin("/clusters").await;
+            clusters.is_ok_and(|clusters| has_found_the_store(&clusters))
         };
         wait_for("the store", found).await?;
         Ok(pod)

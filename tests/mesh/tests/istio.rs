@@ -696,12 +696,16 @@ fn two_pods_and_a_rollout_have_one_memory() -> Result<()> {
         let first = mesh.sharing(&module()?).await?;
         let second = mesh.sharing(&module()?).await?;
         std::mem::replace(&mut mesh.pod, first).terminate().await?;
-        mesh.works().await?;
         assert_eq!(mesh.doctor().await?, [""; 0]);
+        for pod in [&mesh.pod, &second] {
+            let called = || async {
+                let works = mesh.works().await.is_ok();
+                works && pod.log().contains(r#""refund_status":"succeeded""#)
+            };
+            wait_for("a refund by each pod", called).await?;
+        }
         let made = at_once(&mesh.cluster, PORT).await?;
         for pod in [&mesh.pod, &second] {
-            let called = || async { pod.log().contains(r#""refund_status":"succeeded""#) };
-            wait_for("a refund by each pod", called).await?;
             assert!(!pod.log().contains(PASSWORD), "the password leaks");
         }
 
@@ -710,7 +714,9 @@ fn two_pods_and_a_rollout_have_one_memory() -> Result<()> {
         let new = mesh.sharing(&other).await?;
         let first = std::mem::replace(&mut mesh.pod, new);
         let count = under_load(&mesh.cluster, PORT, async || {
+            tokio::time::sleep(Duration::from_secs(1)).await;
             first.terminate().await?;
+            tokio::time::sleep(Duration::from_secs(1)).await;
             second.terminate().await
         })
         .await?;
@@ -734,8 +740,8 @@ impl Mesh {
         self.pods += 1;
         let pod = Pod::start(&self.cluster, module, self.pods).await?;
         let found = || async {
-            let stats = pod.admin("/stats?filter=cluster.memory").await;
-            stats.is_ok_and(|stats| has_found_the_store(&stats))
+            let clusters = pod.admin("/clusters").await;
+            clusters.is_ok_and(|clusters| has_found_the_store(&clusters))
         };
         wait_for("the store", found).await?;
         Ok(pod)
