@@ -529,6 +529,11 @@ impl Bucket {
                 return Found::NoRoom;
             };
             let standing = self.doubt_of(&mut fresh, now, settings);
+            // Nobody has been told how that one ends: from now on its key is one that has no room.
+            let forgotten = self.places.get(way).copied().flatten();
+            if let Some(pending) = forgotten.filter(|entry| evicted && entry.open().is_some()) {
+                self.overflow(pending.resend, now, settings);
+            }
             self.put(way, fresh);
             return Found::Taken {
                 standing,

@@ -137,6 +137,15 @@ impl Act {
 /// All names that [`Act::name`] gives.
 const ACTS: [&str; 4] = ["claim", "look_up", "settle", "release"];
 
+/// How an errand fails by its own key, while another one may still be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stuck {
+    /// Others change it again and again.
+    Contended,
+    /// It holds what this version cannot read.
+    Unreadable,
+}
+
 /// One thing that is asked of the store, over as many calls as it takes.
 pub(super) struct Errand {
     act: Act,
@@ -158,8 +167,7 @@ pub(super) struct Errand {
     has_failed: bool,
     /// Whether the call begins with the password.
     logs_in: bool,
-    /// Whether it failed by its own key: another one may still be told.
-    is_stuck: bool,
+    stuck: Option<Stuck>,
     /// Who waits for it; none: the root.
     stream: Option<Rc<Stream>>,
     /// The store that it is for.
@@ -198,7 +206,7 @@ impl Errand {
             only_reads: false,
             has_failed: false,
             logs_in: false,
-            is_stuck: false,
+            stuck: None,
             stream,
             memory,
         }
@@ -207,6 +215,11 @@ impl Errand {
     /// The number of its lease.
     pub(super) fn lease(&self) -> u64 {
         self.lease
+    }
+
+    /// Whether the store holds what cannot be read, so that nothing can be told it of this key.
+    pub(super) fn is_unreadable(&self) -> bool {
+        self.stuck == Some(Stuck::Unreadable)
     }
 
     /// Whether it tells how a call has ended.
@@ -415,7 +428,7 @@ impl Worker {
         match told {
             Ok(told) => errand.told = Some(told),
             Err(_) => {
-                errand.is_stuck = true;
+                errand.stuck = Some(Stuck::Unreadable);
                 self.count(calls(errand.act.name(), "unreadable"));
                 self.alarm("the shared memory holds what this version cannot read: a newer one has written it");
                 return Progress::Failed(errand);
@@ -523,7 +536,7 @@ impl Worker {
                 if self.may_call(&errand, &memory, now) {
                     return self.set_out(errand);
                 }
-                errand.is_stuck = true;
+                errand.stuck = Some(Stuck::Contended);
                 self.alarm("the shared memory: others have changed a key for too long");
                 Progress::Failed(errand)
             }
@@ -538,7 +551,8 @@ impl Worker {
                 Progress::Failed(errand)
             }
             answer => {
-                errand.is_stuck = matches!(answer, Some(Err(Fault::Refused("WRONGTYPE"))));
+                let is_no_value = matches!(answer, Some(Err(Fault::Refused("WRONGTYPE"))));
+                errand.stuck = is_no_value.then_some(Stuck::Unreadable);
                 let (result, why) = match answer {
                     Some(Err(fault @ Fault::Busy(_))) => ("busy", fault.to_string()),
                     Some(Err(fault @ Fault::Refused(_))) => ("refused", fault.to_string()),
@@ -670,7 +684,7 @@ impl Worker {
 
     fn put_back(&self, errand: Errand) {
         let now_ms = self.host.now().steady_ms;
-        let due_ms = if errand.is_stuck {
+        let due_ms = if errand.stuck.is_some() {
             now_ms.saturating_add(STUCK_MS)
         } else {
             let next_ms = now_ms.saturating_add(TRY_AGAIN_MS);

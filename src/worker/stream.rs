@@ -668,7 +668,9 @@ impl Stream {
     /// How it goes on where the store cannot be asked: a provider with keys of its own is sent the refund all the same, unless the
     /// platform team wants it otherwise.
     fn without_store(&self, errand: Errand) -> Step {
-        let goes_on = self.goes_on_alone();
+        // What it does with a key of which the store holds what it cannot read, it could tell nobody: others would say that nothing was
+        // sent.
+        let goes_on = self.goes_on_alone() && !errand.is_unreadable();
         self.tell_memory(if goes_on { "alone" } else { "unavailable" });
         if self.is_refused() {
             return self.refused(None);

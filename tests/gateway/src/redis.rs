@@ -49,7 +49,7 @@ impl Redis {
         Redis::for_clients(Clients::Certificate).await
     }
 
-    /// The same for such clients.
+    /// A primary with nothing in it, for clients that prove who they are in this way.
     pub async fn for_clients(clients: Clients) -> Result<Self> {
         let certificates = certificates()?;
         Redis::with(None, clients, certificates).await

@@ -47,6 +47,8 @@ const ACCESS_LOG_DELAY: Duration = Duration::from_millis(300);
 const STORE_TIMEOUT_MS: u64 = 1_500;
 /// After the last failure of anything: by then nothing is on its way, and a fleet's gateways have told each other all.
 const CALM: Duration = Duration::from_secs(LEASE_SECONDS + SETTLE_SECONDS);
+/// No more than one in so many refunds is left in doubt while things fail.
+const IN_DOUBT_ONE_IN: usize = 25;
 /// How long a provider is closed.
 const CLOSED: Duration = Duration::from_millis(200);
 /// A refund that was only taken completes after so many look-ups that did not show it.
@@ -72,7 +74,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Some 20 seconds, for a test.
+    /// Half a minute or a whole one, for a test.
     pub fn short() -> Result<Plan> {
         Ok(Plan {
             refunds: 1_500,
@@ -172,7 +174,7 @@ pub async fn run(plan: Plan) -> Result<()> {
         callers.spawn(load.clone().make_refunds(caller, begin));
     }
     let (mut samples, mut restarts, mut outages) = (Vec::new(), Vec::new(), Vec::new());
-    let mut partitions = 0;
+    let (mut partitions, mut upgrades) = (0, 0);
     let plugin = gateways[0].plugin()?;
     // Early, so that a short run has one.
     let (mut started, mut first_restart) = (begin, Some(Duration::from_secs(SETTLE_SECONDS / 2)));
@@ -191,22 +193,13 @@ pub async fn run(plan: Plan) -> Result<()> {
             None => BETWEEN_RESTARTS,
             Some(_) => BETWEEN_RESTARTS / 4,
         };
-        if started.elapsed() > first_restart.unwrap_or(between)
-            && (redis.is_some() || nth * STEP < plan.refunds / 2)
-            && (redis.is_some() || begin.elapsed() < plan.longest / 2)
-        {
-            let place = restarts.len() % gateways.len();
-            let gateway = &mut gateways[place];
-            no_trap(gateway).await?;
-            // A rollout, mostly.
-            gateway.upgrade(rollout.next().context("no module")?)?;
-            let gone = SystemTime::now();
-            gateway.restart().await?;
-            restarts.push(gone..=SystemTime::now());
-            (started, first_restart) = (Instant::now(), None);
-            // What is left in memory is told from here on.
-            samples.clear();
-        } else if let Some(redis) = redis.as_mut().filter(|_| nth % 4 == 1) {
+        // What is left in memory is told of the second half, in which one module works without an end.
+        let may_change =
+            redis.is_some() || nth * STEP < plan.refunds / 2 && begin.elapsed() < plan.longest / 2;
+        // On a slow machine one is always due, and other things are to happen, too.
+        let is_due = started.elapsed() > first_restart.unwrap_or(between)
+            && (redis.is_none() || nth % 4 == 0);
+        if let Some(redis) = redis.as_mut().filter(|_| nth % 4 == 1) {
             let gone = SystemTime::now();
             fail(redis, &mut rng).await?;
             // What was done without it is settled by then.
@@ -218,12 +211,25 @@ pub async fn run(plan: Plan) -> Result<()> {
             sleep(without_store(&mut rng)).await;
             link.cut(false);
             partitions += 1;
+        } else if is_due && may_change {
+            let place = restarts.len() % gateways.len();
+            let gateway = &mut gateways[place];
+            no_trap(gateway).await?;
+            // A rollout, mostly.
+            gateway.upgrade(rollout.next().context("no module")?)?;
+            let gone = SystemTime::now();
+            gateway.restart().await?;
+            restarts.push(gone..=SystemTime::now());
+            (started, first_restart) = (Instant::now(), None);
+            samples.clear();
         } else {
             let gateway = &gateways[rng.gen_range(0..gateways.len())];
             disturb(gateway, nth, &plugin, &mut rng).await?;
-            // Not where the memory is measured: both modules are there for a while.
-            if nth % 2 == 0 && (redis.is_some() || nth * STEP < plan.refunds / 2) {
-                gateway.upgrade(rollout.next().context("no module")?)?;
+            if may_change && nth % 2 == 0 {
+                let module = rollout.next().context("no module")?;
+                taken(gateway, || gateway.upgrade(module)).await?;
+                upgrades += 1;
+                samples.clear();
             }
         }
         samples.push(sample(&gateways[0]).await?);
@@ -231,13 +237,13 @@ pub async fn run(plan: Plan) -> Result<()> {
     let took = begin.elapsed();
     // What a provider books late is booked by then.
     sleep(faults::LATE).await;
-    for gateway in &gateways {
-        no_trap(gateway).await?;
-    }
     let load = Arc::into_inner(load).context("a caller is left")?;
     let ended = load.ended.into_inner();
     let ended = ended.unwrap_or_else(PoisonError::into_inner);
     let histories = ask_once_more(ended, &gateways, &simulators).await?;
+    for gateway in &gateways {
+        no_trap(gateway).await?;
+    }
     let mut asked = HashSet::new();
     sleep(ACCESS_LOG_DELAY).await;
     for gateway in gateways {
@@ -257,13 +263,18 @@ pub async fn run(plan: Plan) -> Result<()> {
     let reckoning = reckoning::reckon(&histories, &simulators, run);
     println!("{}", reckoning.table());
     println!(
-        "{} refunds in {} s, {} restarts, {} times without the store, {partitions} times at one gateway alone",
+        "{} refunds in {} s, {} restarts, {upgrades} upgrades, {} times without the store, {partitions} times at one gateway alone",
         histories.len(),
         took.as_secs(),
         restarts.len(),
         outages.len()
     );
     ensure!(!restarts.is_empty(), "the gateway was never restarted");
+    ensure!(upgrades > 0, "the gateway was never upgraded");
+    ensure!(
+        redis.is_none() || partitions > 0 && !outages.is_empty(),
+        "the store was there all the time"
+    );
     ensure!(
         reckoning.versions() == modules.len(),
         "not every version of the module has sent something"
@@ -296,18 +307,25 @@ fn asked_and_told(log: &str) -> impl Iterator<Item = String> {
     asked.filter_map(|line| Some(line["request_id"].as_str()?.to_owned()))
 }
 
-/// Nothing fails any more, and whoever is still in doubt asks again: their patience was too short, and the gateway's word is not.
+/// Nothing fails any more, and whoever is still in doubt asks again: such a caller may have given up too early, and the gateway must
+/// know by now. They are few.
 async fn ask_once_more(
     ended: Vec<Open>,
     gateways: &[Gateway],
     simulators: &Arc<simulator::Simulators>,
 ) -> Result<Vec<History>> {
+    let all = ended.len();
     let (in_doubt, over): (Vec<_>, Vec<_>) = ended.into_iter().partition(Open::may_learn_more);
     let mut histories: Vec<_> = over.into_iter().map(|open| open.history).collect();
     if in_doubt.is_empty() {
         return Ok(histories);
     }
-    println!("{} ask once more", in_doubt.len());
+    println!("{} of {all} ask once more", in_doubt.len());
+    ensure!(
+        in_doubt.len() * IN_DOUBT_ONE_IN <= all,
+        "{} of {all} were left in doubt",
+        in_doubt.len()
+    );
     for provider in Provider::ALL {
         simulators.clear_faults(provider);
     }
@@ -504,22 +522,22 @@ async fn disturb(gateway: &Gateway, nth: u64, plugin: &Value, rng: &mut StdRng) 
         _ => {
             let mut plugin = plugin.clone();
             plugin["providers"]["begateway"]["default_reason"] = json!(format!("push {nth}"));
-            push(gateway, &plugin).await?;
+            taken(gateway, || gateway.push(&plugin)).await?;
         }
     }
     Ok(())
 }
 
-/// Pushes a configuration and waits until Envoy has taken it.
-async fn push(gateway: &Gateway, plugin: &Value) -> Result<()> {
-    let taken = async || {
+/// Pushes a configuration or a module, and waits until Envoy has taken it.
+async fn taken(gateway: &Gateway, push: impl FnOnce() -> Result<()>) -> Result<()> {
+    let count = async || {
         let counter = r"^extension_config_discovery\.http_filter\..*\.update_success$";
         anyhow::Ok(gateway.stats(counter).await?.values().sum::<u64>())
     };
-    let before = taken().await?;
-    gateway.push(plugin)?;
+    let before = count().await?;
+    push()?;
     let deadline = Instant::now() + PATIENCE;
-    while taken().await? == before {
+    while count().await? == before {
         ensure!(Instant::now() < deadline, "Envoy does not take a push");
         sleep(Duration::from_millis(10)).await;
     }

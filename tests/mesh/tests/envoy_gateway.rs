@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use crate::calls::{
     FORGED, FOUR, JWKS, RETURNS, Sign, are_remembered, assert_nothing_leaks, assert_true, at_once,
     booked, doctor, fresh, goes_on_without_the_store, has_found_the_store, has_series, received,
-    sent, share_memory, store, under_load, user_agent,
+    sent, share_memory, store, under_load, under_load_sharing, user_agent,
 };
 
 /// The mesh that all tests share, one after the other.
@@ -842,7 +842,7 @@ fn two_pods_and_a_rollout_have_one_memory() -> Result<()> {
         // Both go, under calls.
         let new = mesh.sharing().await?;
         let first = std::mem::replace(&mut mesh.pod, new);
-        let count = under_load(&mesh.cluster, PORT, async || {
+        let count = under_load_sharing(&mesh.cluster, PORT, async || {
             tokio::time::sleep(Duration::from_secs(1)).await;
             first.terminate().await?;
             tokio::time::sleep(Duration::from_secs(1)).await;

@@ -185,7 +185,10 @@ impl Case<'_> {
         let mut says = |code| look_ups.any(|(_, call)| call.code() == code);
         match self.refund.kind {
             // A refusal after a send that is unknown clears nothing, whatever is proven in between.
-            Kind::Bbmsl => says("refund-ambiguous") || self.booked.is_empty() && self.is_declined(),
+            Kind::Bbmsl => {
+                says("refund-ambiguous")
+                    || self.booked.is_empty() && (self.is_declined() || self.has_no_room())
+            }
             Kind::Moyasar => self.booked.is_empty() && says("refund-not-found"),
             // The look before a refund keeps the same call from being made, and no other name tells.
             Kind::Bog if self.is_kept_from_asking() => true,
@@ -193,8 +196,10 @@ impl Case<'_> {
                 let lives: Vec<_> = self.calls().filter_map(|(_, call)| call.life).collect();
                 let is_one_life = self.all.scene.remembers()
                     && (self.all.scene.shared || lives.windows(2).all(|pair| pair[0] == pair[1]));
-                (self.booked.is_empty() || !is_one_life)
-                    && self.refund.cannot_be_asked(self.all.calls, self.all.now)
+                // One that was given back is told of as refused, to whoever knows no id to ask by.
+                let told =
+                    self.booked.is_empty() || self.standing().count() == 0 && self.is_declined();
+                (told || !is_one_life) && self.refund.cannot_be_asked(self.all.calls, self.all.now)
             }
         }
     }
@@ -202,6 +207,14 @@ impl Case<'_> {
     fn is_declined(&self) -> bool {
         self.calls()
             .any(|(_, call)| call.code() == "refund-declined")
+    }
+
+    /// Whether its caller was told at last that a full table has no room for its key, so that nothing is sent.
+    fn has_no_room(&self) -> bool {
+        let mut refunds = self.calls().filter(|(_, call)| call.why != Why::LookUp);
+        let last = refunds.next_back();
+        self.all.scene.entries < ROOM
+            && last.is_some_and(|(_, last)| last.code() == "gateway-error")
     }
 
     fn is_kept_from_asking(&self) -> bool {
@@ -305,11 +318,12 @@ impl Case<'_> {
     }
 
     /// Whether the gateway cannot have known that nothing came of a send. Where its answer was told
-    /// to nobody, the reply tells it; so it does where the store did not confirm that it had heard of a refusal, which its caller
-    /// is told as unknown then.
+    /// to nobody, the reply tells it. So it does where a caller is told of a refusal as unknown for another reason: the store did not
+    /// confirm that it had heard of it, or a full table may have forgotten an earlier send.
     fn may_be_unknown(&self, send: &Send) -> bool {
+        let has_doubts = self.all.scene.shared || self.all.scene.entries < ROOM;
         match self.all.calls[send.call].said() {
-            Some(said) => said.outcome != "not_refunded" && !(self.all.scene.shared && send.denied),
+            Some(said) => said.outcome != "not_refunded" && !(has_doubts && send.denied),
             None => !send.denied,
         }
     }

@@ -126,7 +126,7 @@ pub struct World {
     slots: Vec<Option<usize>>,
     /// All that ever ran, by when they started.
     processes: Vec<Option<Process>>,
-    /// Whether it was of a newer version.
+    /// Whether each process is of the newer version, by its place in `processes`.
     newer: Vec<bool>,
     clocks: Vec<Rc<Clock>>,
     providers: Vec<Provider>,
@@ -469,7 +469,12 @@ impl World {
         let effects = process.configure(&self.dice, &configuration);
         let life = self.processes.len();
         self.processes.push(Some(process));
-        let is_newer = self.scene.two_versions && (self.calm || self.dice.one_in(2));
+        // The first two differ.
+        let is_newer = self.scene.two_versions
+            && match life {
+                0 | 1 => life == 1,
+                _ => self.calm || self.dice.one_in(2),
+            };
         self.newer.push(is_newer);
         self.slots[slot] = Some(life);
         self.carry_out_all(life, effects);

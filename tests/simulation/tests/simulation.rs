@@ -32,12 +32,14 @@ fn nothing_is_false_where_gateways_share_a_memory() {
 /// Values of a newer version's form are in doubt to the others, who say nothing certain of them.
 #[test]
 fn nothing_is_false_during_a_rollout_of_another_form() {
-    let worlds = (0..24).map(|nth| play(plan(derived(3, nth), true)));
-    let mixed: Vec<_> = worlds.filter(|world| world.two_versions).collect();
-    assert!(mixed.len() >= 3, "{} worlds of two versions", mixed.len());
-    for world in mixed {
-        assert!(world.findings.is_empty(), "{:#?}", world.findings);
+    let mut mixed = 0;
+    for nth in 0..24 {
+        let plan = plan(derived(3, nth), true);
+        let world = play(plan);
+        assert!(world.findings.is_empty(), "{plan:?}: {:#?}", world.findings);
+        mixed += u32::from(world.two_versions);
     }
+    assert!(mixed >= 3, "{mixed} worlds of two versions");
 }
 
 #[test]

@@ -19,6 +19,9 @@ const AUTHENTICATION: [&str; 6] = [
     ".rbac.",
 ];
 
+/// Filters of a connection that let callers in or not, by how their types' names end.
+const NETWORK: [&str; 2] = [".network.rbac.v3.RBAC", ".network.ext_authz.v3.ExtAuthz"];
+
 /// Request headers that carry keys, of callers or, by the time of the log, of the provider.
 const KEY_HEADERS: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
 
@@ -37,7 +40,8 @@ pub struct Filter<'a> {
 pub struct Chain<'a> {
     /// For findings.
     pub place: String,
-    pub(crate) listener: &'a Value,
+    listener: &'a Value,
+    filter_chain: &'a Value,
     manager: &'a Value,
     /// What stands before the refund filter.
     pub before: Vec<Filter<'a>>,
@@ -67,12 +71,15 @@ impl<'a> Chain<'a> {
             let default = listener.get("default_filter_chain");
             list(listener, "/filter_chains")
                 .chain(default)
-                .flat_map(|chain| list(chain, "/filters"))
-                .filter_map(|filter| {
+                .flat_map(|chain| list(chain, "/filters").map(move |filter| (chain, filter)))
+                .filter_map(|(chain, filter)| {
                     let (kind, manager) = typed(filter.get("typed_config")?);
-                    kind.ends_with(".HttpConnectionManager").then_some(manager)
+                    kind.ends_with(".HttpConnectionManager")
+                        .then_some((chain, manager))
                 })
-                .filter_map(move |manager| Chain::read(envoy, listener, manager, wanted))
+                .filter_map(move |(chain, manager)| {
+                    Chain::read(envoy, listener, chain, manager, wanted)
+                })
         };
         envoy.listeners.iter().flat_map(of).collect()
     }
@@ -80,6 +87,7 @@ impl<'a> Chain<'a> {
     fn read(
         envoy: &'a Envoy,
         listener: &'a Value,
+        filter_chain: &'a Value,
         manager: &'a Value,
         wanted: fn(&Filter<'_>) -> bool,
     ) -> Option<Self> {
@@ -97,6 +105,7 @@ impl<'a> Chain<'a> {
         Some(Chain {
             place: format!("listener {}", name(listener)),
             listener,
+            filter_chain,
             manager,
             before,
             filter,
@@ -126,15 +135,37 @@ impl<'a> Chain<'a> {
                 .any(|(host, route)| enables(host, route, filter.name))
     }
 
-    /// Whether others than this machine's own can reach it, and nobody asks who they are.
-    pub fn is_open(&self) -> bool {
-        let address = text(self.listener, "/address/socket_address/address");
-        let is_local = address.is_empty() || address.starts_with("127.") || address == "::1";
-        let asks = |filter: &Filter<'_>| filter.is_authentication() && self.is_on(filter);
-        let needs_certificate = |name: &str, value: &Value| {
-            name == "require_client_certificate" && *value == Value::Bool(true)
+    /// Whether not everybody on the network gets past its listener and what stands in front of its filter.
+    pub fn is_restricted(&self) -> bool {
+        let more = list(self.listener, "/additional_addresses");
+        let more = more.filter_map(|more| more.get("address"));
+        let mut addresses = self.listener.get("address").into_iter().chain(more);
+        let restricts = |name: &str, value: &Value| match name {
+            "require_client_certificate" => *value == true,
+            "source_prefix_ranges" => value.as_array().is_some_and(|list| !list.is_empty()),
+            "@type" => NETWORK
+                .iter()
+                .any(|kind| value.as_str().is_some_and(|of| of.ends_with(kind))),
+            _ => false,
         };
-        !is_local && !self.before.iter().any(asks) && !any_member(self.listener, &needs_certificate)
+        addresses.all(is_local)
+            || any_member(self.filter_chain, &restricts)
+            || self.before.iter().any(|filter| self.asks(filter))
+    }
+
+    /// Whether a filter lets no call through to the refund filter of which it does not know who makes it.
+    fn asks(&self, filter: &Filter<'_>) -> bool {
+        let mut ways = self
+            .all_routes()
+            .filter(|(host, route)| self.filter.runs_on(host, route))
+            .peekable();
+        match ways.peek() {
+            // They come from elsewhere.
+            None => !filter.disabled && filter.asks_by(None),
+            Some(_) => ways.all(|(host, route)| {
+                filter.runs_on(host, route) && filter.asks_by(filter.entry(host, route))
+            }),
+        }
     }
 
     /// Whether a caller's own header of this name is taken away before any filter sees it.
@@ -498,6 +529,42 @@ impl<'a> Filter<'a> {
                 .all(has)
     }
 
+    /// What a route or its virtual host says of it.
+    fn entry<'b>(&self, host: &'b Value, route: &'b Value) -> Option<&'b Value> {
+        // A route's own entry stands in place of its virtual host's.
+        entry_of(route, self.name).or_else(|| entry_of(host, self.name))
+    }
+
+    fn runs_on(&self, host: &Value, route: &Value) -> bool {
+        let entry = self.entry(host, route);
+        entry.map_or(!self.disabled, |entry| !is_true(entry, "/disabled"))
+    }
+
+    /// Whether it asks who calls, where it runs with this entry.
+    fn asks_by(&self, entry: Option<&Value>) -> bool {
+        let entry = entry.unwrap_or(&Value::Null);
+        if self.kind.contains(".jwt_authn.") {
+            // Envoy Gateway's has no rules, but requirements that routes name.
+            let mut named = ["/requirement_name", "/config/requirement_name"]
+                .into_iter()
+                .filter_map(|place| entry.pointer(place)?.as_str());
+            let asked = match named.next() {
+                Some(name) => self
+                    .config
+                    .pointer("/requirement_map")
+                    .and_then(|map| map.get(name)),
+                None => self.config.get("rules"),
+            };
+            let may_miss = |name: &str, _: &Value| name.starts_with("allow_missing");
+            return asked.is_some_and(|asked| !any_member(asked, &may_miss));
+        }
+        if self.kind.contains(".rbac.") {
+            let has_rules = |name: &str, value: &Value| name == "rules" && !value.is_null();
+            return any_member(self.config, &has_rules) || any_member(entry, &has_rules);
+        }
+        self.is_authentication()
+    }
+
     pub(crate) fn is_authentication(&self) -> bool {
         AUTHENTICATION.iter().any(|part| self.kind.contains(part))
     }
@@ -537,6 +604,15 @@ fn enables(host: &Value, route: &Value, filter: &str) -> bool {
     // A route's own entry stands in place of its virtual host's.
     let entry = entry_of(route, filter).or_else(|| entry_of(host, filter));
     entry.is_some_and(|entry| !is_true(entry, "/disabled"))
+}
+
+/// Whether nobody but this machine's own reaches an address.
+fn is_local(address: &Value) -> bool {
+    let socket = text(address, "/socket_address/address");
+    is_set(address, "/pipe")
+        || is_set(address, "/envoy_internal_address")
+        || socket.starts_with("127.")
+        || socket == "::1"
 }
 
 /// What a route, a virtual host or all routes say of a filter.

@@ -2,7 +2,7 @@
 
 use crate::chain::Chain;
 use crate::reading::Envoy;
-use crate::{Findings, any_member, is_set, text};
+use crate::{Findings, text};
 
 /// Examines each. `refunds`: the chains with the refund filter.
 pub fn examine(envoy: &Envoy, refunds: &[Chain<'_>], findings: &mut Findings) {
@@ -30,26 +30,5 @@ pub fn examine(envoy: &Envoy, refunds: &[Chain<'_>], findings: &mut Findings) {
                 "the list of open refunds has another vm_id than the refund filter, so that it is always empty; give it the same",
             );
         }
-    }
-}
-
-impl Chain<'_> {
-    /// Whether not everybody on the network gets past its listener.
-    fn is_restricted(&self) -> bool {
-        let address = text(self.listener, "/address/socket_address/address");
-        let is_local = is_set(self.listener, "/address/pipe")
-            || address.starts_with("127.")
-            || address == "::1";
-        let asks = any_member(self.listener, &|name, value| {
-            (name == "require_client_certificate" && value == true)
-                || (name == "source_prefix_ranges"
-                    && value.as_array().is_some_and(|list| !list.is_empty()))
-        });
-        is_local
-            || asks
-            || self
-                .before
-                .iter()
-                .any(|filter| filter.is_authentication() && self.is_on(filter))
     }
 }

@@ -158,7 +158,7 @@ impl Plugin {
             );
         }
         examine_token(chain, &json, findings);
-        if json.get("caller").is_none() && chain.is_open() {
+        if json.get("caller").is_none() && !chain.is_restricted() {
             findings.risk(
                 place,
                 "whoever reaches this address may refund, since nothing in front of the refund filter asks who calls; have it listen on \

@@ -1021,7 +1021,9 @@ fn a_list_on_the_network_is_no_risk_where_not_everybody_gets_there() {
             let filters = list
                 .pointer_mut(&format!("{LIST_MANAGER}/http_filters"))
                 .unwrap();
-            let jwt = typed("team-jwt", "jwt_authn.v3.JwtAuthentication");
+            let mut jwt = typed("team-jwt", "jwt_authn.v3.JwtAuthentication");
+            jwt["typed_config"]["rules"] =
+                json!([{"match": {"prefix": "/"}, "requires": {"provider_name": "team"}}]);
             filters.as_array_mut().unwrap().insert(0, jwt);
         },
     ];
@@ -1245,27 +1247,99 @@ fn every_provider_of_the_registry_is_one_that_the_doctor_knows() {
 
 #[test]
 fn an_address_that_others_reach_is_open_only_where_nobody_asks_who_calls() {
-    let open = |change: fn(&mut Value)| {
+    let open = |change: &dyn Fn(&mut Value)| {
         let mut tree = tree();
-        let listener = &mut tree["static_resources"]["listeners"][0];
-        listener["address"]["socket_address"]["address"] = json!("::");
+        listener(&mut tree)["address"]["socket_address"]["address"] = json!("::");
         change(&mut tree);
         let said = said(&tree);
         said.iter()
             .any(|line| line.contains("whoever reaches this"))
     };
-    assert!(open(|_| {}));
-    assert!(!open(|tree| {
-        let chain = &mut tree["static_resources"]["listeners"][0]["filter_chains"][0];
-        chain["transport_socket"]["typed_config"]["require_client_certificate"] = json!(true);
-    }));
-    assert!(!open(|tree| plugin(tree, |plugin| {
+    assert!(open(&|_| {}));
+    assert!(!open(&|tree| plugin(tree, |plugin| {
         plugin["caller"] = json!({"filter_state": "caller"});
     })));
-    assert!(!open(|tree| {
-        let filters = tree.pointer_mut(MANAGER).unwrap()["http_filters"].as_array_mut();
-        let token = json!({"name": "jwt", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"}});
-        filters.unwrap().insert(0, token);
+    // Where it listens.
+    assert!(!open(
+        &|tree| listener(tree)["address"] = json!({"pipe": {"path": "/run/refunds"}})
+    ));
+    assert!(open(&|tree| {
+        let everywhere = json!({"socket_address": {"address": "0.0.0.0", "port_value": 1}});
+        let local = json!({"socket_address": {"address": "127.0.0.1", "port_value": 1}});
+        listener(tree)["address"] = local;
+        listener(tree)["additional_addresses"] = json!([{"address": everywhere}]);
     }));
+    // Who gets to the chain with the filter; another chain's rule is not its own.
+    let certificate = json!({"typed_config": {"require_client_certificate": true}});
+    assert!(!open(&|tree| {
+        listener(tree)["filter_chains"][0]["transport_socket"] = certificate.clone();
+    }));
+    assert!(open(&|tree| {
+        listener(tree)["default_filter_chain"] = json!({"transport_socket": certificate});
+    }));
+    assert!(!open(&|tree| {
+        let range = json!([{"address_prefix": "10.0.0.0", "prefix_len": 8}]);
+        listener(tree)["filter_chains"][0]["filter_chain_match"] =
+            json!({"source_prefix_ranges": range});
+    }));
+    // What stands in front of the filter.
+    let front = |name: &'static str, config: Value, disabled: bool| {
+        move |tree: &mut Value| {
+            let mut config = config.clone();
+            config["@type"] = json!(format!(
+                "type.googleapis.com/envoy.extensions.filters.http.{name}"
+            ));
+            let filter = json!({"name": "front", "disabled": disabled, "typed_config": config});
+            let filters = tree.pointer_mut(MANAGER).unwrap()["http_filters"].as_array_mut();
+            filters.unwrap().insert(0, filter);
+        }
+    };
+    let on_refunds = |tree: &mut Value, entry: &Value| {
+        let hosts =
+            tree.pointer_mut(MANAGER).unwrap()["route_config"]["virtual_hosts"].as_array_mut();
+        for host in hosts.unwrap() {
+            for route in host["routes"].as_array_mut().unwrap() {
+                if route["typed_per_filter_config"]
+                    .get("refund_filter")
+                    .is_some()
+                {
+                    route["typed_per_filter_config"]["front"] = entry.clone();
+                }
+            }
+        }
+    };
+    let jwt = "jwt_authn.v3.JwtAuthentication";
+    let rule =
+        |requires: Value| json!({"rules": [{"match": {"prefix": "/"}, "requires": requires}]});
+    let needed = rule(json!({"provider_name": "corp"}));
+    assert!(!open(&front(jwt, needed.clone(), false)));
+    assert!(open(&front(jwt, needed.clone(), true)));
+    assert!(open(&front(jwt, rule(json!({"allow_missing": {}})), false)));
+    assert!(open(&|tree| {
+        front(jwt, needed.clone(), false)(tree);
+        on_refunds(tree, &json!({"disabled": true}));
+    }));
+    // As Envoy Gateway has it: another route's requirement is not the refunds' own.
+    let named = json!({"requirement_map": {"corp": {"provider_name": "corp"}}});
+    assert!(open(&front(jwt, named.clone(), false)));
+    assert!(!open(&|tree| {
+        front(jwt, named.clone(), false)(tree);
+        on_refunds(tree, &json!({"requirement_name": "corp"}));
+    }));
+    let rbac = "rbac.v3.RBAC";
+    assert!(!open(&front(
+        rbac,
+        json!({"rules": {"policies": {}}}),
+        false
+    )));
+    assert!(open(&front(
+        rbac,
+        json!({"shadow_rules": {"policies": {}}}),
+        false
+    )));
+    assert!(!open(&front("ext_authz.v3.ExtAuthz", json!({}), false)));
+}
+
+fn listener(tree: &mut Value) -> &mut Value {
+    &mut tree["static_resources"]["listeners"][0]
 }

@@ -386,10 +386,18 @@ impl Open {
         }
     }
 
-    /// Whether its caller's last word is an open one, and there is somebody to ask.
+    /// Whether its caller's last word is an open one, and a look-up could still tell more.
     pub fn may_learn_more(&self) -> bool {
         let History { refund, calls } = &self.history;
-        self.history.last_word().is_open() && !History::cannot_be_asked(refund, calls)
+        let last = calls.last().map(Call::word);
+        let is_left_open = refund
+            .provider
+            .declared()
+            .leaves_open
+            .is_some_and(|(code, _)| last == Some(code));
+        self.history.last_word().is_open()
+            && !is_left_open
+            && !History::cannot_be_asked(refund, calls)
     }
 
     /// The same with new patience, and without faults.
