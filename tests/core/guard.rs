@@ -502,6 +502,28 @@ fn what_went_out_without_room_casts_doubt_on_every_key_of_its_bucket() {
     assert_eq!(gateway.standing("never sent"), None);
 }
 
+/// A refund that is pending has an end of which nobody was told yet: forgotten, its key is one without room.
+#[test]
+fn a_pending_refund_that_is_forgotten_casts_the_same_doubt_and_a_final_answer_none() {
+    for (end, doubt) in [
+        (End::Pending, Some(Standing { resend: until(DAY) })),
+        (End::Refunded, None),
+        (End::Refused, None),
+    ] {
+        let mut gateway = Gateway::of(1);
+        let ticket = gateway.taken(&Refund::of("k", until(DAY)));
+        gateway.settle(&ticket, end);
+        gateway.past_ms = 1_000;
+        let ticket = gateway.taken(&Refund::of("another", until(2 * DAY)));
+        assert!(!gateway.knows("k"), "{end:?}");
+        assert_eq!(gateway.standing("k"), doubt, "{end:?}");
+        gateway.settle(&ticket, End::Refunded);
+        assert_eq!(gateway.standing("k"), doubt, "{end:?}");
+        gateway.past_ms = 1_000 + gateway.memory.settings.window_ms;
+        assert_eq!(gateway.standing("k"), None, "{end:?}");
+    }
+}
+
 /// Those that had no room were for providers with keys: none of those is its own.
 #[test]
 fn that_doubt_promises_nothing_to_a_provider_without_keys() {
