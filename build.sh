@@ -359,6 +359,8 @@ tests() {
   beside modules
   say "lints"
   cargo clippy --locked --quiet --workspace --all-targets -- --deny warnings
+  # It is among the targets of no other step.
+  cargo clippy --locked --quiet --package mesh-testbed --test mesh -- --deny warnings
   wait_for tools_of_tests modules
   get_envoy
   get_openbao

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use gateway_testbed::Answer;
 use gateway_testbed::redis::{Clients, HOST, Redis, USER};
-use mesh_testbed::{Call, Cluster, Overlay, Stranger};
+use mesh_testbed::{Call, Cluster, Overlay, Stranger, wait_for};
 use provider_simulator::Provider::{self, Bbmsl, Begateway};
 use provider_simulator::orders;
 use serde_json::{Value, json};
@@ -207,7 +207,7 @@ pub async fn under_load(
 }
 
 /// The same where pods share a memory. There the key of a call that went with its pod is in flight until its lease ends.
-pub async fn under_load_sharing(
+async fn under_load_sharing(
     cluster: &Cluster,
     port: u16,
     change: impl AsyncFnOnce() -> Result<()>,
@@ -311,8 +311,32 @@ pub async fn at_once(cluster: &Cluster, port: u16) -> Result<Vec<(Provider, Call
     Ok(made)
 }
 
+/// Pods are replaced under calls by others of the same store, which goes and comes back then: what was refunded before stays
+/// remembered, and nothing false is said.
+pub async fn remembers_over_a_rollout_and_an_outage(
+    cluster: &Cluster,
+    port: u16,
+    redis: &mut Redis,
+    made: &[(Provider, Call)],
+    end_old_pods: impl AsyncFnOnce() -> Result<()>,
+) -> Result<()> {
+    let count = under_load_sharing(cluster, port, end_old_pods).await?;
+    println!("booked once each: {count} calls (a rollout with a shared memory)");
+    are_remembered(cluster, port, made).await?;
+    redis.kill().await?;
+    goes_on_without_the_store(cluster, port).await?;
+    redis.restart().await?;
+    let call = fresh(Bbmsl);
+    let is_back = || async {
+        let answer = call.send(port).await;
+        answer.is_ok_and(|answer| answer.status == 200)
+    };
+    wait_for("the store", is_back).await?;
+    are_remembered(cluster, port, made).await
+}
+
 /// What was refunded before a rollout is not sent again after it.
-pub async fn are_remembered(cluster: &Cluster, port: u16, made: &[(Provider, Call)]) -> Result<()> {
+async fn are_remembered(cluster: &Cluster, port: u16, made: &[(Provider, Call)]) -> Result<()> {
     for (provider, call) in made {
         let before = sent(cluster, *provider, call);
         let again = call.send(port).await?;
@@ -327,7 +351,7 @@ pub async fn are_remembered(cluster: &Cluster, port: u16, made: &[(Provider, Cal
 }
 
 /// Without its store, the provider without keys sends nothing, and the others go on.
-pub async fn goes_on_without_the_store(cluster: &Cluster, port: u16) -> Result<()> {
+async fn goes_on_without_the_store(cluster: &Cluster, port: u16) -> Result<()> {
     let call = fresh(Bbmsl);
     let answer = call.send(port).await?;
     let said = ["code", "outcome", "retry"].map(|member| answer.body[member].as_str());

@@ -17,9 +17,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 
 use crate::calls::{
-    FORGED, FOUR, JWKS, RETURNS, Sign, are_remembered, assert_nothing_leaks, assert_true, at_once,
-    booked, doctor, fresh, goes_on_without_the_store, has_found_the_store, has_series, received,
-    sent, share_memory, store, under_load, under_load_sharing, user_agent,
+    FORGED, FOUR, JWKS, RETURNS, Sign, assert_nothing_leaks, assert_true, at_once, booked, doctor,
+    fresh, has_found_the_store, has_series, received, remembers_over_a_rollout_and_an_outage, sent,
+    share_memory, store, under_load, user_agent,
 };
 
 /// The mesh that all tests share, one after the other.
@@ -713,21 +713,14 @@ fn two_pods_and_a_rollout_have_one_memory() -> Result<()> {
         let other = other_module(mesh.cluster.folder(), "9.9.9")?;
         let new = mesh.sharing(&other).await?;
         let first = std::mem::replace(&mut mesh.pod, new);
-        let count = under_load_sharing(&mesh.cluster, PORT, async || {
+        let end_old_pods = async || {
             tokio::time::sleep(Duration::from_secs(1)).await;
             first.terminate().await?;
             tokio::time::sleep(Duration::from_secs(1)).await;
             second.terminate().await
-        })
-        .await?;
-        println!("booked once each: {count} calls (a rollout with a shared memory)");
-        are_remembered(&mesh.cluster, PORT, &made).await?;
-
-        redis.kill().await?;
-        goes_on_without_the_store(&mesh.cluster, PORT).await?;
-        redis.restart().await?;
-        mesh.works().await?;
-        are_remembered(&mesh.cluster, PORT, &made).await?;
+        };
+        let (cluster, redis) = (&mesh.cluster, &mut redis);
+        remembers_over_a_rollout_and_an_outage(cluster, PORT, redis, &made, end_old_pods).await?;
         mesh.cluster.delete("envoyfilter", "refund-memory").await?;
         mesh.cluster.delete("secret", "refund-environment").await?;
         mesh.restore().await
@@ -914,7 +907,6 @@ fn keys_come_by_environment_variables_too() -> Result<()> {
         let variables: Value = mesh.cluster.secrets[1]
             .by_name()
             .map(|(name, value)| (name.to_uppercase().replace('-', "_"), json!(value)))
-            .into_iter()
             .collect();
         mesh.cluster
             .apply_objects(&[json!({
