@@ -23,10 +23,11 @@ mod open;
 mod payments;
 mod store;
 
+use bucket::Beside;
 pub use bucket::{Bucket, Found};
 pub use open::{MAX_LISTED, Open, OpenRefunds, OpenState};
 pub use payments::{PaymentBucket, PaymentFound};
-pub use store::{Attempt, StoreView, Unreadable, Verdict};
+pub use store::{Attempt, StoreView, Unreadable, Untold, Verdict};
 
 /// The largest body of an answer that is kept, in bytes: the caller's names at their longest, escaped, and the provider's words.
 pub const MAX_ANSWER: usize = 10 * 1024;
@@ -378,13 +379,8 @@ impl Guard<'_> {
     pub fn settle(&self, ticket: &Ticket, settled: &Settled<'_>, now: Now) -> bool {
         // Who looks in between must see the payment taken rather than free: what moved money is told of the payment first, and
         // what did not last.
-        let moved = !matches!(settled.end, End::NotSent | End::Free | End::Refused);
-        let payment: Vec<Digest> = ticket
-            .payment
-            .iter()
-            .chain(settled.names)
-            .copied()
-            .collect();
+        let moved = settled.end.moves();
+        let payment = settled.payment(ticket);
         if moved {
             self.settle_payment(ticket, &payment, settled.end, now);
         }
@@ -479,19 +475,47 @@ impl Guard<'_> {
         now: Now,
     ) {
         let record = self.table.record(&ticket.key);
-        if self.read(&record).lease_of(&ticket.key).is_none() {
+        let past = match settled.end {
+            // Of what was not sent there is nothing to tell.
+            End::NotSent => return,
+            End::Free => Past::Free,
+            End::Refused => Past::Refused,
+            End::Refunded => Past::Refunded,
+            End::Pending => Past::Pending,
+            End::Unknown | End::Absent => Past::Unknown,
+        };
+        let Some((way, _)) = self.read(&record).find(&ticket.key) else {
             if let Claim::Taken { .. } = self.claim(question, ticket.lease, now) {
                 self.settle(ticket, settled, now);
             }
             return;
+        };
+        let answer = self.answer_of(&answer_record(&record, way), ticket, settled);
+        let beside = Beside {
+            refund: question.refund,
+            past,
+            answered: answer.is_some(),
+            refused: settled.refused,
+            resend: question.resend,
+            sent_ms: Some(now.steady_ms),
+        };
+        self.add(&ticket.key, &beside, answer, now);
+        let is_free = self.read(&record).is_free(&ticket.key, now, &self.settings);
+        if settled.end.moves() || is_free {
+            self.settle_payment(ticket, &settled.payment(ticket), settled.end, now);
         }
-        let told = swap(self.memory, &record, |bytes| {
+    }
+
+    /// Adds to what is known of a key what was sent under it beside, and the answer to that as it is kept.
+    fn add(&self, key: &Digest, beside: &Beside, answer: Option<Vec<u8>>, now: Now) {
+        let record = self.table.record(key);
+        let added = swap(self.memory, &record, |bytes| {
             let mut bucket = self.bucket(bytes);
-            let told = bucket.settle_beside(question, settled, now, &self.settings);
-            (told, told.is_some().then(|| bucket.encode()))
+            let added = bucket.add(key, beside, now, &self.settings);
+            (added, added.is_some().then(|| bucket.encode()))
         });
-        if let Some(Some((way, true))) = told {
-            self.put_answer(&record, way, ticket, settled);
+        if let (Some(Some((way, true))), Some(answer)) = (added, answer) {
+            let _ = self.memory.write(&answer_record(&record, way), &answer, 0);
         }
     }
 
@@ -592,7 +616,13 @@ impl Guard<'_> {
 
     fn put_answer(&self, record: &str, way: usize, ticket: &Ticket, settled: &Settled<'_>) -> bool {
         let place = answer_record(record, way);
-        let (known, _) = self.memory.read(&place);
+        self.answer_of(&place, ticket, settled)
+            .is_some_and(|bytes| self.memory.write(&place, &bytes, 0).is_ok())
+    }
+
+    /// A call's answer as it is kept in this place; none where it is too large.
+    fn answer_of(&self, place: &str, ticket: &Ticket, settled: &Settled<'_>) -> Option<Vec<u8>> {
+        let (known, _) = self.memory.read(place);
         // A refund keeps its id, whatever is said of it later.
         let known = StoredAnswer::decode(&ticket.key, &known).and_then(|known| known.id);
         let (status, body) = settled.answer;
@@ -605,9 +635,7 @@ impl Guard<'_> {
                 body.to_owned()
             },
         };
-        answer
-            .encode(&ticket.key)
-            .is_some_and(|bytes| self.memory.write(&place, &bytes, 0).is_ok())
+        answer.encode(&ticket.key)
     }
 
     /// Adds what is in the next buckets to a count, and says whether that was the last of them.
@@ -646,6 +674,8 @@ pub struct Fill {
     /// How many refunds have not ended, by [`About::provider`]: those of which nothing is known, and
     /// those that are pending.
     pub open: BTreeMap<[u8; 8], (u64, u64)>,
+    /// The keys of which a store that gateways share may not know how they stand; none of those in flight.
+    pub untold: Vec<Digest>,
 }
 
 /// What a refund is about: enough to know it again in a provider's word on it. Noughts stand for what was not given.
@@ -786,6 +816,17 @@ pub enum Asks {
     Recall(Digest),
 }
 
+impl Asks {
+    /// The key that it is about.
+    pub fn key(&self) -> Option<&Digest> {
+        match self {
+            Asks::Nothing => None,
+            Asks::Claim(question) => Some(&question.key),
+            Asks::Recall(key) => Some(key),
+        }
+    }
+}
+
 /// What a call may do by the word of the guard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claim {
@@ -863,7 +904,20 @@ pub struct Settled<'a> {
     pub names: &'a [Digest],
 }
 
+impl End {
+    /// Whether money may have moved.
+    fn moves(self) -> bool {
+        !matches!(self, End::NotSent | End::Free | End::Refused)
+    }
+}
+
 impl Settled<'_> {
+    /// All names of the payment.
+    fn payment(&self, ticket: &Ticket) -> Vec<Digest> {
+        let all = ticket.payment.iter().chain(self.names);
+        all.copied().collect()
+    }
+
     fn without_answer(end: End) -> Self {
         Settled {
             end,

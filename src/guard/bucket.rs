@@ -2,7 +2,7 @@
 
 use super::{
     About, Digest, End, Fill, GuardSettings, HELD_BACK_MS, OpenState, Past, Question, Recalled,
-    Settled, Standing, Ticket,
+    Standing, Ticket,
 };
 use crate::clock::{Now, Resend};
 
@@ -71,6 +71,64 @@ pub(super) struct Entry {
     sent_ms: Option<i64>,
     /// In flight: the end of the lease; else the end of the window.
     until_ms: i64,
+    /// Whether it has changed since a store that gateways share was last seen to hold the same. In a store itself, never.
+    untold: bool,
+}
+
+/// Sends under a key that its entry does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Beside {
+    /// The refund that was sent.
+    pub refund: Digest,
+    /// What came of it.
+    pub past: Past,
+    /// Whether there is an answer to it.
+    pub answered: bool,
+    /// Whether its provider has refused.
+    pub refused: bool,
+    /// Until when a second send of it cannot refund twice.
+    pub resend: Resend,
+    /// The last moment at which one may have left.
+    pub sent_ms: Option<i64>,
+}
+
+impl Entry {
+    /// Whether it is of the call with this lease.
+    pub(super) fn is_of(&self, lease: u64) -> bool {
+        self.lease == lease
+    }
+
+    /// Whether its time is over: the lease of a call in flight, the window of another.
+    pub(super) fn is_over(&self, now: Now) -> bool {
+        now.steady_ms >= self.until_ms
+    }
+
+    /// Whether it knows how the call ended that this other entry has in flight.
+    pub(super) fn ends(&self, other: &Entry) -> bool {
+        let (is_over, is_awaited) = (
+            matches!(self.state, State::Rests(_)),
+            matches!(other.state, State::InFlight(_)),
+        );
+        is_over && is_awaited && other.is_of(self.lease)
+    }
+
+    /// What the entry knows, for another one that does not.
+    pub(super) fn as_beside(self, now: Now, settings: &GuardSettings) -> Option<Beside> {
+        let entry = self.at(now, settings)?;
+        let (past, sent_ms) = match entry.state {
+            // No more than if its lease had run out.
+            State::InFlight(_) => (Past::Unknown, Some(entry.may_be_sent_until_ms())),
+            State::Rests(past) => (past, entry.sent_ms),
+        };
+        Some(Beside {
+            refund: entry.refund,
+            past,
+            answered: entry.answered && matches!(entry.state, State::Rests(_)),
+            refused: entry.refused,
+            resend: entry.resend,
+            sent_ms,
+        })
+    }
 }
 
 /// Key, refund, about, state, flags, lease, the kind of [`Resend`] and its two times, two more times.
@@ -80,6 +138,7 @@ const ANSWERED: u8 = 1;
 const REFUSED: u8 = 2;
 const REFERENCED: u8 = 4;
 const SENT: u8 = 8;
+const UNTOLD: u8 = 16;
 
 /// Added to the number of a [`Past`] for a call in flight after it.
 const IN_FLIGHT: u8 = 16;
@@ -137,7 +196,8 @@ impl Entry {
             flag(self.answered, ANSWERED)
                 | flag(self.refused, REFUSED)
                 | flag(self.referenced, REFERENCED)
-                | flag(self.sent_ms.is_some(), SENT),
+                | flag(self.sent_ms.is_some(), SENT)
+                | flag(self.untold, UNTOLD),
         );
         out.extend(self.lease.to_le_bytes());
         encode_resend(self.resend, out);
@@ -174,6 +234,7 @@ impl Entry {
             resend,
             sent_ms: (flags & SENT != 0).then_some(sent_ms),
             until_ms,
+            untold: flags & UNTOLD != 0,
         })
     }
 
@@ -184,8 +245,7 @@ impl Entry {
             self.state = State::Rests(Past::Unknown);
             // Whatever was answered to the sends before is not the answer to this one.
             self.answered = false;
-            // It may still wait inside the filter, and be sent.
-            self.sent_ms = Some(self.until_ms.saturating_add(HELD_BACK_MS));
+            self.sent_ms = Some(self.may_be_sent_until_ms());
             self.until_ms = self.until_ms.saturating_add(settings.window_ms);
         }
         let stays = match self.state {
@@ -193,6 +253,11 @@ impl Entry {
             State::Rests(past) => past.is_open() || now.steady_ms < self.until_ms,
         };
         stays.then_some(self)
+    }
+
+    /// Until when a call whose lease runs out may still wait inside the filter, and be sent.
+    fn may_be_sent_until_ms(&self) -> i64 {
+        self.until_ms.saturating_add(HELD_BACK_MS)
     }
 
     /// Where the sends under this key stand, if one of them may have moved money.
@@ -280,6 +345,9 @@ struct Overflow {
 /// Overflow: the kind of [`Resend`] and its two times, another time.
 const OVERFLOW_BYTES: usize = 1 + 8 + 8 + 8;
 
+/// How many keys one count names at most of which a store may not know.
+const MOST_UNTOLD: usize = 256;
+
 /// The entries of one bucket.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Bucket {
@@ -322,6 +390,11 @@ impl Bucket {
         out
     }
 
+    /// Whether nothing is remembered here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.overflow.is_none() && self.places.iter().all(Option::is_none)
+    }
+
     /// Where the sends under a key stand, if one of them may have moved money: a look that takes nothing.
     pub fn standing(&self, key: &Digest, now: Now, settings: &GuardSettings) -> Option<Standing> {
         let entry = self
@@ -354,6 +427,12 @@ impl Bucket {
         let entries = self.places.iter().flatten();
         for entry in entries.filter_map(|entry| entry.at(now, settings)) {
             count.entries = count.entries.saturating_add(1);
+            if entry.untold
+                && matches!(entry.state, State::Rests(_))
+                && count.untold.len() < MOST_UNTOLD
+            {
+                count.untold.push(entry.key);
+            }
             let Some(open) = entry.open() else { continue };
             let (unknown, pending) = count.open.entry(entry.about.provider).or_default();
             let count = match open {
@@ -401,6 +480,12 @@ impl Bucket {
         self.entry(key).map(|entry| entry.lease)
     }
 
+    /// Whether a key's calls are over, and none of them may have moved money.
+    pub(super) fn is_free(&self, key: &Digest, now: Now, settings: &GuardSettings) -> bool {
+        let entry = self.entry(key).and_then(|entry| entry.at(now, settings));
+        entry.is_none_or(|entry| entry.standing().is_none())
+    }
+
     /// How a key stood before this call, whose key it still is; none where it is not.
     pub(super) fn before(&self, ticket: &Ticket) -> Option<Option<Past>> {
         let entry = self.entry(&ticket.key)?;
@@ -410,50 +495,57 @@ impl Bucket {
         }
     }
 
-    /// Adds what a call has done whose key is another's now. Gives the key's place, and whether its answer is the key's from now on;
-    /// none where nothing changes.
-    pub(super) fn settle_beside(
+    /// The entry of a key, where a store that gateways share may not know it as it is.
+    pub(super) fn untold(&self, key: &Digest, now: Now, settings: &GuardSettings) -> Option<Entry> {
+        let entry = self.entry(key).filter(|entry| entry.untold)?;
+        entry.at(now, settings).map(|_| entry)
+    }
+
+    /// Adds what was sent under a key beside the calls that its entry counts. Gives the key's place, and whether its answer is the
+    /// key's from now on; none where nothing changes.
+    pub(super) fn add(
         &mut self,
-        question: &Question,
-        settled: &Settled<'_>,
+        key: &Digest,
+        beside: &Beside,
         now: Now,
         settings: &GuardSettings,
     ) -> Option<(usize, bool)> {
-        let (way, entry) = self.find(&question.key)?;
-        let mut entry = entry.at(now, settings)?;
-        let past = match settled.end {
-            End::Refunded => Past::Refunded,
-            End::Pending => Past::Pending,
-            End::Unknown | End::Absent => Past::Unknown,
-            // What this call did not move is no news.
-            End::NotSent | End::Free | End::Refused => return None,
+        let (way, stored) = self.find(key)?;
+        let mut entry = stored.at(now, settings)?;
+        let past = match beside.past {
+            Past::Refunded if beside.answered => Past::Refunded,
+            Past::Pending => Past::Pending,
+            Past::Refunded | Past::Unknown | Past::Absent => Past::Unknown,
+            // What it did not move is no news.
+            Past::Free | Past::Refused => return None,
         };
-        let answered = match (entry.state, past) {
-            (State::InFlight(before), _) => {
-                if before.is_some_and(Past::is_open) {
-                    return None;
-                }
-                entry.state = State::InFlight(Some(Past::Unknown));
-                false
-            }
+        let is_later = beside.sent_ms > entry.sent_ms;
+        let mut answered = false;
+        match (entry.state, past) {
+            (State::InFlight(Some(before)), _) if before.is_open() => {}
+            (State::InFlight(_), _) => entry.state = State::InFlight(Some(Past::Unknown)),
             (State::Rests(Past::Refunded), _) => return None,
             // Another refund's: of this one nothing is known by that key any more.
-            (State::Rests(_), _) if entry.refund != question.refund => {
+            (State::Rests(_), _) if entry.refund != beside.refund => {
                 entry.state = State::Rests(Past::Unknown);
                 entry.answered = false;
-                false
             }
-            (State::Rests(Past::Pending | Past::Unknown | Past::Absent), Past::Unknown) => {
-                return None;
-            }
+            (State::Rests(Past::Pending | Past::Unknown), Past::Unknown) => {}
+            // The proof is of the sends before it.
+            (State::Rests(Past::Absent), Past::Unknown) if !is_later => {}
             (State::Rests(_), past) => {
                 entry.state = State::Rests(past);
-                entry.answered = true;
-                true
+                answered = beside.answered;
+                entry.answered = answered;
             }
-        };
-        entry.refused |= settled.refused;
-        entry.sent_ms = entry.sent_ms.max(Some(now.steady_ms));
+        }
+        entry.refused |= beside.refused;
+        entry.resend = entry.resend.earlier(beside.resend);
+        entry.sent_ms = entry.sent_ms.max(beside.sent_ms);
+        if entry == stored {
+            return None;
+        }
+        entry.untold = true;
         self.put(way, entry);
         Some((way, answered))
     }
@@ -475,6 +567,13 @@ impl Bucket {
             *place = entry;
         }
         entry.map(|_| (way, known.is_none()))
+    }
+
+    /// Says of all entries that a store knows them as they are.
+    pub(super) fn is_told(&mut self) {
+        for entry in self.places.iter_mut().flatten() {
+            entry.untold = false;
+        }
     }
 
     /// Adds so many milliseconds to all times of the steady clock.
@@ -516,6 +615,7 @@ impl Bucket {
             resend: question.resend,
             sent_ms: None,
             until_ms: now.steady_ms.saturating_add(settings.lease_ms),
+            untold: true,
         };
         let known = self.find(&question.key).and_then(|(way, entry)| {
             let entry = entry.at(now, settings)?;
@@ -644,6 +744,7 @@ impl Bucket {
         entry.state = State::InFlight(Some(past));
         entry.lease = lease;
         entry.until_ms = now.steady_ms.saturating_add(settings.lease_ms);
+        entry.untold = true;
         self.put(way, entry);
         Some(Ticket {
             key: entry.key,
@@ -757,6 +858,7 @@ impl Bucket {
             entry.sent_ms = Some(now.steady_ms);
         }
         entry.until_ms = now.steady_ms.saturating_add(settings.window_ms);
+        entry.untold = true;
         true
     }
 }

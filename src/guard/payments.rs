@@ -127,6 +127,11 @@ impl PaymentBucket {
         out
     }
 
+    /// Whether nothing is remembered here.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.forgot && self.places.iter().all(Option::is_none)
+    }
+
     /// The entry of a payment, alone.
     pub(super) fn only(mut self, name: &Digest) -> Option<Entry> {
         self.find(name).copied()

@@ -10,9 +10,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use super::bucket::{Bucket, take};
+use super::bucket::{Bucket, Entry, take};
 use super::payments::PaymentBucket;
-use super::{Digest, Guard, GuardSettings, NAME_OF_PAYMENT, Question, StoredAnswer, Table};
+use super::{Digest, Guard, GuardSettings, NAME_OF_PAYMENT, StoredAnswer, Table};
 use crate::clock::Now;
 use crate::json::{Json, object};
 use crate::memory::{Memory, NotWritten, swap};
@@ -20,6 +20,8 @@ use crate::redis::{Stands, Swap};
 
 /// The form of the values. A gateway that finds another one does not know what it says.
 const VERSION: u8 = 1;
+/// The form of one that says nothing, in all versions: who gives a key back leaves nothing that an older gateway cannot read.
+const NOTHING: u8 = 0;
 
 /// What is the same for all that a gateway asks of its store at a moment.
 #[derive(Debug, Clone, Copy)]
@@ -190,7 +192,17 @@ fn moved(name: &str, bytes: &[u8], milliseconds: i64) -> Vec<u8> {
     } else {
         let mut bucket = Bucket::decode(bytes, WAYS);
         bucket.move_by(milliseconds);
+        bucket.is_told();
         bucket.encode()
+    }
+}
+
+/// Whether nothing is remembered in a bucket.
+fn says_nothing(name: &str, bytes: &[u8]) -> bool {
+    if name.starts_with(NAME_OF_PAYMENT) {
+        PaymentBucket::decode(bytes, PAYMENT_WAYS).is_empty()
+    } else {
+        Bucket::decode(bytes, WAYS).is_empty()
     }
 }
 
@@ -201,6 +213,9 @@ const PAYMENT_WAYS: usize = 2;
 
 impl Value {
     fn encode(&self, name: &str, nonce: u64, ahead_ms: i64) -> Vec<u8> {
+        if says_nothing(name, &self.bucket) {
+            return [&[NOTHING][..], &nonce.to_le_bytes()].concat();
+        }
         let bucket = moved(name, &self.bucket, ahead_ms);
         let length = u16::try_from(bucket.len()).unwrap_or_default();
         [
@@ -219,10 +234,13 @@ impl Value {
         }
         let mut rest = bytes;
         let [version] = take(&mut rest)?;
+        let _nonce: [u8; 8] = take(&mut rest)?;
+        if version == NOTHING && rest.is_empty() {
+            return Some(Value::default());
+        }
         if version != VERSION {
             return None;
         }
-        let _nonce: [u8; 8] = take(&mut rest)?;
         let length = usize::from(u16::from_le_bytes(take(&mut rest)?));
         let (bucket, answer) = rest.split_at_checked(length)?;
         // What is not understood is not taken for nothing.
@@ -320,16 +338,37 @@ impl Memory for Held<'_> {
     }
 }
 
+/// What the process's own memory holds of a key and a store that gateways share may not: it was sent while the store could not be
+/// asked, or could not be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Untold(Entry);
+
+impl Untold {
+    /// Whether the last call that it knows of is the one with this lease.
+    pub fn is_of(&self, lease: u64) -> bool {
+        self.0.is_of(lease)
+    }
+}
+
 impl Guard<'_> {
-    /// Takes over what the process's own memory knows of a call's key and of its payment, where this one knows nothing of them: it was
-    /// used before gateways shared one, or the store has forgotten it.
-    pub fn learn_from(&self, own: &Guard<'_>, question: &Question, now: Now) {
-        let key = &question.key;
+    /// What this memory, the process's own, has not told of a key.
+    pub fn untold(&self, key: &Digest, now: Now) -> Option<Untold> {
+        let bucket = self.read(&self.table.record(key));
+        bucket.untold(key, now, &self.settings).map(Untold)
+    }
+
+    /// Takes over what the process's own memory knows of a key, where this one knows nothing of it: it was used before gateways shared
+    /// one, or the store has forgotten it.
+    pub fn learn_key(&self, own: &Guard<'_>, key: &Digest, now: Now) {
         let knows = |guard: &Guard<'_>| guard.read(&guard.table.record(key)).entry(key).is_some();
         if !knows(self) && knows(own) {
-            self.adopt(own, key, None, now);
+            self.adopt(own, key, None, None, now);
         }
-        for name in &question.payment {
+    }
+
+    /// Takes over what the process's own memory knows of a call's payment, likewise.
+    pub fn learn_payment(&self, own: &Guard<'_>, names: &[Digest]) {
+        for name in names {
             let (bytes, _) = own.memory.read(&own.table.payment_record(name));
             let Some(theirs) = own.payments(&bytes).only(name) else {
                 continue;
@@ -342,28 +381,51 @@ impl Guard<'_> {
         }
     }
 
+    /// Adds to what this memory knows of a key what the process's own has not told.
+    pub fn catch_up(&self, own: &Guard<'_>, key: &Digest, untold: &Untold, now: Now) {
+        let Untold(theirs) = untold;
+        match self.read(&self.table.record(key)).entry(key) {
+            None => self.learn_key(own, key, now),
+            // Whoever has this very call's answer tells it, or its lease runs out.
+            Some(ours) if theirs.ends(&ours) && !ours.is_over(now) => {}
+            Some(_) => {
+                if let Some(beside) = theirs.as_beside(now, &self.settings) {
+                    self.add(key, &beside, self.answer_from(own, key), now);
+                }
+            }
+        }
+    }
+
     /// Makes what this memory holds of a key what another one holds, with its answer. `note`: what a list of open refunds shows of
-    /// it, where it is new here.
-    pub fn adopt(&self, other: &Guard<'_>, key: &Digest, note: Option<&str>, now: Now) {
-        let (theirs, ours) = (other.table.record(key), self.table.record(key));
-        let known = other.read(&theirs).find(key);
+    /// it, where it is new here. Not where the process's own memory has something else to tell than this, which it was `told`.
+    pub fn adopt(
+        &self,
+        other: &Guard<'_>,
+        key: &Digest,
+        note: Option<&str>,
+        told: Option<&Untold>,
+        now: Now,
+    ) {
+        let ours = self.table.record(key);
+        let entry = other.read(&other.table.record(key)).entry(key);
+        let told = told.map(|Untold(entry)| entry);
         let placed = swap(self.memory, &ours, |bytes| {
             let mut bucket = self.bucket(bytes);
-            let placed = bucket.adopt(key, known.map(|(_, entry)| entry), now);
+            let untold = bucket.untold(key, now, &self.settings);
+            let is_kept = untold.is_some_and(|untold| {
+                Some(&untold) != told || entry.is_some_and(|entry| untold.ends(&entry))
+            });
+            if is_kept && !self.table.of_store {
+                return (None, None);
+            }
+            let placed = bucket.adopt(key, entry, now);
             (placed, Some(bucket.encode()))
         });
         // Where there is no room the process knows nothing of the key, as of any other.
-        let (Some((way, is_new)), Some((their_way, _))) = (placed.flatten(), known) else {
+        let Some((way, is_new)) = placed.flatten() else {
             return;
         };
-        let (answer, _) = other.memory.read(&super::answer_record(&theirs, their_way));
-        let answer = match StoredAnswer::decode(key, &answer) {
-            Some(known) if self.table.of_store => {
-                let body = without_the_calls_own(known.status, &known.body);
-                StoredAnswer { body, ..known }.encode(key)
-            }
-            _ => Some(answer),
-        };
+        let answer = self.answer_from(other, key);
         let _ = self.memory.write(
             &super::answer_record(&ours, way),
             &answer.unwrap_or_default(),
@@ -372,5 +434,19 @@ impl Guard<'_> {
         if let Some(note) = note.filter(|_| is_new) {
             self.note(&ours, way, key, note, now);
         }
+    }
+
+    /// The answer that another memory holds of a key, as this one keeps it.
+    fn answer_from(&self, other: &Guard<'_>, key: &Digest) -> Option<Vec<u8>> {
+        let theirs = other.table.record(key);
+        let (way, _) = other.read(&theirs).find(key)?;
+        let (bytes, _) = other.memory.read(&super::answer_record(&theirs, way));
+        let known = StoredAnswer::decode(key, &bytes)?;
+        let body = if self.table.of_store {
+            without_the_calls_own(known.status, &known.body)
+        } else {
+            known.body
+        };
+        StoredAnswer { body, ..known }.encode(key)
     }
 }

@@ -17,7 +17,8 @@ use crate::clock::Now;
 use crate::config::SharedMemory;
 use crate::exchange::Answer;
 use crate::guard::{
-    Asks, Attempt, Claim, Digest, Guard, GuardSettings, Question, StoreView, Ticket, Verdict,
+    Asks, Attempt, Claim, Digest, Guard, GuardSettings, Question, StoreView, Ticket, Untold,
+    Verdict,
 };
 use crate::headers::Headers;
 use crate::host::{Buffer, Map, Metric};
@@ -28,6 +29,8 @@ use crate::secret::Secret;
 const MOST_CALLS: u32 = 8;
 /// How many errands wait for the root at most. What is told to the store too late for them is true by its lease.
 const MOST_KEPT: usize = 1_024;
+/// How many errands may wait when those are added that were lost.
+const MOST_CAUGHT_UP: usize = MOST_KEPT / 4;
 /// How often the root tries again while the store cannot be asked, in milliseconds.
 const TRY_AGAIN_MS: i64 = 1_000;
 /// How many errands the root has under way at a time.
@@ -51,6 +54,8 @@ pub(super) enum Act {
     Names(Ticket, Vec<Digest>),
     /// That a call has ended, and what it had asked; or what a look-up has found out.
     Settle(Option<Box<Question>>, Box<Answer>),
+    /// What the process's own table knows of a key and has not told.
+    CatchUp(Digest),
     /// That nothing was sent by a call whose claim may have been stored.
     Release(Question),
     /// The same of the names under which its payment was claimed besides.
@@ -66,13 +71,34 @@ pub(super) enum Told {
     Released,
 }
 
+/// What the process's own table knows, while the store is asked.
+struct Own<'a> {
+    guard: &'a Guard<'a>,
+    /// Of the errand's key, and has not told.
+    untold: Option<&'a Untold>,
+}
+
+impl Own<'_> {
+    /// Adds to what the store knows of a key what this process has not told it; `but`: not what it knows of the call with this lease.
+    fn tell(&self, store: &Guard<'_>, key: &Digest, but: Option<u64>, now: Now) {
+        let is_other = |untold: &&Untold| but.is_none_or(|lease| !untold.is_of(lease));
+        if let Some(untold) = self.untold.filter(is_other) {
+            store.catch_up(self.guard, key, untold, now);
+        }
+    }
+}
+
 impl Act {
-    /// Does it with the guard as the store is known to hold it. `own`: the process's.
-    fn run(&self, guard: &Guard<'_>, own: Option<&Guard<'_>>, lease: u64, now: Now) -> Told {
+    /// Does it with the guard as the store is known to hold it.
+    fn run(&self, guard: &Guard<'_>, own: Option<&Own<'_>>, lease: u64, now: Now) -> Told {
         match self {
             Act::Ask(asks) => {
-                if let (Asks::Claim(question), Some(own)) = (asks, own) {
-                    guard.learn_from(own, question, now);
+                if let (Some(key), Some(own)) = (asks.key(), own) {
+                    guard.learn_key(own.guard, key, now);
+                    if let Asks::Claim(question) = asks {
+                        guard.learn_payment(own.guard, &question.payment);
+                    }
+                    own.tell(guard, key, None, now);
                 }
                 Told::Claim(guard.ask(asks, lease, now))
             }
@@ -82,15 +108,29 @@ impl Act {
                 Told::Names(claimed.map(|()| ticket))
             }
             Act::Settle(question, answer) => {
+                let ticket = answer.settles.as_ref().map(|settles| &settles.ticket);
+                let key = answer.key().zip(own);
+                // Another call of this process, which it could not tell of, may have been the refund.
+                if let Some((key, own)) = key {
+                    own.tell(guard, &key, ticket.map(|ticket| ticket.lease), now);
+                }
                 let mut settled = answer.clone();
                 let word = settled.settle(guard, Some(lease), now);
-                let ticket = answer.settles.as_ref().map(|settles| &settles.ticket);
                 // The store may never have heard of the key, or have forgotten it, or it is another call's now. What is told
                 // meanwhile stays the careful word.
                 if let (Some("late"), Some(question), Some(_)) = (word, question, ticket) {
                     answer.settle_beside(guard, question, now);
                 }
+                if let Some((key, own)) = key {
+                    own.tell(guard, &key, None, now);
+                }
                 Told::Settled(settled, word)
+            }
+            Act::CatchUp(key) => {
+                if let Some(own) = own {
+                    own.tell(guard, key, None, now);
+                }
+                Told::Released
             }
             Act::Release(question) => {
                 guard.release(question, lease, now);
@@ -108,7 +148,7 @@ impl Act {
         match self {
             Act::Ask(Asks::Recall(_)) => "look_up",
             Act::Ask(_) | Act::Names(..) => "claim",
-            Act::Settle(..) => "settle",
+            Act::Settle(..) | Act::CatchUp(_) => "settle",
             Act::Release(_) | Act::ReleaseNames(..) => "release",
         }
     }
@@ -118,10 +158,10 @@ impl Act {
         match self {
             Act::Ask(Asks::Claim(question)) => Some((question.key, Some(&question.note))),
             Act::Settle(_, answer) => Some((answer.key()?, None)),
-            Act::Ask(Asks::Recall(_) | Asks::Nothing)
-            | Act::Names(..)
-            | Act::Release(_)
-            | Act::ReleaseNames(..) => None,
+            Act::Ask(Asks::Recall(key)) | Act::CatchUp(key) => Some((*key, None)),
+            Act::Ask(Asks::Nothing) | Act::Names(..) | Act::Release(_) | Act::ReleaseNames(..) => {
+                None
+            }
         }
     }
 
@@ -129,6 +169,7 @@ impl Act {
     fn settles(&self) -> Option<Digest> {
         match self {
             Act::Settle(_, answer) => Some(answer.settles.as_ref()?.ticket.key),
+            Act::CatchUp(key) => Some(*key),
             Act::Ask(_) | Act::Names(..) | Act::Release(_) | Act::ReleaseNames(..) => None,
         }
     }
@@ -151,6 +192,8 @@ pub(super) struct Errand {
     act: Act,
     attempt: Attempt,
     told: Option<Told>,
+    /// What the process's own table had not told of its key.
+    untold: Option<Untold>,
     /// A random number: that of a claim's lease.
     lease: u64,
     /// When it began, by the steady clock. Nothing of it is written later than twice the call's time after that.
@@ -197,6 +240,7 @@ impl Errand {
             act,
             attempt: Attempt::new(lease),
             told: None,
+            untold: None,
             lease,
             began_ms: 0,
             due_ms: 0,
@@ -414,6 +458,15 @@ impl Worker {
             return Progress::Failed(errand);
         };
         let (act, lease, own) = (&errand.act, errand.lease, self.guard());
+        let key = act.copied().map(|(key, _)| key);
+        errand.untold = key.zip(own).and_then(|(key, own)| own.untold(&key, now));
+        if errand.untold.is_none() && matches!(errand.act, Act::CatchUp(_)) {
+            return Progress::Done(errand, Told::Released);
+        }
+        let own = own.as_ref().map(|guard| Own {
+            guard,
+            untold: errand.untold.as_ref(),
+        });
         let told = errand.attempt.run(&view, |guard| {
             // What the store has not been told yet of this key comes first.
             if let Act::Ask(Asks::Claim(Question { key, .. }) | Asks::Recall(key)) = act {
@@ -597,17 +650,19 @@ impl Worker {
     /// The process's own table keeps what the store holds of this key.
     fn keep_copy(&self, errand: &Errand, now: Now) {
         // Of another gateway's call it is not told the end.
-        if matches!(&errand.told, Some(Told::Claim(claim)) if !matches!(claim, Claim::Taken { .. }))
-        {
+        let is_no_ones = matches!(&errand.told, Some(Told::Claim(claim)) if !matches!(claim, Claim::Taken { .. }));
+        // What has been told of a key need not be told again.
+        if is_no_ones && errand.untold.is_none() {
             return;
         }
         if let Some((key, note)) = errand.act.copied()
             && let Some(guard) = self.guard()
             && let Some(view) = self.view(&errand.memory, now)
         {
+            let untold = errand.untold.as_ref();
             errand
                 .attempt
-                .seen(&view, |store| guard.adopt(store, &key, note, now));
+                .seen(&view, |store| guard.adopt(store, &key, note, untold, now));
         }
     }
 
@@ -668,6 +723,32 @@ impl Worker {
         }
     }
 
+    /// Leaves to the root what the process's table has not told of these keys, where nothing else is about to: the errand may have been
+    /// dropped, or have gone with a worker that trapped.
+    pub(super) fn leave_untold(&self, keys: &[Digest]) {
+        let Some(memory) = self.shared_memory() else {
+            return;
+        };
+        for key in keys {
+            let is_left = |errand: &Errand| errand.act.settles() == Some(*key);
+            let (is_waiting, is_full) = {
+                let errands = self.vm.unsettled.errands.borrow();
+                (errands.iter().any(is_left), errands.len() >= MOST_CAUGHT_UP)
+            };
+            if is_full {
+                return;
+            }
+            if let Some(lease) = self.random_number().filter(|_| !is_waiting) {
+                self.leave(Errand::new(
+                    Act::CatchUp(*key),
+                    lease,
+                    None,
+                    Rc::clone(&memory),
+                ));
+            }
+        }
+    }
+
     fn leave(&self, errand: Errand) {
         let mut errands = self.vm.unsettled.errands.borrow_mut();
         if errands.len() >= MOST_KEPT {
@@ -710,10 +791,14 @@ impl Worker {
                 return;
             };
             drop(errands);
-            if let Progress::Failed(errand) = self.set_out(Box::new(errand)) {
-                self.count(repeats("failed"));
-                self.put_back(*errand);
-                return;
+            match self.set_out(Box::new(errand)) {
+                Progress::UnderWay => {}
+                Progress::Done(..) => self.count(repeats("ok")),
+                Progress::Failed(errand) => {
+                    self.count(repeats("failed"));
+                    self.put_back(*errand);
+                    return;
+                }
             }
         }
     }

@@ -17,6 +17,7 @@ pub(super) struct Fleet {
     pub store: MockStore,
     pub gateways: Vec<Process>,
     pub name: &'static str,
+    configuration: Value,
 }
 
 /// Why a call to the store has no answer.
@@ -52,6 +53,7 @@ impl Fleet {
             store: MockStore::new(STORE_MS),
             gateways: gateways.collect(),
             name,
+            configuration,
         }
     }
 
@@ -932,6 +934,117 @@ fn a_claim_of_which_nothing_was_sent_is_free_however_late_that_is_told() {
     assert!(fleet.is_sent(0, again), "{}", fleet.answered(0, again).body);
 }
 
+/// A worker traps, and what it still had to tell is gone with it. Its process's table is not.
+fn traps(fleet: &mut Fleet, nth: usize) {
+    let configuration = fleet.configuration.clone();
+    let after = Process::plugin(Some(&fleet.gateways[nth]), &configuration);
+    after.host.seed(200 + nth as u64);
+    fleet.gateways[nth] = after;
+}
+
+#[test]
+fn what_a_worker_did_alone_is_told_though_it_trapped() {
+    let mut fleet = Fleet::of(PROVES, 2);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    traps(&mut fleet, 0);
+    assert_eq!(looks_up(&fleet, 1, true)["outcome"], "not_refunded");
+    // The next time that the table is counted.
+    for _ in 0..10 {
+        fleet.tick(0, 5_001);
+        fleet.serve(0);
+    }
+    let told = looks_up(&fleet, 1, true);
+    assert_eq!(told["outcome"], "unknown", "{told}");
+    // Once: it is known then that the store has it.
+    let told = || fleet.gateways[0].shows("refund.memory_calls_total.call.settle.result.ok");
+    let before = told();
+    assert_eq!(before, 1);
+    for _ in 0..10 {
+        fleet.tick(0, 5_001);
+        fleet.serve(0);
+    }
+    assert_eq!(told(), before);
+}
+
+#[test]
+fn an_end_that_moved_nothing_hides_no_send_before_it() {
+    let mut fleet = Fleet::of(KEYED, 2);
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    // The worker that had to tell it is gone. Another one has the same call, of which nothing is sent.
+    traps(&mut fleet, 0);
+    let again = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, again));
+    once(&fleet, 0, again);
+    fleet.gateways[0].response_headers(
+        again,
+        503,
+        "upstream_reset_before_response_started{remote_connection_failure}",
+    );
+    says(
+        &fleet.answered(0, again),
+        ("provider-unreachable", "unknown", "same_key"),
+    );
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    // A third call, at another gateway, is refused for certain. The first may have been the refund.
+    let third = fleet.sends(1, "k-1");
+    assert!(fleet.is_sent(1, third));
+    fleet.replies(1, third, 400, &refusal());
+    fleet.serve(1);
+    let told = fleet.told(1, third);
+    assert_eq!(told["outcome"], "unknown", "{told}");
+}
+
+#[test]
+fn a_proof_holds_for_no_send_after_it() {
+    let fleet = Fleet::of(PROVES, 2);
+    let id = fleet.sends(1, "k-1");
+    fleet.gateways[1].response_headers(id, 504, "response_timeout");
+    fleet.serve(1);
+    fleet.later(301_000);
+    assert_eq!(looks_up(&fleet, 1, true)["outcome"], "not_refunded");
+    // The other one is cut off, and sends it once more.
+    let again = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, again));
+    fleet.gateways[0].response_headers(again, 504, "response_timeout");
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    let told = looks_up(&fleet, 1, true);
+    assert_eq!(told["outcome"], "unknown", "{told}");
+    fleet.later(301_000);
+    let told = looks_up(&fleet, 1, true);
+    assert_eq!(told["outcome"], "not_refunded", "{told}");
+}
+
+#[test]
+fn who_gives_a_key_back_leaves_what_every_version_can_read() {
+    let fleet = Fleet::of(UNKEYED, 1);
+    let id = fleet.begins(0, "k-1");
+    clock(&fleet, 0);
+    fleet.loses(0, Lost::Answer);
+    fleet.loses(0, Lost::Answer);
+    assert!(!fleet.is_sent(0, id));
+    let forms = || -> Vec<_> {
+        let values = fleet.store.values.borrow();
+        values.values().map(|(value, _)| value[0]).collect()
+    };
+    // The key, and the names of its payment.
+    assert_eq!(forms(), [1, 1, 1]);
+    fleet.tick(0, 2_001);
+    fleet.serve(0);
+    assert_eq!(forms(), [0, 0, 0]);
+    let again = fleet.sends(0, "k-1");
+    assert!(fleet.is_sent(0, again));
+}
+
 /// Alone, and without room in its own table: nobody would know of the send, so there is none.
 #[test]
 fn what_nobody_would_remember_is_not_sent() {
@@ -1411,6 +1524,7 @@ fn what_was_sent_before_there_was_a_store_is_not_sent_again() {
             store: MockStore::new(STORE_MS),
             gateways: vec![after],
             name: UNKEYED,
+            configuration,
         };
         let id = fleet.sends(0, "k-1");
         assert!(!fleet.is_sent(0, id), "sent again; in flight: {in_flight}");

@@ -11,7 +11,7 @@ use crate::chance::Dice;
 use crate::host::{Clock, Effect, ROOT, SharedMemory, SimHost};
 
 /// Where a stream is: its process, its root there, and its context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct At {
     pub life: usize,
     pub root: usize,

@@ -105,6 +105,7 @@ fn many(arguments: &Arguments) -> ExitCode {
             total.calls += outcome.calls;
             total.sends += outcome.sends;
             total.events += outcome.events;
+            total.untold += outcome.untold;
         }
     };
     std::thread::scope(|scope| {
@@ -122,6 +123,10 @@ fn many(arguments: &Arguments) -> ExitCode {
         total.events,
         took.as_secs_f64(),
         total.refunds as f64 / took.as_secs_f64(),
+    );
+    println!(
+        "{} calls were told not_refunded of what another gateway had sent without the store, and could not tell it: docs/memory.md",
+        total.untold
     );
     match failed.into_inner() {
         0 => ExitCode::SUCCESS,

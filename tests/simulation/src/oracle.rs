@@ -22,6 +22,17 @@ pub struct Send {
     pub left: bool,
     /// It is refused before anything is processed.
     pub denied: bool,
+    /// The store had answered nothing that its call asked.
+    pub alone: bool,
+}
+
+/// A process, as far as the store is concerned.
+#[derive(Clone, Debug, Default)]
+pub struct Life {
+    /// When it had an answer of the store's, in that order.
+    pub heard: Vec<i64>,
+    /// When it was ended.
+    pub ended: Option<i64>,
 }
 
 /// A rule that is broken.
@@ -40,6 +51,7 @@ pub struct Evidence<'a> {
     pub refunds: &'a [Refund],
     pub calls: &'a [Call],
     pub sends: &'a [Send],
+    pub lives: &'a [Life],
     pub providers: &'a [Provider],
     pub scene: &'a Scene,
     pub now: i64,
@@ -55,6 +67,12 @@ struct Case<'a> {
     beside: Vec<&'a Entry>,
 }
 
+/// How long a process takes at most to tell the store what it did without it, once the store answers.
+const TELLS_MS: i64 = 2_000;
+
+/// What no other gateway can know better, while one goes on without the store: docs/memory.md names it. It is no finding, and is counted.
+pub const UNTOLD: &str =
+    "it says not_refunded, and a gateway that could not tell the store before had sent";
 const LOST: &str = "lost: the last word is that it was refunded, and it is not booked";
 const NOT_BOOKED: &str = "the answer tells of a refund that is not booked like this";
 
@@ -253,8 +271,25 @@ impl Case<'_> {
             })
     }
 
+    /// Whether a send was made without the store, by another process than the call's, which had not told the store of it when the call
+    /// began: the store had not answered it since, or it was ended first.
+    fn is_untold(&self, send: &Send, call: &Call) -> bool {
+        let life = &self.all.lives[send.life];
+        let heard = life.heard.partition_point(|at| *at < send.at);
+        let told_at = life.heard.get(heard).map(|at| at + TELLS_MS);
+        let is_told = told_at.is_some_and(|told_at| {
+            told_at <= call.began && life.ended.is_none_or(|ended| told_at < ended)
+        });
+        send.alone && call.life != Some(send.life) && !is_told
+    }
+
     /// Whether a send is one that the gateway knew of when it answered.
     fn is_known(&self, send: &Send, call: &Call) -> bool {
+        !self.is_untold(send, call) && self.is_to_be_known(send, call)
+    }
+
+    /// The same, if its process could tell of it.
+    fn is_to_be_known(&self, send: &Send, call: &Call) -> bool {
         // The store is asked once it is known what is asked for; until then the process's own copy
         // tells, as far as it has room.
         let asks = self.all.scene.shared && call.code() != "request-timeout";
@@ -367,6 +402,8 @@ impl Case<'_> {
                     wrong.push(
                         "false: it says not_refunded, and a send that the gateway knew of is booked",
                     );
+                } else if said.word() == Word::NotRefunded && self.is_contradicted_untold(call) {
+                    wrong.push(UNTOLD);
                 }
             }
         }
@@ -426,6 +463,14 @@ impl Case<'_> {
         self.standing().any(|entry| {
             let send = &self.all.sends[entry.send];
             send.call == nth || self.is_known(send, call) && !self.made_room(call)
+        })
+    }
+
+    /// The same by a send that it could not know.
+    fn is_contradicted_untold(&self, call: &Call) -> bool {
+        self.standing().any(|entry| {
+            let send = &self.all.sends[entry.send];
+            self.is_untold(send, call) && self.is_to_be_known(send, call)
         })
     }
 

@@ -120,7 +120,8 @@ impl Store {
                 if !swap[1].is_empty() {
                     let ttl_ms: i64 = text(&swap[2])?.parse().ok()?;
                     let mut new = swap[1].clone();
-                    if is_newer && let Some(form) = new.first_mut() {
+                    // What says that nothing is known has one form in all versions.
+                    if is_newer && let Some(form) = new.first_mut().filter(|form| **form == FORM) {
                         *form = NEWER_FORM;
                     }
                     self.set(key, new, now, now + ttl_ms);
@@ -156,6 +157,16 @@ impl Store {
         })
         .count()
     }
+}
+
+/// Whether this is a whole answer of a store's to the script, and no error.
+pub fn is_answer(bytes: &[u8]) -> bool {
+    let (mut rest, mut last) = (bytes, None);
+    while let Ok(Some((frame, size))) = decode(rest) {
+        rest = &rest[size..];
+        last = Some(frame);
+    }
+    matches!(last, Some(Frame::Array(_)))
 }
 
 /// An error's bytes, after the answer to the password where there is one.

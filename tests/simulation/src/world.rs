@@ -1,6 +1,7 @@
 //! One world: everything that happens in it, in its order.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use refund_filter::headers::Headers;
@@ -11,7 +12,7 @@ use crate::chance::{Dice, derived};
 use crate::gateway::{At, Passage, Process, encoded};
 use crate::host::{Clock, Effect, ROOT, Side};
 use crate::network::{Fate, Road, Says};
-use crate::oracle::{self, Finding, Send};
+use crate::oracle::{self, Finding, Life, Send};
 use crate::provider::{Kind, Provider, Reply, Request};
 use crate::queue::Queue;
 use crate::scene::{Scene, Without};
@@ -59,6 +60,8 @@ pub struct Outcome {
     pub two_versions: bool,
     /// The rules that are broken.
     pub findings: Vec<Finding>,
+    /// How often a caller was told what [`oracle::UNTOLD`] says.
+    pub untold: usize,
     /// What happened to the refund that was watched, a line each.
     pub story: Vec<String>,
 }
@@ -128,6 +131,12 @@ pub struct World {
     processes: Vec<Option<Process>>,
     /// Whether each process is of the newer version, by its place in `processes`.
     newer: Vec<bool>,
+    /// Of each, how it did with the store.
+    lives: Vec<Life>,
+    /// The calls to which the store has given an answer.
+    answered: HashSet<usize>,
+    /// The gateways' own calls that are over.
+    own_over: HashSet<(At, u32)>,
     clocks: Vec<Rc<Clock>>,
     providers: Vec<Provider>,
     outages: [bool; 4],
@@ -188,6 +197,9 @@ impl World {
             pushes: 0,
             processes: Vec::new(),
             newer: Vec::new(),
+            lives: Vec::new(),
+            answered: HashSet::new(),
+            own_over: HashSet::new(),
             outages: [false; 4],
             store: Store::new(ahead_ms, plan.without == Some(Without::Forms)),
             store_is_away: false,
@@ -476,6 +488,7 @@ impl World {
                 _ => self.calm || self.dice.one_in(2),
             };
         self.newer.push(is_newer);
+        self.lives.push(Life::default());
         self.slots[slot] = Some(life);
         self.carry_out_all(life, effects);
     }
@@ -763,6 +776,7 @@ impl World {
             key: provider.key_of(&request),
             left: fate.road == Road::Open,
             denied: matches!(fate.says, Says::Refusal(_)),
+            alone: self.scene.shared && !self.answered.contains(&call),
         });
         self.fates.push(fate);
         let refund = self.calls[call].refund;
@@ -1169,6 +1183,16 @@ impl World {
     }
 
     fn own_answer(&mut self, at: At, number: u32, answer: Option<(u16, Vec<u8>)>) {
+        if self.processes[at.life].is_none() {
+            return;
+        }
+        let is_first = self.own_over.insert((at, number));
+        if is_first && matches!(&answer, Some((200, body)) if store::is_answer(body)) {
+            let now = self.now();
+            self.lives[at.life].heard.push(now);
+            let call = self.passage(at).map(|passage| passage.call);
+            self.answered.extend(call);
+        }
         let Some(process) = self.processes[at.life].as_ref() else {
             return;
         };
@@ -1223,6 +1247,7 @@ impl World {
     /// The end of a process, and of all that it remembers.
     fn kill(&mut self, life: usize, why: &str) {
         let mut process = self.processes[life].take();
+        self.lives[life].ended = Some(self.now());
         let roots = process.iter_mut().flat_map(|process| &mut process.roots);
         let calls: Vec<_> = roots.flat_map(Process::kill).collect();
         self.broken(calls, why);
@@ -1334,15 +1359,19 @@ impl World {
     }
 
     fn outcome(self) -> Outcome {
-        let findings = oracle::reckon(&oracle::Evidence {
+        let mut findings = oracle::reckon(&oracle::Evidence {
             refunds: &self.refunds,
             calls: &self.calls,
             sends: &self.sends,
+            lives: &self.lives,
             providers: &self.providers,
             scene: &self.scene,
             now: self.now.get(),
         });
+        let all = findings.len();
+        findings.retain(|finding| finding.rule != oracle::UNTOLD);
         Outcome {
+            untold: all - findings.len(),
             refunds: self.refunds.len(),
             calls: self.calls.len(),
             sends: self.sends.len(),
