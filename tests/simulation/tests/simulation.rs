@@ -66,6 +66,19 @@ fn worlds_that_once_failed_hold() {
     }
 }
 
+/// A send that was made without the store was hidden: in the first by the end of a later call, of which nothing was sent; in the second
+/// by the key that a newer version had given back.
+#[test]
+fn worlds_that_once_failed_hold_where_gateways_share_a_memory() {
+    for seed in [6485482539733748057, 2840982699374780725] {
+        let refunds = 2_000;
+        holds(Plan {
+            refunds,
+            ..plan(seed, true)
+        });
+    }
+}
+
 #[test]
 fn a_world_is_the_same_of_the_same_seed() {
     for shared in [false, true] {
