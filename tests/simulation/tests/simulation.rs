@@ -70,7 +70,7 @@ fn worlds_that_once_failed_hold() {
 /// by the key that a newer version had given back.
 #[test]
 fn worlds_that_once_failed_hold_where_gateways_share_a_memory() {
-    for seed in [6485482539733748057, 2840982699374780725] {
+    for seed in [6485482539733748057, 3200444687529009688] {
         let refunds = 2_000;
         holds(Plan {
             refunds,
