@@ -29,6 +29,8 @@ pub struct Answer {
     pub settles: Option<Box<Settlement>>,
     /// What a look-up has found out for the guard.
     pub concludes: Option<Box<Conclusion>>,
+    /// The key of a refund call that ended before its key was asked for. What is said of it is what this process knows.
+    pub unclaimed: Option<Box<Digest>>,
     /// Whether it answers a look-up.
     pub look_up: bool,
     /// What is said to a refund call, where it is a problem.
@@ -199,6 +201,7 @@ pub(super) fn answer(status: u16, word: &'static str, body: String) -> Answer {
         replayed: false,
         settles: None,
         concludes: None,
+        unclaimed: None,
         look_up: false,
         problem: None,
     }

@@ -91,16 +91,21 @@ pub fn open(
     {
         caller.standing = earlier(digest);
     }
+    let unclaimed = |mut answer: Answer| {
+        let digest = key.as_ref().ok().map(|(digest, _)| *digest);
+        answer.unclaimed = digest.filter(|_| !preview).map(Box::new);
+        Opening::Answer(answer)
+    };
     if method != Some(b"POST") {
         let mut answer = caller.refuse(
             Code::MethodNotAllowed,
             "Nothing was sent. Ask for a refund with POST, and look one up with GET.",
         );
         answer.headers.fixed("allow", "GET, POST");
-        return Opening::Answer(answer);
+        return unclaimed(answer);
     }
     if !is_json(headers) {
-        return Opening::Answer(caller.refuse(
+        return unclaimed(caller.refuse(
             Code::UnsupportedMediaType,
             "Nothing was sent. Send the refund as Content-Type: application/json, in UTF-8 and without a \
              Content-Encoding.",
@@ -253,7 +258,9 @@ impl Reading {
                     standing: if self.preview { None } else { earlier(digest) },
                     ..self.caller.clone()
                 };
-                caller.problem_of_refund(problem, End::NotSent)
+                let mut answer = caller.problem_of_refund(problem, End::NotSent);
+                answer.unclaimed = (!self.preview).then(|| Box::new(*digest));
+                answer
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::guard::{Asks, Claim, Digest, GuardSettings, Question, StoreView, Verd
 use crate::headers::Headers;
 use crate::host::{Buffer, Map, Metric};
 use crate::redis::{Fault, Swaps};
-use crate::secret::Secret;
+use crate::secret::{Carried, Secret};
 
 mod errand;
 
@@ -123,6 +123,20 @@ impl Worker {
         if password.is_some() {
             self.vm.unsettled.password.replace(password);
         }
+    }
+
+    /// Whether the store can be asked with the password as it is known, or as the filter state of a call brings it.
+    pub(super) fn can_log_in(&self, filter_state: &dyn Fn(&str) -> Option<Vec<u8>>) -> bool {
+        let Some(memory) = self.shared_memory() else {
+            return false;
+        };
+        let carried = Carried {
+            headers: &[],
+            filter_state,
+        };
+        let password = memory.password.as_ref();
+        self.learn_password(password.and_then(|source| source.resolve(&carried).ok()));
+        password.is_none() || self.vm.unsettled.password.borrow().is_some()
     }
 
     /// An errand for a stream; none where the host has no randomness.

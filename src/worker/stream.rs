@@ -70,6 +70,8 @@ pub struct Stream {
     known: RefCell<Option<Attempt>>,
     /// Whether that could not be asked, and it goes on without.
     alone: Cell<bool>,
+    /// Whether it asks, before it is refused for a fault of its own, if another gateway has sent its key.
+    refused: Cell<bool>,
     /// Whether the access log says how it did without that memory.
     memory_told: Cell<bool>,
     /// Its answer while that is told of it, and whether it is written over the provider's reply.
@@ -95,6 +97,7 @@ impl Stream {
             claimed: RefCell::default(),
             known: RefCell::default(),
             alone: Cell::default(),
+            refused: Cell::default(),
             memory_told: Cell::default(),
             settling: RefCell::default(),
         })
@@ -178,6 +181,9 @@ impl Stream {
 
     /// The refusal that waits for the end of the body, where there is one.
     fn held_answer(&self) -> Option<Answer> {
+        if self.is_refused() {
+            return None;
+        }
         match self.step.take() {
             Some(Step::Answered(answer)) => Some(self.refused_now(answer)),
             other => {
@@ -245,6 +251,9 @@ impl Stream {
     pub fn request_trailers(self: &Rc<Self>) -> Flow {
         if let Some(answer) = self.held_answer() {
             return self.end(answer);
+        }
+        if self.is_refused() {
+            return Flow::Pause;
         }
         if !matches!(*self.step.borrow(), Some(Step::Reading(_))) {
             return Flow::Continue;
@@ -462,17 +471,9 @@ impl Stream {
             self.tell("refund_named_provider", &entry.name);
             self.provider.replace(Some(entry));
         }
-        let key = reading.key();
         let accepted = match reading.accept(&body, &|key| worker.standing(key)) {
             Ok(accepted) => accepted,
-            Err(answer) => {
-                let asks =
-                    key.filter(|_| worker.shared_memory().is_some() && answer.is_certain_no());
-                return match asks {
-                    Some(key) => self.ask_before_refusing(answer, key),
-                    None => self.end(answer),
-                };
-            }
+            Err(answer) => return self.end(answer),
         };
         if let Some(key) = accepted.key_looked_up() {
             self.tell("refund_key_digest", &key.hex());
@@ -644,6 +645,7 @@ impl Stream {
             attempts: self.attempts(),
         };
         let answer = match step {
+            Step::Answered(answer) if self.refused.take() => self.not_asked(answer),
             Step::Answered(answer) => self.refused_now(answer),
             step => step.local_reply(reply, &|key| self.worker.standing(key)),
         };

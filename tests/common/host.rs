@@ -376,9 +376,9 @@ impl Process {
         self.stream(id).request_body(size, true)
     }
 
-    /// A part of its body comes.
-    pub fn part_of_body(&self, id: u32) -> Flow {
-        self.stream(id).request_body(1, false)
+    /// A part of its body comes, after which so many bytes are there.
+    pub fn part_of_body(&self, id: u32, size: usize) -> Flow {
+        self.stream(id).request_body(size, false)
     }
 
     /// A whole call.

@@ -3,8 +3,9 @@
 use crate::common::fixtures::{TOKEN, sent};
 use crate::common::gateway::fixture;
 use crate::common::host::{Process, ROOT, Reply, Side};
-use crate::common::look_up_headers;
 use crate::common::store::MockStore;
+use crate::common::{call_headers, look_up_headers};
+use refund_filter::headers::Headers;
 use refund_filter::host::Buffer;
 use refund_filter::worker::Flow;
 use serde_json::{Value, json};
@@ -1147,6 +1148,117 @@ fn a_fault_of_the_call_itself_says_nothing_of_anothers_send() {
             assert_eq!(body["retry"], "corrected", "gateway {nth}: {body}");
         }
     }
+}
+
+/// Headers of a call with this key that is refused at once.
+fn of_another_type(path: &'static str, key: &str) -> Headers<'static> {
+    let mut headers = Headers::default();
+    for (name, value) in call_headers(key).iter() {
+        let value = match name {
+            b":path" => path.as_bytes(),
+            b"content-type" => b"text/plain",
+            _ => value,
+        };
+        headers.push(name.to_vec(), value.to_vec());
+    }
+    headers
+}
+
+/// A call with this key that is refused before its body is read, in each way. Its stream, and the code of its answer.
+fn refused_early(gateway: &Process, key: &str) -> Vec<(u32, &'static str)> {
+    let at_once = gateway
+        .headers(of_another_type("/v1/refunds", key), Side::default(), false)
+        .0;
+    // What is still to come of it changes nothing.
+    gateway.part_of_body(at_once, 1);
+    let mut multiplexed = Side::default();
+    let protocol = ("request.protocol".to_owned(), b"HTTP/2".to_vec());
+    multiplexed.properties.extend([protocol]);
+    let held = gateway
+        .headers(of_another_type("/v1/refunds", key), multiplexed, false)
+        .0;
+    gateway.body(held, &json!({}));
+    let too_large = gateway.begin(key);
+    gateway.part_of_body(too_large, 64 * 1024 + 1);
+    let by_envoy = gateway.begin(key);
+    gateway.response_headers(by_envoy, 413, "request_payload_too_large");
+    let stalled = gateway.begin(key);
+    gateway.tick_after(10_001);
+    vec![
+        (at_once, "unsupported-media-type"),
+        (held, "unsupported-media-type"),
+        (too_large, "body-too-large"),
+        (by_envoy, "body-too-large"),
+        (stalled, "request-timeout"),
+    ]
+}
+
+#[test]
+fn a_refusal_before_the_body_says_nothing_of_anothers_send() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    fleet.serve(0);
+    for (key, is_read, outcome) in [
+        ("k-1", true, "unknown"),
+        ("k-2", true, "not_refunded"),
+        ("k-3", false, "unknown"),
+    ] {
+        let early = refused_early(&fleet.gateways[1], key);
+        match is_read {
+            true => fleet.serve(1),
+            false => fleet.serve_none(1),
+        }
+        for (id, code) in early {
+            let body = fleet.answered(1, id).body;
+            assert_eq!(body["code"], code, "{key}: {body}");
+            assert_eq!(body["outcome"], outcome, "{key}: {body}");
+            let retry = if code == "request-timeout" {
+                "same_key"
+            } else {
+                "corrected"
+            };
+            assert_eq!(body["retry"], retry, "{key}: {body}");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_that_envoy_overtakes_while_the_store_is_asked_is_in_doubt() {
+    let fleet = Fleet::of(KEYED, 1);
+    let gateway = &fleet.gateways[0];
+    let (id, _) = gateway.headers(
+        of_another_type("/v1/refunds", "k-1"),
+        Side::default(),
+        false,
+    );
+    assert!(fleet.asks(0));
+    gateway.response_headers(id, 408, "stream_idle_timeout");
+    let body = fleet.answered(0, id).body;
+    assert_eq!(body["code"], "unsupported-media-type", "{body}");
+    assert_eq!(body["outcome"], "unknown", "{body}");
+}
+
+/// A preview takes no key, and asks for none.
+#[test]
+fn a_preview_asks_the_store_nothing() {
+    let fleet = Fleet::of(KEYED, 1);
+    let headers = of_another_type("/v1/refunds/preview", "k-1");
+    let (id, _) = fleet.gateways[0].headers(headers, Side::default(), true);
+    assert!(!fleet.asks(0));
+    assert_eq!(fleet.answered(0, id).body["outcome"], "not_refunded");
+}
+
+/// Without the password, which no call has brought yet, the store would only refuse.
+#[test]
+fn a_refusal_before_any_password_came_asks_nothing_and_is_in_doubt() {
+    let memory =
+        json!({"memory": {"redis": {"cluster": "redis", "password": {"header": "x-memory"}}}});
+    let fleet = Fleet::with(KEYED, 1, &memory);
+    let (id, _) =
+        fleet.gateways[0].headers(of_another_type("/v1/refunds", "k-1"), Side::default(), true);
+    assert!(!fleet.asks(0));
+    assert_eq!(fleet.answered(0, id).body["outcome"], "unknown");
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn a_body_that_does_not_come_in_time_is_answered_and_watched_no_longer() {
 fn a_body_that_stops_midway_says_nothing_of_the_configuration() {
     let process = process("moyasar");
     let id = process.begin("k-1");
-    assert_eq!(process.part_of_body(id), Flow::Pause);
+    assert_eq!(process.part_of_body(id, 1), Flow::Pause);
     process.tick_after(10_001);
     says(&process.answered(id), 408, "request-timeout");
     assert_eq!(process.logged(NEVER_BEGAN), 0);
@@ -135,7 +135,7 @@ fn where_calls_share_a_connection_a_refusal_waits_for_the_end_of_the_body() {
         let process = process("moyasar");
         let id = refused_at_its_headers(&process, protocol);
         process.tick_after(50);
-        assert_eq!(process.part_of_body(id), Flow::Pause);
+        assert_eq!(process.part_of_body(id, 1), Flow::Pause);
         process.tick_after(50);
         assert!(process.of(id, |side| side.replies.is_empty()));
         assert_eq!(process.body(id, &call("moyasar")), Flow::Pause);
@@ -215,7 +215,7 @@ fn a_withheld_body_is_told_from_one_that_stalls() {
 #[test]
 fn no_body_is_withheld_where_one_has_come() {
     let process = process("moyasar");
-    process.part_of_body(process.begin("k-1"));
+    process.part_of_body(process.begin("k-1"), 1);
     let id = process.begin("k-2");
     process.of(id, |side| received(side, 200, 100));
     process.tick_after(50);

@@ -13,11 +13,14 @@ use crate::worker::telemetry::Phase;
 
 impl Stream {
     /// Answers the stream; nothing more is to be done for it.
-    pub(super) fn end(self: &Rc<Self>, answer: Answer) -> Flow {
+    pub(super) fn end(self: &Rc<Self>, mut answer: Answer) -> Flow {
         self.worker.unwatch(self.id);
         self.step.take();
         self.is_ours.set(true);
-        self.answer(answer, false)
+        match self.asks_before(&mut answer) {
+            Some(key) => self.ask_before_refusing(answer, key),
+            None => self.answer(answer, false),
+        }
     }
 
     /// Sends an answer, and settles its key before anybody can see it. `in_place`: the provider's reply is there, whole, with a

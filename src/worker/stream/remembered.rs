@@ -73,15 +73,39 @@ impl Stream {
         self.set_out(act)
     }
 
+    /// The key of a call that is refused before its key was asked for, where another gateway may have sent it.
+    pub(super) fn asks_before(&self, answer: &mut Answer) -> Option<Digest> {
+        let key = answer.unclaimed.take()?;
+        (self.worker.shared_memory().is_some() && answer.is_certain_no()).then_some(*key)
+    }
+
     /// Asks whether another gateway has sent the key of a call that is refused for a fault of its own.
     pub(super) fn ask_before_refusing(self: &Rc<Self>, answer: Answer, key: Digest) -> Flow {
+        if !self
+            .worker
+            .can_log_in(&|key| self.host().property(&["filter_state", key]))
+        {
+            let answer = self.not_asked(answer);
+            return self.answer(answer, false);
+        }
+        self.refused.set(true);
         self.step.replace(Some(Step::Answered(answer)));
         self.set_out(Act::Ask(Asks::Recall(key)))
     }
 
     /// Whether that is what it asks.
     pub(super) fn is_refused(&self) -> bool {
-        matches!(*self.step.borrow(), Some(Step::Answered(_)))
+        self.refused.get()
+    }
+
+    /// What is true where that cannot be asked.
+    pub(super) fn not_asked(&self, mut answer: Answer) -> Answer {
+        // Where it says that the call must be corrected, it goes on to say so.
+        let standing = Standing {
+            resend: Resend::Always,
+        };
+        answer.after_another_send(standing, self.host().now());
+        answer
     }
 
     /// Goes on once it is known, or cannot be.
@@ -92,17 +116,9 @@ impl Stream {
             }),
             _ => false,
         };
+        self.refused.set(false);
         match self.step.take() {
-            Some(Step::Answered(mut answer)) => {
-                if !is_clean {
-                    // Its own retry is `corrected`, which stays.
-                    let standing = Standing {
-                        resend: Resend::Always,
-                    };
-                    answer.after_another_send(standing, self.host().now());
-                }
-                Step::Answered(answer)
-            }
+            Some(Step::Answered(answer)) if !is_clean => Step::Answered(self.not_asked(answer)),
             Some(step) => step,
             None => Step::Answered(unreadable_call()),
         }

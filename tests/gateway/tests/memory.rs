@@ -11,7 +11,7 @@ use crate::common::{
 };
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::redis::{HOST, PASSWORD, Redis, Store, USER};
-use gateway_testbed::{Beside, Gateway, Options, cluster, share_memory};
+use gateway_testbed::{Answer, Beside, Gateway, Options, cluster, share_memory};
 use provider_simulator::{Fault, Provider};
 use refund_filter::redis::{Fault as RedisFault, Login, Swap, Swaps};
 use refund_filter::secret::Secret;
@@ -246,6 +246,41 @@ async fn what_is_unknown_at_one_gateway_is_unknown_at_all() -> Result<()> {
         assert_eq!(told.body["status"], "succeeded", "{case}: {told:?}");
         assert_eq!(booked(&first, provider, 1), 1, "{case}");
     }
+    Ok(())
+}
+
+/// A call is refused for its type or its size while its body is still on its way: whether another gateway has sent its key is asked
+/// first, over HTTP/1.1 and HTTP/2.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_before_the_body_says_nothing_of_anothers_send() -> Result<()> {
+    let redis = Redis::start().await?;
+    let [first, second] = fleet::<2>(&[redis.store()]).await?;
+    first
+        .simulators
+        .next_fault(Bbmsl, Fault::Reset { booked: true });
+    let lost = first.refund("sent", &one(Bbmsl, 1)).await?;
+    assert_problem("sent", &lost, unknown(Bbmsl, "provider-error", 502));
+    // Where the password comes with a header, a call has brought it by now.
+    assert_eq!(second.refund("other", &one(Bbmsl, 2)).await?.status, 200);
+    let http_1 = reqwest::Client::new();
+    let http_2 = reqwest::Client::builder().http2_prior_knowledge().build()?;
+    for (key, outcome) in [("sent", "unknown"), ("nobody's", "not_refunded")] {
+        for client in [&http_1, &http_2] {
+            for (content_type, size, code) in [
+                ("text/plain", 10, "unsupported-media-type"),
+                ("application/json", 70 * 1024, "body-too-large"),
+            ] {
+                let call = client.post(second.url()).header("idempotency-key", key);
+                let call = call
+                    .header("content-type", content_type)
+                    .body(" ".repeat(size));
+                let told = Answer::read(call.send().await?).await?.body;
+                let said = [&told["code"], &told["outcome"], &told["retry"]];
+                assert_eq!(said, [code, outcome, "corrected"], "{key}: {told}");
+            }
+        }
+    }
+    assert_eq!(booked(&first, Bbmsl, 1), 1);
     Ok(())
 }
 

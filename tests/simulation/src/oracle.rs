@@ -290,13 +290,7 @@ impl Case<'_> {
 
     /// The same, if its process could tell of it.
     fn is_to_be_known(&self, send: &Send, call: &Call) -> bool {
-        // The store is asked once it is known what is asked for; until then the process's own copy
-        // tells, as far as it has room.
-        let asks = self.all.scene.shared && call.code() != "request-timeout";
-        if self.all.scene.shared && !asks && self.all.scene.entries < ROOM {
-            return false;
-        }
-        match (asks, call.life == Some(send.life)) {
+        match (self.all.scene.shared, call.life == Some(send.life)) {
             // Another gateway may have sent it while this one's answer was on its way to the store.
             (true, _) => send.at < call.began,
             (false, true) => send.at < call.said_at,
