@@ -197,7 +197,11 @@ impl Table {
         if self.of_store {
             return format!("{NAME_OF_PAYMENT}{}", name.hex());
         }
-        format!("{RECORD}.payment.{}", self.bucket(name))
+        self.payment_bucket(self.bucket(name))
+    }
+
+    fn payment_bucket(&self, bucket: u64) -> String {
+        format!("{RECORD}.payment.{bucket}")
     }
 
     fn bucket(&self, digest: &Digest) -> u64 {
@@ -466,12 +470,13 @@ impl Guard<'_> {
     }
 
     /// Tells how a call ended whose key is not its own: it was made while the store could not be asked, or the store has forgotten it.
-    /// What may have moved money is never hidden by what another call has told.
+    /// What may have moved money is never hidden by what another call has told. `ended_ms`: when it ended, by the steady clock.
     pub fn settle_beside(
         &self,
         question: &Question,
         ticket: &Ticket,
         settled: &Settled<'_>,
+        ended_ms: i64,
         now: Now,
     ) {
         let record = self.table.record(&ticket.key);
@@ -484,7 +489,8 @@ impl Guard<'_> {
             End::Pending => Past::Pending,
             End::Unknown | End::Absent => Past::Unknown,
         };
-        let Some((way, _)) = self.read(&record).find(&ticket.key) else {
+        let bucket = self.read(&record);
+        let Some((way, _)) = bucket.known(&ticket.key, now, &self.settings) else {
             if let Claim::Taken { .. } = self.claim(question, ticket.lease, now) {
                 self.settle(ticket, settled, now);
             }
@@ -497,7 +503,7 @@ impl Guard<'_> {
             answered: answer.is_some(),
             refused: settled.refused,
             resend: question.resend,
-            sent_ms: Some(now.steady_ms),
+            sent_ms: Some(ended_ms),
         };
         self.add(&ticket.key, &beside, answer, now);
         let is_free = self.read(&record).is_free(&ticket.key, now, &self.settings);

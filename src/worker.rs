@@ -171,6 +171,9 @@ impl Worker {
             self.table(config.guard.entries);
         }
         self.define_series(config);
+        if let Some(memory) = &config.memory {
+            self.note_store(memory);
+        }
         let password = config
             .memory
             .as_ref()

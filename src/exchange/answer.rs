@@ -108,11 +108,11 @@ impl Answer {
         Some("late")
     }
 
-    /// Tells the guard how the call ended where its key is not its own.
-    pub fn settle_beside(&self, guard: &Guard<'_>, question: &Question, now: Now) {
+    /// Tells the guard how the call ended where its key is not its own. `ended_ms`: when it did, by the steady clock.
+    pub fn settle_beside(&self, guard: &Guard<'_>, question: &Question, ended_ms: i64, now: Now) {
         if let Some(settlement) = self.settles.as_deref() {
             let settled = settlement.told(self.status, &self.body);
-            guard.settle_beside(question, &settlement.ticket, &settled, now);
+            guard.settle_beside(question, &settlement.ticket, &settled, ended_ms, now);
         }
     }
 

@@ -98,6 +98,26 @@ impl Entry {
         self.lease == lease
     }
 
+    /// Whether both are of one call in flight, over the same past.
+    pub(super) fn is_same_call(&self, other: &Entry) -> bool {
+        matches!(self.state, State::InFlight(_))
+            && self.state == other.state
+            && other.is_of(self.lease)
+    }
+
+    /// Whether its call is in flight after one that may have moved money.
+    fn is_open_before(&self) -> bool {
+        matches!(self.state, State::InFlight(Some(past)) if past.is_open())
+    }
+
+    /// How it ended; none while it is in flight.
+    pub(super) fn past(&self) -> Option<Past> {
+        match self.state {
+            State::InFlight(_) => None,
+            State::Rests(past) => Some(past),
+        }
+    }
+
     /// Whether its time is over: the lease of a call in flight, the window of another.
     pub(super) fn is_over(&self, now: Now) -> bool {
         now.steady_ms >= self.until_ms
@@ -110,6 +130,11 @@ impl Entry {
             matches!(other.state, State::InFlight(_)),
         );
         is_over && is_awaited && other.is_of(self.lease)
+    }
+
+    /// Whether it knows the end of the call that this other entry had in flight for too long, and nothing else is open under the key.
+    pub(super) fn replaces(&self, other: &Entry, now: Now) -> bool {
+        self.ends(other) && other.is_over(now) && !other.is_open_before()
     }
 
     /// What the entry knows, for another one that does not.
@@ -475,6 +500,17 @@ impl Bucket {
         self.find(key).map(|(_, entry)| entry)
     }
 
+    /// The same, and its place, where it still counts.
+    pub(super) fn known(
+        &self,
+        key: &Digest,
+        now: Now,
+        settings: &GuardSettings,
+    ) -> Option<(usize, Entry)> {
+        let found = self.find(key);
+        found.filter(|(_, entry)| entry.at(now, settings).is_some())
+    }
+
     /// The lease of a key's last call.
     pub(super) fn lease_of(&self, key: &Digest) -> Option<u64> {
         self.entry(key).map(|entry| entry.lease)
@@ -522,6 +558,10 @@ impl Bucket {
         let is_later = beside.sent_ms > entry.sent_ms;
         let mut answered = false;
         match (entry.state, past) {
+            // The proof is of the sends before it.
+            (State::InFlight(Some(Past::Absent)), _) if is_later => {
+                entry.state = State::InFlight(Some(Past::Unknown));
+            }
             (State::InFlight(Some(before)), _) if before.is_open() => {}
             (State::InFlight(_), _) => entry.state = State::InFlight(Some(Past::Unknown)),
             (State::Rests(Past::Refunded), _) => return None,
@@ -531,7 +571,6 @@ impl Bucket {
                 entry.answered = false;
             }
             (State::Rests(Past::Pending | Past::Unknown), Past::Unknown) => {}
-            // The proof is of the sends before it.
             (State::Rests(Past::Absent), Past::Unknown) if !is_later => {}
             (State::Rests(_), past) => {
                 entry.state = State::Rests(past);
@@ -556,11 +595,21 @@ impl Bucket {
         key: &Digest,
         entry: Option<Entry>,
         now: Now,
+        settings: &GuardSettings,
     ) -> Option<(usize, bool)> {
         let known = self.find(key).map(|(way, _)| way);
         let way = match (known, entry) {
             (Some(way), _) => way,
-            (None, Some(_)) => self.room(now)?.0,
+            (None, Some(_)) => {
+                let (way, _) = self.room(now)?;
+                // A copy takes no room of what the store has not heard.
+                let forgotten = self.places.get(way).copied().flatten();
+                let forgotten = forgotten.and_then(|entry| entry.at(now, settings));
+                if forgotten.is_some_and(|entry| entry.untold && entry.standing().is_some()) {
+                    return None;
+                }
+                way
+            }
             (None, None) => return None,
         };
         if let Some(place) = self.places.get_mut(way) {

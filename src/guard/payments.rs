@@ -137,6 +137,12 @@ impl PaymentBucket {
         self.find(name).copied()
     }
 
+    /// The names here, each after the key that has it.
+    pub(super) fn owned(self) -> impl Iterator<Item = (Digest, Digest)> {
+        let entries = self.places.into_iter().flatten();
+        entries.map(|entry| (entry.owner, entry.name))
+    }
+
     /// Takes an entry over of which nothing is known here. Says whether the bucket has changed.
     pub(super) fn learn(&mut self, entry: Entry) -> bool {
         if self.find(&entry.name).is_some() {

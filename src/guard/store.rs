@@ -12,8 +12,10 @@ use std::collections::BTreeMap;
 
 use super::bucket::{Bucket, Entry, take};
 use super::payments::PaymentBucket;
-use super::{Digest, Guard, GuardSettings, NAME_OF_PAYMENT, StoredAnswer, Table};
-use crate::clock::Now;
+use super::{
+    Digest, End, Guard, GuardSettings, NAME_OF_PAYMENT, Past, StoredAnswer, Table, Ticket,
+};
+use crate::clock::{Now, Resend};
 use crate::json::{Json, object};
 use crate::memory::{Memory, NotWritten, swap};
 use crate::redis::{Stands, Swap};
@@ -360,10 +362,16 @@ impl Guard<'_> {
     /// Takes over what the process's own memory knows of a key, where this one knows nothing of it: it was used before gateways shared
     /// one, or the store has forgotten it.
     pub fn learn_key(&self, own: &Guard<'_>, key: &Digest, now: Now) {
-        let knows = |guard: &Guard<'_>| guard.read(&guard.table.record(key)).entry(key).is_some();
-        if !knows(self) && knows(own) {
+        if self.known(key, now).is_none() && own.known(key, now).is_some() {
             self.adopt(own, key, None, None, now);
         }
+    }
+
+    fn known(&self, key: &Digest, now: Now) -> Option<Entry> {
+        let bucket = self.read(&self.table.record(key));
+        bucket
+            .known(key, now, &self.settings)
+            .map(|(_, entry)| entry)
     }
 
     /// Takes over what the process's own memory knows of a call's payment, likewise.
@@ -384,8 +392,11 @@ impl Guard<'_> {
     /// Adds to what this memory knows of a key what the process's own has not told.
     pub fn catch_up(&self, own: &Guard<'_>, key: &Digest, untold: &Untold, now: Now) {
         let Untold(theirs) = untold;
-        match self.read(&self.table.record(key)).entry(key) {
-            None => self.learn_key(own, key, now),
+        match self.known(key, now) {
+            None => self.adopt(own, key, None, None, now),
+            // It is no other send.
+            Some(ours) if theirs.is_same_call(&ours) => {}
+            Some(ours) if theirs.replaces(&ours, now) => self.adopt(own, key, None, None, now),
             // Whoever has this very call's answer tells it, or its lease runs out.
             Some(ours) if theirs.ends(&ours) && !ours.is_over(now) => {}
             Some(_) => {
@@ -394,6 +405,39 @@ impl Guard<'_> {
                 }
             }
         }
+    }
+
+    /// The same for a payment: tells under which of its names the process's own memory has it for this key, whose end it has not told.
+    pub fn catch_up_payment(&self, key: &Digest, untold: &Untold, names: &[Digest], now: Now) {
+        let end = match untold.0.past() {
+            None => return,
+            Some(Past::Free) => End::Free,
+            Some(Past::Refused) => End::Refused,
+            Some(Past::Refunded) => End::Refunded,
+            Some(Past::Pending) => End::Pending,
+            Some(Past::Unknown | Past::Absent) => End::Unknown,
+        };
+        let bucket = self.read(&self.table.record(key));
+        if end.moves() || bucket.is_free(key, now, &self.settings) {
+            let ticket = Ticket {
+                key: *key,
+                lease: 0,
+                resend: Resend::Never,
+                payment: Vec::new(),
+                open_before: false,
+            };
+            self.settle_payment(&ticket, names, end, now);
+        }
+    }
+
+    /// The names of payments that this memory has for these keys, each with its key.
+    pub fn payments_of(&self, keys: &[Digest]) -> Vec<(Digest, Digest)> {
+        let buckets = (0..self.table.buckets()).map(|bucket| self.table.payment_bucket(bucket));
+        let all = buckets.flat_map(|record| {
+            let (bytes, _) = self.memory.read(&record);
+            self.payments(&bytes).owned()
+        });
+        all.filter(|(key, _)| keys.contains(key)).collect()
     }
 
     /// Makes what this memory holds of a key what another one holds, with its answer. `note`: what a list of open refunds shows of
@@ -412,13 +456,14 @@ impl Guard<'_> {
         let placed = swap(self.memory, &ours, |bytes| {
             let mut bucket = self.bucket(bytes);
             let untold = bucket.untold(key, now, &self.settings);
-            let is_kept = untold.is_some_and(|untold| {
-                Some(&untold) != told || entry.is_some_and(|entry| untold.ends(&entry))
-            });
+            let is_awaited = |untold: Entry| {
+                entry.is_some_and(|entry| untold.ends(&entry) && !entry.is_over(now))
+            };
+            let is_kept = untold.is_some_and(|untold| Some(&untold) != told || is_awaited(untold));
             if is_kept && !self.table.of_store {
                 return (None, None);
             }
-            let placed = bucket.adopt(key, entry, now);
+            let placed = bucket.adopt(key, entry, now, &self.settings);
             (placed, Some(bucket.encode()))
         });
         // Where there is no room the process knows nothing of the key, as of any other.

@@ -16,9 +16,10 @@ use super::{PendingCall, Stream, Worker};
 use crate::clock::Now;
 use crate::config::SharedMemory;
 use crate::exchange::Answer;
-use crate::guard::{Asks, Claim, Digest, GuardSettings, Question, StoreView, Verdict};
+use crate::guard::{Asks, Claim, Digest, Guard, GuardSettings, Question, StoreView, Verdict};
 use crate::headers::Headers;
 use crate::host::{Buffer, Map, Metric};
+use crate::memory::swap;
 use crate::redis::{Fault, Swaps};
 use crate::secret::{Carried, Secret};
 
@@ -43,6 +44,9 @@ const SKEW_MS: i64 = 5_000;
 const FAILED_RECORD: &str = "refund.memory.failed";
 /// When its clock jumped, likewise.
 const JUMPED_RECORD: &str = "refund.memory.jumped";
+/// Which store is configured in this process, or that there were several.
+const STORE_RECORD: &str = "refund.memory.store";
+const SEVERAL_STORES: &[u8] = b"several";
 /// How long after a failure of the store others may not have told it yet what they did without it, in milliseconds.
 const JUST_BACK_MS: i64 = 15_000;
 /// When the root tries again to settle a key that cannot be settled as it stands, in milliseconds.
@@ -56,6 +60,12 @@ pub struct Unsettled {
     next_ms: Cell<i64>,
     /// The store's password, as it was last brought.
     password: RefCell<Option<Secret>>,
+}
+
+/// Tells a store from another one.
+fn store_name(memory: &SharedMemory) -> Vec<u8> {
+    let parts = [memory.cluster.as_bytes(), memory.prefix.as_bytes()];
+    Digest::of(parts).bytes().to_vec()
 }
 
 fn calls(act: &str, result: &str) -> String {
@@ -210,7 +220,7 @@ impl Worker {
         let (act, lease, own) = (&errand.act, errand.lease, self.guard());
         let key = act.copied().map(|(key, _)| key);
         errand.untold = key.zip(own).and_then(|(key, own)| own.untold(&key, now));
-        if errand.untold.is_none() && matches!(errand.act, Act::CatchUp(_)) {
+        if errand.untold.is_none() && matches!(errand.act, Act::CatchUp(..)) {
             return Progress::Done(errand, Told::Released);
         }
         let own = own.as_ref().map(|guard| Own {
@@ -468,35 +478,60 @@ impl Worker {
     /// Leaves the end of a call to the root.
     pub(super) fn leave_settlement(&self, question: Option<Box<Question>>, answer: &Answer) {
         if let (Some(settles), Some(memory)) = (&answer.settles, self.shared_memory()) {
-            let act = Act::Settle(question, Box::new(answer.clone()));
+            let now_ms = self.host.now().steady_ms;
+            let act = Act::Settle(question, Box::new(answer.clone()), now_ms);
             self.leave(Errand::new(act, settles.ticket.lease, None, memory));
         }
     }
 
     /// Leaves to the root what the process's table has not told of these keys, where nothing else is about to: the errand may have been
     /// dropped, or have gone with a worker that trapped.
-    pub(super) fn leave_untold(&self, keys: &[Digest]) {
-        let Some(memory) = self.shared_memory() else {
+    pub(super) fn leave_untold(&self, guard: &Guard<'_>, keys: &[Digest]) {
+        let waiting: Vec<Digest> = {
+            let errands = self.vm.unsettled.errands.borrow();
+            errands
+                .iter()
+                .filter_map(|errand| errand.act.settles())
+                .collect()
+        };
+        let room = MOST_CAUGHT_UP.saturating_sub(waiting.len());
+        let is_lost = |key: &&Digest| !waiting.contains(key);
+        let keys: Vec<Digest> = keys.iter().filter(is_lost).take(room).copied().collect();
+        let Some(memory) = self.shared_memory().filter(|_| !keys.is_empty()) else {
             return;
         };
-        for key in keys {
-            let is_left = |errand: &Errand| errand.act.settles() == Some(*key);
-            let (is_waiting, is_full) = {
-                let errands = self.vm.unsettled.errands.borrow();
-                (errands.iter().any(is_left), errands.len() >= MOST_CAUGHT_UP)
-            };
-            if is_full {
-                return;
-            }
-            if let Some(lease) = self.random_number().filter(|_| !is_waiting) {
-                self.leave(Errand::new(
-                    Act::CatchUp(*key),
-                    lease,
-                    None,
-                    Rc::clone(&memory),
-                ));
-            }
+        // What one store has not heard is nothing for another's ears.
+        if !self.is_only_store(&memory) {
+            return;
         }
+        let payments = guard.payments_of(&keys);
+        for key in keys {
+            let Some(lease) = self.random_number() else {
+                return;
+            };
+            let of_key = payments.iter().filter(|(owner, _)| *owner == key);
+            let names = of_key.map(|(_, name)| *name).collect();
+            let act = Act::CatchUp(key, names);
+            self.leave(Errand::new(act, lease, None, Rc::clone(&memory)));
+        }
+    }
+
+    /// Whether no other store has been configured in this process, whose table all of them share.
+    fn is_only_store(&self, memory: &SharedMemory) -> bool {
+        self.host.read(STORE_RECORD).0 == store_name(memory)
+    }
+
+    /// Notes which store is configured in this process.
+    pub(super) fn note_store(&self, memory: &SharedMemory) {
+        let ours = store_name(memory);
+        swap(&*self.host, STORE_RECORD, |bytes| {
+            let noted = if bytes.is_empty() || bytes == ours {
+                ours.clone()
+            } else {
+                SEVERAL_STORES.to_vec()
+            };
+            ((), (noted != bytes).then_some(noted))
+        });
     }
 
     fn leave(&self, errand: Errand) {

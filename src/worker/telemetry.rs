@@ -226,7 +226,7 @@ impl Worker {
         let mut fill = self.counting.borrow_mut();
         if guard.count_on(&mut fill, BUCKETS_A_TICK, self.host.now()) {
             let whole: Fill = std::mem::take(&mut fill);
-            self.leave_untold(&whole.untold);
+            self.leave_untold(&guard, &whole.untold);
             self.counted.replace(whole);
         }
     }

@@ -1046,6 +1046,232 @@ fn who_gives_a_key_back_leaves_what_every_version_can_read() {
     assert!(fleet.is_sent(0, again));
 }
 
+/// Time in which the roots of these gateways count their tables, and tell what they have to tell.
+fn tells(fleet: &Fleet, counts: usize) {
+    for _ in 0..counts {
+        for nth in 0..fleet.gateways.len() {
+            fleet.tick(nth, 5_001);
+            fleet.serve(nth);
+        }
+    }
+}
+
+fn settles(fleet: &Fleet) -> u64 {
+    fleet.gateways[0].shows("refund.memory_calls_total.call.settle.result.ok")
+}
+
+fn never_left(fleet: &Fleet, nth: usize, id: u32) {
+    once(fleet, nth, id);
+    fleet.gateways[nth].response_headers(
+        id,
+        503,
+        "upstream_reset_before_response_started{remote_connection_failure}",
+    );
+}
+
+/// The store has the call in flight, and its end went with the worker: it is told when the lease is over, and once.
+#[test]
+fn a_lost_refusal_is_told_once() {
+    let mut fleet = Fleet::of(KEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.replies(0, id, 400, &refusal());
+    fleet.serve_none(0);
+    traps(&mut fleet, 0);
+    tells(&fleet, 20);
+    let before = settles(&fleet);
+    tells(&fleet, 60);
+    assert_eq!(settles(&fleet), before);
+    let again = fleet.sends(1, "k-1");
+    assert!(!fleet.is_sent(1, again));
+}
+
+#[test]
+fn a_call_in_flight_is_no_doubt_of_itself() {
+    for looks in [false, true] {
+        let fleet = Fleet::of(PROVES, 2);
+        let id = fleet.begins(0, "k-1");
+        clock(&fleet, 0);
+        fleet.loses(0, Lost::Answer);
+        fleet.loses(0, Lost::Answer);
+        assert!(fleet.is_sent(0, id));
+        if looks {
+            assert_eq!(looks_up(&fleet, 0, true)["outcome"], "unknown");
+        } else {
+            let second = fleet.sends(0, "k-1");
+            let body = fleet.answered(0, second).body;
+            assert_eq!(body["code"], "refund-in-progress", "{body}");
+        }
+        never_left(&fleet, 0, id);
+        tells(&fleet, 10);
+        let third = fleet.sends(1, "k-1");
+        let refused = fixture(PROVES).refusal_reply("F.0105", "no");
+        fleet.replies(1, third, 422, &refused);
+        fleet.serve(1);
+        let told = fleet.told(1, third);
+        assert_eq!(told["outcome"], "not_refunded", "{looks}: {told}");
+    }
+}
+
+/// beGateway forgets its key after a day: what was sent after the proof may have been the refund.
+#[test]
+fn a_proof_under_a_call_in_flight_holds_for_no_send_after_it() {
+    for is_in_flight in [false, true] {
+        let fleet = Fleet::of(PROVES, 2);
+        let id = fleet.sends(1, "k-1");
+        fleet.gateways[1].response_headers(id, 504, "response_timeout");
+        fleet.serve(1);
+        fleet.later(301_000);
+        assert_eq!(looks_up(&fleet, 1, true)["outcome"], "not_refunded");
+        let held = is_in_flight.then(|| fleet.sends(1, "k-1"));
+        let again = fleet.begins(0, "k-1");
+        fleet.serve_none(0);
+        assert!(fleet.is_sent(0, again));
+        fleet.gateways[0].response_headers(again, 504, "response_timeout");
+        tells(&fleet, 1);
+        if let Some(held) = held {
+            never_left(&fleet, 1, held);
+            fleet.serve(1);
+        }
+        fleet.later(25 * 3_600_000);
+        let late = fleet.sends(1, "k-1");
+        assert!(!fleet.is_sent(1, late), "in flight: {is_in_flight}");
+    }
+}
+
+#[test]
+fn a_proof_is_of_all_sends_before_it_however_late_they_are_told() {
+    let fleet = Fleet::of(UNKEYED, 2);
+    let id = fleet.sends(0, "k-1");
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    fleet.serve_none(0);
+    for _ in 0..500 {
+        fleet.tick(0, 1_001);
+        fleet.serve_none(0);
+    }
+    let call = fleet.call();
+    let payment = call["payment"]["id"].as_str().unwrap();
+    let reference = call["payment"]["reference"].as_str().unwrap();
+    let query =
+        format!("provider={UNKEYED}&payment_id={payment}&payment_reference={reference}&key=k-1");
+    let gateway = &fleet.gateways[1];
+    let (look, _) = gateway.headers(look_up_headers(&query), Side::default(), true);
+    fleet.serve(1);
+    gateway.answer_call(Some((200, &fixture(UNKEYED).shown(false))));
+    fleet.serve(1);
+    assert_eq!(fleet.answered(1, look).body["outcome"], "not_refunded");
+    fleet.tick(0, 1_001);
+    fleet.serve(0);
+    let again = fleet.sends(1, "k-1");
+    assert!(fleet.is_sent(1, again), "{}", fleet.answered(1, again).body);
+}
+
+/// A store keeps a value for a while after it has ceased to count.
+#[test]
+fn what_is_over_in_the_store_hides_no_later_send() {
+    for is_over in [false, true] {
+        let window = json!({"guard": {"window_seconds": 172_800}});
+        let fleet = Fleet::with(KEYED, 2, &window);
+        let id = fleet.sends(1, "k-1");
+        fleet.replies(1, id, 400, &refusal());
+        fleet.serve(1);
+        fleet.later(172_800_000 - 30_000);
+        let alone = fleet.begins(0, "k-1");
+        fleet.serve_none(0);
+        fleet.gateways[0].response_headers(alone, 504, "response_timeout");
+        fleet.later(if is_over { 30_001 } else { 0 });
+        fleet.tick(0, 1_001);
+        fleet.serve(0);
+        fleet.later(60_000);
+        let third = fleet.sends(1, "k-1");
+        fleet.replies(1, third, 400, &refusal());
+        fleet.serve(1);
+        let told = fleet.told(1, third);
+        assert_eq!(told["outcome"], "unknown", "over: {is_over}: {told}");
+    }
+}
+
+#[test]
+fn a_copy_takes_no_room_of_what_was_not_told() {
+    let mut fleet = Fleet::with(KEYED, 2, &json!({"guard": {"entries": 1}}));
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    fleet.replies_alone(0, id, 200, &success(KEYED, "k-1"));
+    traps(&mut fleet, 0);
+    let other = fleet.sends(0, "k-2");
+    fleet.replies(0, other, 400, &refusal());
+    fleet.serve(0);
+    tells(&fleet, 10);
+    let third = fleet.sends(1, "k-1");
+    assert!(!fleet.is_sent(1, third));
+    assert_eq!(fleet.answered(1, third).details, "refund_replayed");
+}
+
+/// Two listeners of one Envoy, each with a prefix of its own: their plugins have one table.
+#[test]
+fn one_store_is_not_told_what_another_has_not_heard() {
+    let with = |prefix: &str| json!({"memory": {"redis": {"cluster": "redis", "prefix": prefix}}});
+    let fleet = Fleet::with(PROVES, 1, &with("a:"));
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    let mut beside = Fleet::with(PROVES, 0, &with("b:"));
+    let configuration = beside.configuration.clone();
+    let other = Process::plugin(Some(&fleet.gateways[0]), &configuration);
+    other.host.seed(900);
+    beside.gateways.push(other);
+    beside.gateways[0].later(5_000);
+    tells(&beside, 10);
+    assert!(beside.store.values.borrow().is_empty());
+    // Whoever did it tells it where it belongs.
+    tells(&fleet, 1);
+    assert!(
+        fleet
+            .store
+            .values
+            .borrow()
+            .keys()
+            .all(|name| name.starts_with("a:"))
+    );
+    assert!(!fleet.store.values.borrow().is_empty());
+}
+
+/// A provider that refunds a payment once: whoever tells the key tells the payment.
+#[test]
+fn a_payment_is_told_with_its_key() {
+    for is_lost in [false, true] {
+        let mut fleet = Fleet::of(UNKEYED, 2);
+        let id = fleet.sends(0, "k-1");
+        fleet.refunds(0, id, "k-1");
+        fleet.serve_none(0);
+        if is_lost {
+            traps(&mut fleet, 0);
+        }
+        tells(&fleet, 20);
+        let other = fleet.sends(1, "k-2");
+        let answer = fleet.answered(1, other);
+        says(&answer, ("payment-has-refund", "not_refunded", "no"));
+    }
+}
+
+#[test]
+fn what_was_refunded_before_there_was_a_store_is_told_with_its_payment() {
+    let mut provider = fixture(UNKEYED).provider_config();
+    crate::common::resolve_files(&mut provider);
+    let before = Process::plugin(None, &json!({"providers": {UNKEYED: provider}}));
+    let (id, _) = before.call("k-1", &fixture(UNKEYED).call());
+    before.reply_begins(id, 200);
+    before.reply_ends(id, &success(UNKEYED, "k-1"));
+    let mut fleet = Fleet::of(UNKEYED, 2);
+    fleet.gateways[0] = Process::plugin(Some(&before), &fleet.configuration);
+    fleet.gateways[0].host.seed(777);
+    tells(&fleet, 10);
+    let again = fleet.sends(1, "k-1");
+    assert_eq!(fleet.answered(1, again).body["status"], "succeeded");
+    let other = fleet.sends(1, "k-2");
+    assert!(!fleet.is_sent(1, other));
+}
+
 /// Alone, and without room in its own table: nobody would know of the send, so there is none.
 #[test]
 fn what_nobody_would_remember_is_not_sent() {

@@ -14,10 +14,10 @@ pub(in crate::worker) enum Act {
     Ask(Asks),
     /// A payment under the names that a look has shown.
     Names(Ticket, Vec<Digest>),
-    /// That a call has ended, and what it had asked; or what a look-up has found out.
-    Settle(Option<Box<Question>>, Box<Answer>),
-    /// What the process's own table knows of a key and has not told.
-    CatchUp(Digest),
+    /// That a call has ended, when by the steady clock, and what it had asked; or what a look-up has found out.
+    Settle(Option<Box<Question>>, Box<Answer>, i64),
+    /// What the process's own table knows of a key and has not told, and the names of the payment that the key has there.
+    CatchUp(Digest, Vec<Digest>),
     /// That nothing was sent by a call whose claim may have been stored.
     Release(Question),
     /// The same of the names under which its payment was claimed besides.
@@ -75,7 +75,7 @@ impl Act {
                 let claimed = guard.claim_more(&mut ticket, names, now);
                 Told::Names(claimed.map(|()| ticket))
             }
-            Act::Settle(question, answer) => {
+            Act::Settle(question, answer, ended_ms) => {
                 let ticket = answer.settles.as_ref().map(|settles| &settles.ticket);
                 let key = answer.key().zip(own);
                 // Another call of this process, which it could not tell of, may have been the refund.
@@ -87,16 +87,19 @@ impl Act {
                 // The store may never have heard of the key, or have forgotten it, or it is another call's now. What is told
                 // meanwhile stays the careful word.
                 if let (Some("late"), Some(question), Some(_)) = (word, question, ticket) {
-                    answer.settle_beside(guard, question, now);
+                    answer.settle_beside(guard, question, *ended_ms, now);
                 }
                 if let Some((key, own)) = key {
                     own.tell(guard, &key, None, now);
                 }
                 Told::Settled(settled, word)
             }
-            Act::CatchUp(key) => {
+            Act::CatchUp(key, names) => {
                 if let Some(own) = own {
                     own.tell(guard, key, None, now);
+                }
+                if let Some(untold) = own.and_then(|own| own.untold) {
+                    guard.catch_up_payment(key, untold, names, now);
                 }
                 Told::Released
             }
@@ -116,7 +119,7 @@ impl Act {
         match self {
             Act::Ask(Asks::Recall(_)) => "look_up",
             Act::Ask(_) | Act::Names(..) => "claim",
-            Act::Settle(..) | Act::CatchUp(_) => "settle",
+            Act::Settle(..) | Act::CatchUp(..) => "settle",
             Act::Release(_) | Act::ReleaseNames(..) => "release",
         }
     }
@@ -125,8 +128,8 @@ impl Act {
     pub(super) fn copied(&self) -> Option<(Digest, Option<&str>)> {
         match self {
             Act::Ask(Asks::Claim(question)) => Some((question.key, Some(&question.note))),
-            Act::Settle(_, answer) => Some((answer.key()?, None)),
-            Act::Ask(Asks::Recall(key)) | Act::CatchUp(key) => Some((*key, None)),
+            Act::Settle(_, answer, _) => Some((answer.key()?, None)),
+            Act::Ask(Asks::Recall(key)) | Act::CatchUp(key, _) => Some((*key, None)),
             Act::Ask(Asks::Nothing) | Act::Names(..) | Act::Release(_) | Act::ReleaseNames(..) => {
                 None
             }
@@ -136,8 +139,8 @@ impl Act {
     /// The key that it settles.
     pub(super) fn settles(&self) -> Option<Digest> {
         match self {
-            Act::Settle(_, answer) => Some(answer.settles.as_ref()?.ticket.key),
-            Act::CatchUp(key) => Some(*key),
+            Act::Settle(_, answer, _) => Some(answer.settles.as_ref()?.ticket.key),
+            Act::CatchUp(key, _) => Some(*key),
             Act::Ask(_) | Act::Names(..) | Act::Release(_) | Act::ReleaseNames(..) => None,
         }
     }
@@ -259,7 +262,7 @@ impl Errand {
             Act::Names(ticket, names) => Act::ReleaseNames(ticket, names),
             Act::Ask(Asks::Recall(_) | Asks::Nothing) => return None,
             // A look-up's word was told with what was known; the next one finds it again.
-            Act::Settle(_, answer) if answer.settles.is_none() => return None,
+            Act::Settle(_, answer, _) if answer.settles.is_none() => return None,
             act => act,
         };
         let due_ms = self.began_ms.saturating_add(over_ms);

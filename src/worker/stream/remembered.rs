@@ -251,7 +251,7 @@ impl Stream {
         if !is_told {
             return Some(self.settled_later(answer));
         }
-        let act = Act::Settle(self.question(), Box::new(answer.clone()));
+        let act = Act::Settle(self.question(), Box::new(answer.clone()), self.now_ms());
         let Some(errand) = self.worker.errand(act, self) else {
             return Some(self.settled_later(answer));
         };
