@@ -498,6 +498,7 @@ impl Guard<'_> {
         };
         let answer = self.answer_of(&answer_record(&record, way), ticket, settled);
         let beside = Beside {
+            lease: ticket.lease,
             refund: question.refund,
             past,
             answered: answer.is_some(),
@@ -647,9 +648,15 @@ impl Guard<'_> {
     /// Adds what is in the next buckets to a count, and says whether that was the last of them.
     pub fn count_on(&self, count: &mut Fill, buckets: u64, now: Now) -> bool {
         let end = count.next.saturating_add(buckets).min(self.table.buckets());
-        for bucket in count.next..end {
-            let bucket = self.read(&format!("{RECORD}.{bucket}"));
+        for nth in count.next..end {
+            let bucket = self.read(&format!("{RECORD}.{nth}"));
             bucket.count(count, now, &self.settings);
+            if !count.looked_for.is_empty() {
+                let (bytes, _) = self.memory.read(&self.table.payment_bucket(nth));
+                let owned = self.payments(&bytes).owned();
+                let found = owned.filter(|(key, _)| count.looked_for.contains(key));
+                count.payments.extend(found);
+            }
         }
         count.next = end;
         end == self.table.buckets()
@@ -670,6 +677,24 @@ impl Guard<'_> {
     }
 }
 
+impl Fill {
+    /// The count after this one.
+    pub fn followed(&self) -> Self {
+        Fill {
+            looked_for: self.untold.clone(),
+            ..Fill::default()
+        }
+    }
+
+    /// The keys that the count before found untold, each with the names of its payment.
+    pub fn found(&self) -> impl Iterator<Item = (Digest, Vec<Digest>)> {
+        self.looked_for.iter().map(|key| {
+            let of_key = self.payments.iter().filter(|(owner, _)| owner == key);
+            (*key, of_key.map(|(_, name)| *name).collect())
+        })
+    }
+}
+
 /// How full a table is, as far as it has been counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fill {
@@ -682,6 +707,10 @@ pub struct Fill {
     pub open: BTreeMap<[u8; 8], (u64, u64)>,
     /// The keys of which a store that gateways share may not know how they stand; none of those in flight.
     pub untold: Vec<Digest>,
+    /// The keys that the last count found so: the names of their payments are collected.
+    looked_for: Vec<Digest>,
+    /// These, each after its key.
+    payments: Vec<(Digest, Digest)>,
 }
 
 /// What a refund is about: enough to know it again in a provider's word on it. Noughts stand for what was not given.

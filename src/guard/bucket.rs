@@ -78,6 +78,8 @@ pub(super) struct Entry {
 /// Sends under a key that its entry does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Beside {
+    /// Of the call that made them.
+    pub lease: u64,
     /// The refund that was sent.
     pub refund: Digest,
     /// What came of it.
@@ -146,6 +148,7 @@ impl Entry {
             State::Rests(past) => (past, entry.sent_ms),
         };
         Some(Beside {
+            lease: entry.lease,
             refund: entry.refund,
             past,
             answered: entry.answered && matches!(entry.state, State::Rests(_)),
@@ -555,14 +558,10 @@ impl Bucket {
             // What it did not move is no news.
             Past::Free | Past::Refused => return None,
         };
-        let is_later = beside.sent_ms > entry.sent_ms;
         let mut answered = false;
         match (entry.state, past) {
-            // The proof is of the sends before it.
-            (State::InFlight(Some(Past::Absent)), _) if is_later => {
-                entry.state = State::InFlight(Some(Past::Unknown));
-            }
-            (State::InFlight(Some(before)), _) if before.is_open() => {}
+            // A proof is of the sends before it, and when it was given is not known here.
+            (State::InFlight(Some(Past::Pending | Past::Unknown)), _) => {}
             (State::InFlight(_), _) => entry.state = State::InFlight(Some(Past::Unknown)),
             (State::Rests(Past::Refunded), _) => return None,
             // Another refund's: of this one nothing is known by that key any more.
@@ -571,7 +570,6 @@ impl Bucket {
                 entry.answered = false;
             }
             (State::Rests(Past::Pending | Past::Unknown), Past::Unknown) => {}
-            (State::Rests(Past::Absent), Past::Unknown) if !is_later => {}
             (State::Rests(_), past) => {
                 entry.state = State::Rests(past);
                 answered = beside.answered;
@@ -583,6 +581,10 @@ impl Bucket {
         entry.sent_ms = entry.sent_ms.max(beside.sent_ms);
         if entry == stored {
             return None;
+        }
+        // A look-up that began before has not seen it.
+        if matches!(entry.state, State::Rests(_)) {
+            entry.lease = beside.lease;
         }
         entry.untold = true;
         self.put(way, entry);

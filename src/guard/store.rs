@@ -430,16 +430,6 @@ impl Guard<'_> {
         }
     }
 
-    /// The names of payments that this memory has for these keys, each with its key.
-    pub fn payments_of(&self, keys: &[Digest]) -> Vec<(Digest, Digest)> {
-        let buckets = (0..self.table.buckets()).map(|bucket| self.table.payment_bucket(bucket));
-        let all = buckets.flat_map(|record| {
-            let (bytes, _) = self.memory.read(&record);
-            self.payments(&bytes).owned()
-        });
-        all.filter(|(key, _)| keys.contains(key)).collect()
-    }
-
     /// Makes what this memory holds of a key what another one holds, with its answer. `note`: what a list of open refunds shows of
     /// it, where it is new here. Not where the process's own memory has something else to tell than this, which it was `told`.
     pub fn adopt(

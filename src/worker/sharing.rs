@@ -16,7 +16,7 @@ use super::{PendingCall, Stream, Worker};
 use crate::clock::Now;
 use crate::config::SharedMemory;
 use crate::exchange::Answer;
-use crate::guard::{Asks, Claim, Digest, Guard, GuardSettings, Question, StoreView, Verdict};
+use crate::guard::{Asks, Claim, Digest, GuardSettings, Question, StoreView, Verdict};
 use crate::headers::Headers;
 use crate::host::{Buffer, Map, Metric};
 use crate::memory::swap;
@@ -484,9 +484,14 @@ impl Worker {
         }
     }
 
-    /// Leaves to the root what the process's table has not told of these keys, where nothing else is about to: the errand may have been
-    /// dropped, or have gone with a worker that trapped.
-    pub(super) fn leave_untold(&self, guard: &Guard<'_>, keys: &[Digest]) {
+    /// Leaves to the root what the process's table has not told of these keys and their payments, where nothing else is about to: the
+    /// errand may have been dropped, or have gone with a worker that trapped.
+    pub(super) fn leave_untold(&self, found: impl Iterator<Item = (Digest, Vec<Digest>)>) {
+        // What one store has not heard is nothing for another's ears.
+        let memory = self.shared_memory();
+        let Some(memory) = memory.filter(|memory| self.is_only_store(memory)) else {
+            return;
+        };
         let waiting: Vec<Digest> = {
             let errands = self.vm.unsettled.errands.borrow();
             errands
@@ -495,22 +500,11 @@ impl Worker {
                 .collect()
         };
         let room = MOST_CAUGHT_UP.saturating_sub(waiting.len());
-        let is_lost = |key: &&Digest| !waiting.contains(key);
-        let keys: Vec<Digest> = keys.iter().filter(is_lost).take(room).copied().collect();
-        let Some(memory) = self.shared_memory().filter(|_| !keys.is_empty()) else {
-            return;
-        };
-        // What one store has not heard is nothing for another's ears.
-        if !self.is_only_store(&memory) {
-            return;
-        }
-        let payments = guard.payments_of(&keys);
-        for key in keys {
+        let lost = found.filter(|(key, _)| !waiting.contains(key)).take(room);
+        for (key, names) in lost {
             let Some(lease) = self.random_number() else {
                 return;
             };
-            let of_key = payments.iter().filter(|(owner, _)| *owner == key);
-            let names = of_key.map(|(_, name)| *name).collect();
             let act = Act::CatchUp(key, names);
             self.leave(Errand::new(act, lease, None, Rc::clone(&memory)));
         }

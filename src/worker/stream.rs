@@ -644,11 +644,15 @@ impl Stream {
             connected: self.may_have_connected(),
             attempts: self.attempts(),
         };
-        let answer = match step {
+        let mut answer = match step {
             Step::Answered(answer) if self.refused.take() => self.not_asked(answer),
             Step::Answered(answer) => self.refused_now(answer),
             step => step.local_reply(reply, &|key| self.worker.standing(key)),
         };
+        // Envoy's own answer waits for nothing.
+        if self.asks_before(&mut answer).is_some() {
+            answer = self.not_asked(answer);
+        }
         (answer, details)
     }
 

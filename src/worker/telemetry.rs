@@ -225,8 +225,9 @@ impl Worker {
         let Some(guard) = self.guard() else { return };
         let mut fill = self.counting.borrow_mut();
         if guard.count_on(&mut fill, BUCKETS_A_TICK, self.host.now()) {
-            let whole: Fill = std::mem::take(&mut fill);
-            self.leave_untold(&guard, &whole.untold);
+            let next = fill.followed();
+            let whole: Fill = std::mem::replace(&mut fill, next);
+            self.leave_untold(whole.found());
             self.counted.replace(whole);
         }
     }

@@ -115,7 +115,7 @@ impl Stream {
                 !known.in_flight && matches!(known.past, Past::Free | Past::Refused)
             }),
             _ => false,
-        };
+        } && !self.worker.is_store_just_back();
         self.refused.set(false);
         match self.step.take() {
             Some(Step::Answered(answer)) if !is_clean => Step::Answered(self.not_asked(answer)),
