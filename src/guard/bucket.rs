@@ -107,11 +107,6 @@ impl Entry {
             && other.is_of(self.lease)
     }
 
-    /// Whether its call is in flight after one that may have moved money.
-    fn is_open_before(&self) -> bool {
-        matches!(self.state, State::InFlight(Some(past)) if past.is_open())
-    }
-
     /// How it ended; none while it is in flight.
     pub(super) fn past(&self) -> Option<Past> {
         match self.state {
@@ -132,11 +127,6 @@ impl Entry {
             matches!(other.state, State::InFlight(_)),
         );
         is_over && is_awaited && other.is_of(self.lease)
-    }
-
-    /// Whether it knows the end of the call that this other entry had in flight for too long, and nothing else is open under the key.
-    pub(super) fn replaces(&self, other: &Entry, now: Now) -> bool {
-        self.ends(other) && other.is_over(now) && !other.is_open_before()
     }
 
     /// What the entry knows, for another one that does not.

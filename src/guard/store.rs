@@ -396,8 +396,8 @@ impl Guard<'_> {
             None => self.adopt(own, key, None, None, now),
             // It is no other send.
             Some(ours) if theirs.is_same_call(&ours) => {}
-            Some(ours) if theirs.replaces(&ours, now) => self.adopt(own, key, None, None, now),
-            // Whoever has this very call's answer tells it, or its lease runs out.
+            // Whoever has this very call's answer tells it, or its lease runs out. Then what did not move stays in doubt: its caller was
+            // told so.
             Some(ours) if theirs.ends(&ours) && !ours.is_over(now) => {}
             Some(_) => {
                 if let Some(beside) = theirs.as_beside(now, &self.settings) {

@@ -1074,9 +1074,10 @@ fn never_left(fleet: &Fleet, nth: usize, id: u32) {
     );
 }
 
-/// The store has the call in flight, and its end went with the worker: it is told when the lease is over, and once.
+/// The store has the call in flight, and its refusal went with the worker. Its caller was told that it is in doubt, and so it stays once
+/// the lease is over: the same call is sent again, and nothing is told again and again.
 #[test]
-fn a_lost_refusal_is_told_once() {
+fn a_lost_refusal_leaves_its_key_in_doubt() {
     let mut fleet = Fleet::of(KEYED, 2);
     let id = fleet.sends(0, "k-1");
     fleet.replies(0, id, 400, &refusal());
@@ -1087,7 +1088,7 @@ fn a_lost_refusal_is_told_once() {
     tells(&fleet, 60);
     assert_eq!(settles(&fleet), before);
     let again = fleet.sends(1, "k-1");
-    assert!(!fleet.is_sent(1, again));
+    assert!(fleet.is_sent(1, again), "{}", fleet.answered(1, again).body);
 }
 
 #[test]
