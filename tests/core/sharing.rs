@@ -940,6 +940,23 @@ fn a_claim_of_which_nothing_was_sent_is_free_however_late_that_is_told() {
     assert!(fleet.is_sent(0, again), "{}", fleet.answered(0, again).body);
 }
 
+/// Gateway 0 sends the key without the store, and the provider does not answer.
+fn sends_alone(fleet: &Fleet) {
+    let id = fleet.begins(0, "k-1");
+    fleet.serve_none(0);
+    assert!(fleet.is_sent(0, id));
+    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+}
+
+/// Gateway 1 sends the key in vain, and a look-up there proves it.
+fn proves_absence(fleet: &Fleet) {
+    let id = fleet.sends(1, "k-1");
+    fleet.gateways[1].response_headers(id, 504, "response_timeout");
+    fleet.serve(1);
+    fleet.later(301_000);
+    assert_eq!(looks_up(fleet, 1, true)["outcome"], "not_refunded");
+}
+
 /// A worker traps, and what it still had to tell is gone with it. Its process's table is not.
 fn traps(fleet: &mut Fleet, nth: usize) {
     let configuration = fleet.configuration.clone();
@@ -951,10 +968,7 @@ fn traps(fleet: &mut Fleet, nth: usize) {
 #[test]
 fn what_a_worker_did_alone_is_told_though_it_trapped() {
     let mut fleet = Fleet::of(PROVES, 2);
-    let id = fleet.begins(0, "k-1");
-    fleet.serve_none(0);
-    assert!(fleet.is_sent(0, id));
-    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    sends_alone(&fleet);
     traps(&mut fleet, 0);
     assert_eq!(looks_up(&fleet, 1, true)["outcome"], "not_refunded");
     // The next time that the table is counted.
@@ -978,10 +992,7 @@ fn what_a_worker_did_alone_is_told_though_it_trapped() {
 #[test]
 fn an_end_that_moved_nothing_hides_no_send_before_it() {
     let mut fleet = Fleet::of(KEYED, 2);
-    let id = fleet.begins(0, "k-1");
-    fleet.serve_none(0);
-    assert!(fleet.is_sent(0, id));
-    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    sends_alone(&fleet);
     // The worker that had to tell it is gone. Another one has the same call, of which nothing is sent.
     traps(&mut fleet, 0);
     let again = fleet.begins(0, "k-1");
@@ -1011,16 +1022,9 @@ fn an_end_that_moved_nothing_hides_no_send_before_it() {
 #[test]
 fn a_proof_holds_for_no_send_after_it() {
     let fleet = Fleet::of(PROVES, 2);
-    let id = fleet.sends(1, "k-1");
-    fleet.gateways[1].response_headers(id, 504, "response_timeout");
-    fleet.serve(1);
-    fleet.later(301_000);
-    assert_eq!(looks_up(&fleet, 1, true)["outcome"], "not_refunded");
+    proves_absence(&fleet);
     // The other one is cut off, and sends it once more.
-    let again = fleet.begins(0, "k-1");
-    fleet.serve_none(0);
-    assert!(fleet.is_sent(0, again));
-    fleet.gateways[0].response_headers(again, 504, "response_timeout");
+    sends_alone(&fleet);
     fleet.tick(0, 1_001);
     fleet.serve(0);
     let told = looks_up(&fleet, 1, true);
@@ -1123,16 +1127,9 @@ fn a_call_in_flight_is_no_doubt_of_itself() {
 fn a_proof_under_a_call_in_flight_holds_for_no_send_after_it() {
     for is_in_flight in [false, true] {
         let fleet = Fleet::of(PROVES, 2);
-        let id = fleet.sends(1, "k-1");
-        fleet.gateways[1].response_headers(id, 504, "response_timeout");
-        fleet.serve(1);
-        fleet.later(301_000);
-        assert_eq!(looks_up(&fleet, 1, true)["outcome"], "not_refunded");
+        proves_absence(&fleet);
         let held = is_in_flight.then(|| fleet.sends(1, "k-1"));
-        let again = fleet.begins(0, "k-1");
-        fleet.serve_none(0);
-        assert!(fleet.is_sent(0, again));
-        fleet.gateways[0].response_headers(again, 504, "response_timeout");
+        sends_alone(&fleet);
         tells(&fleet, 1);
         if let Some(held) = held {
             never_left(&fleet, 1, held);
@@ -1176,10 +1173,7 @@ fn a_send_that_is_told_during_a_look_up_outlives_its_proof() {
     let (look, _) = gateway.headers(look_up_headers(&query), Side::default(), true);
     fleet.serve(1);
     assert!(fleet.is_sent(1, look));
-    let again = fleet.begins(0, "k-1");
-    fleet.serve_none(0);
-    assert!(fleet.is_sent(0, again));
-    fleet.gateways[0].response_headers(again, 504, "response_timeout");
+    sends_alone(&fleet);
     fleet.tick(0, 1_001);
     fleet.serve(0);
     gateway.reply_begins(look, 200);
@@ -1193,15 +1187,8 @@ fn a_send_that_is_told_during_a_look_up_outlives_its_proof() {
 #[test]
 fn a_proof_and_a_send_that_came_to_nothing_hide_no_send_between() {
     let fleet = Fleet::of(PROVES, 2);
-    let id = fleet.sends(1, "k-1");
-    fleet.gateways[1].response_headers(id, 504, "response_timeout");
-    fleet.serve(1);
-    fleet.later(301_000);
-    assert_eq!(looks_up(&fleet, 1, true)["outcome"], "not_refunded");
-    let alone = fleet.begins(0, "k-1");
-    fleet.serve_none(0);
-    assert!(fleet.is_sent(0, alone));
-    fleet.gateways[0].response_headers(alone, 504, "response_timeout");
+    proves_absence(&fleet);
+    sends_alone(&fleet);
     let limited = fleet.sends(1, "k-1");
     fleet.replies(1, limited, 429, "{}");
     fleet.serve(1);
@@ -1257,10 +1244,7 @@ fn a_copy_takes_no_room_of_what_was_not_told() {
 fn one_store_is_not_told_what_another_has_not_heard() {
     let with = |prefix: &str| json!({"memory": {"redis": {"cluster": "redis", "prefix": prefix}}});
     let fleet = Fleet::with(PROVES, 1, &with("a:"));
-    let id = fleet.begins(0, "k-1");
-    fleet.serve_none(0);
-    assert!(fleet.is_sent(0, id));
-    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    sends_alone(&fleet);
     let mut beside = Fleet::with(PROVES, 0, &with("b:"));
     let configuration = beside.configuration.clone();
     let other = Process::plugin(Some(&fleet.gateways[0]), &configuration);
@@ -1686,10 +1670,7 @@ fn an_unknown_beside_a_send_in_flight_puts_its_refusal_in_doubt() {
     // A: unknown (alone). B: in flight meanwhile, refused afterwards.
     let fleet = Fleet::of(KEYED, 2);
     let other = fleet.sends(1, "k-1");
-    let id = fleet.begins(0, "k-1");
-    fleet.serve_none(0);
-    assert!(fleet.is_sent(0, id));
-    fleet.gateways[0].response_headers(id, 504, "response_timeout");
+    sends_alone(&fleet);
     fleet.tick(0, 1_001);
     fleet.serve(0);
     assert_eq!(
