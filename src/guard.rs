@@ -189,7 +189,11 @@ impl Table {
         if self.of_store {
             return key.hex();
         }
-        format!("{RECORD}.{}", self.bucket(key))
+        self.key_bucket(self.bucket(key))
+    }
+
+    fn key_bucket(&self, bucket: u64) -> String {
+        format!("{RECORD}.{bucket}")
     }
 
     /// The name of the bucket of a payment.
@@ -649,7 +653,7 @@ impl Guard<'_> {
     pub fn count_on(&self, count: &mut Fill, buckets: u64, now: Now) -> bool {
         let end = count.next.saturating_add(buckets).min(self.table.buckets());
         for nth in count.next..end {
-            let bucket = self.read(&format!("{RECORD}.{nth}"));
+            let bucket = self.read(&self.table.key_bucket(nth));
             bucket.count(count, now, &self.settings);
             if !count.looked_for.is_empty() {
                 let (bytes, _) = self.memory.read(&self.table.payment_bucket(nth));

@@ -4,7 +4,7 @@
 //! bucket: it is written once, when the key is taken, and swapped with nothing.
 
 use super::bucket::take;
-use super::{Digest, Guard, RECORD};
+use super::{Digest, Guard};
 use crate::clock::Now;
 
 /// The most refunds that are listed: the oldest.
@@ -67,7 +67,7 @@ impl Guard<'_> {
     pub fn open(&self, now: Now) -> OpenRefunds {
         let mut all = OpenRefunds::default();
         for number in 0..self.table.buckets() {
-            let record = format!("{RECORD}.{number}");
+            let record = self.table.key_bucket(number);
             for (way, key, state) in self.read(&record).open(now, &self.settings) {
                 all.total = all.total.saturating_add(1);
                 let note = self.noted(&record, way, &key);

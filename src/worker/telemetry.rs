@@ -225,7 +225,11 @@ impl Worker {
         let Some(guard) = self.guard() else { return };
         let mut fill = self.counting.borrow_mut();
         if guard.count_on(&mut fill, BUCKETS_A_TICK, self.host.now()) {
-            let next = fill.followed();
+            // Without a store nothing is to be told, and no payment to be looked for.
+            let next = match self.shared_memory() {
+                Some(_) => fill.followed(),
+                None => Fill::default(),
+            };
             let whole: Fill = std::mem::replace(&mut fill, next);
             self.leave_untold(whole.found());
             self.counted.replace(whole);
