@@ -135,18 +135,22 @@ impl Worker {
         }
     }
 
-    /// Whether the store can be asked with the password as it is known, or as the filter state of a call brings it.
-    pub(super) fn can_log_in(&self, filter_state: &dyn Fn(&str) -> Option<Vec<u8>>) -> bool {
-        let Some(memory) = self.shared_memory() else {
-            return false;
-        };
+    /// Notes the store's password where the filter state of a call brings it.
+    pub(super) fn learn_password_of(&self, filter_state: &dyn Fn(&str) -> Option<Vec<u8>>) {
         let carried = Carried {
             headers: &[],
             filter_state,
         };
-        let password = memory.password.as_ref();
-        self.learn_password(password.and_then(|source| source.resolve(&carried).ok()));
-        password.is_none() || self.vm.unsettled.password.borrow().is_some()
+        let memory = self.shared_memory();
+        let source = memory.as_ref().and_then(|memory| memory.password.as_ref());
+        self.learn_password(source.and_then(|source| source.resolve(&carried).ok()));
+    }
+
+    /// Whether the store asks for no password, or one has come.
+    pub(super) fn can_log_in(&self) -> bool {
+        self.shared_memory().is_some_and(|memory| {
+            memory.password.is_none() || self.vm.unsettled.password.borrow().is_some()
+        })
     }
 
     /// An errand for a stream; none where the host has no randomness.

@@ -71,7 +71,7 @@ pub struct Stream {
     /// Whether that could not be asked, and it goes on without.
     alone: Cell<bool>,
     /// Whether it asks, before it is refused for a fault of its own, if another gateway has sent its key.
-    refused: Cell<bool>,
+    asking: Cell<bool>,
     /// Whether the access log says how it did without that memory.
     memory_told: Cell<bool>,
     /// Its answer while that is told of it, and whether it is written over the provider's reply.
@@ -97,7 +97,7 @@ impl Stream {
             claimed: RefCell::default(),
             known: RefCell::default(),
             alone: Cell::default(),
-            refused: Cell::default(),
+            asking: Cell::default(),
             memory_told: Cell::default(),
             settling: RefCell::default(),
         })
@@ -181,7 +181,7 @@ impl Stream {
 
     /// The refusal that waits for the end of the body, where there is one.
     fn held_answer(&self) -> Option<Answer> {
-        if self.is_refused() {
+        if self.asks_first() {
             return None;
         }
         match self.step.take() {
@@ -252,7 +252,7 @@ impl Stream {
         if let Some(answer) = self.held_answer() {
             return self.end(answer);
         }
-        if self.is_refused() {
+        if self.asks_first() {
             return Flow::Pause;
         }
         if !matches!(*self.step.borrow(), Some(Step::Reading(_))) {
@@ -645,13 +645,13 @@ impl Stream {
             attempts: self.attempts(),
         };
         let mut answer = match step {
-            Step::Answered(answer) if self.refused.take() => self.not_asked(answer),
+            Step::Answered(answer) if self.asking.take() => self.in_doubt(answer),
             Step::Answered(answer) => self.refused_now(answer),
             step => step.local_reply(reply, &|key| self.worker.standing(key)),
         };
         // Envoy's own answer waits for nothing.
-        if self.asks_before(&mut answer).is_some() {
-            answer = self.not_asked(answer);
+        if self.key_to_ask_for(&mut answer).is_some() {
+            answer = self.in_doubt(answer);
         }
         (answer, details)
     }

@@ -17,8 +17,8 @@ impl Stream {
         self.worker.unwatch(self.id);
         self.step.take();
         self.is_ours.set(true);
-        match self.asks_before(&mut answer) {
-            Some(key) => self.ask_before_refusing(answer, key),
+        match self.key_to_ask_for(&mut answer) {
+            Some(key) => self.ask_first(answer, key),
             None => self.answer(answer, false),
         }
     }

@@ -17,8 +17,8 @@ impl Stream {
             return;
         }
         match told {
-            Told::Claim(claim) if self.is_refused() => {
-                let step = self.refused(Some(claim));
+            Told::Claim(claim) if self.asks_first() => {
+                let step = self.after_asking(Some(claim));
                 self.resume(step, false);
             }
             Told::Claim(claim) => {
@@ -74,32 +74,31 @@ impl Stream {
     }
 
     /// The key of a call that is refused before its key was asked for, where another gateway may have sent it.
-    pub(super) fn asks_before(&self, answer: &mut Answer) -> Option<Digest> {
+    pub(super) fn key_to_ask_for(&self, answer: &mut Answer) -> Option<Digest> {
         let key = answer.unclaimed.take()?;
         (self.worker.shared_memory().is_some() && answer.is_certain_no()).then_some(*key)
     }
 
     /// Asks whether another gateway has sent the key of a call that is refused for a fault of its own.
-    pub(super) fn ask_before_refusing(self: &Rc<Self>, answer: Answer, key: Digest) -> Flow {
-        if !self
-            .worker
-            .can_log_in(&|key| self.host().property(&["filter_state", key]))
-        {
-            let answer = self.not_asked(answer);
+    pub(super) fn ask_first(self: &Rc<Self>, answer: Answer, key: Digest) -> Flow {
+        let filter_state = |key: &str| self.host().property(&["filter_state", key]);
+        self.worker.learn_password_of(&filter_state);
+        if !self.worker.can_log_in() {
+            let answer = self.in_doubt(answer);
             return self.answer(answer, false);
         }
-        self.refused.set(true);
+        self.asking.set(true);
         self.step.replace(Some(Step::Answered(answer)));
         self.set_out(Act::Ask(Asks::Recall(key)))
     }
 
     /// Whether that is what it asks.
-    pub(super) fn is_refused(&self) -> bool {
-        self.refused.get()
+    pub(super) fn asks_first(&self) -> bool {
+        self.asking.get()
     }
 
     /// What is true where that cannot be asked.
-    pub(super) fn not_asked(&self, mut answer: Answer) -> Answer {
+    pub(super) fn in_doubt(&self, mut answer: Answer) -> Answer {
         // Where it says that the call must be corrected, it goes on to say so.
         let standing = Standing {
             resend: Resend::Always,
@@ -109,16 +108,16 @@ impl Stream {
     }
 
     /// Goes on once it is known, or cannot be.
-    pub(super) fn refused(&self, claim: Option<Claim>) -> Step {
+    pub(super) fn after_asking(&self, claim: Option<Claim>) -> Step {
         let is_clean = match claim {
             Some(Claim::Recalled(past)) => past.known.is_none_or(|known| {
                 !known.in_flight && matches!(known.past, Past::Free | Past::Refused)
             }),
             _ => false,
         } && !self.worker.is_store_just_back();
-        self.refused.set(false);
+        self.asking.set(false);
         match self.step.take() {
-            Some(Step::Answered(answer)) if !is_clean => Step::Answered(self.not_asked(answer)),
+            Some(Step::Answered(answer)) if !is_clean => Step::Answered(self.in_doubt(answer)),
             Some(step) => step,
             None => Step::Answered(unreadable_call()),
         }
@@ -158,8 +157,8 @@ impl Stream {
         // sent.
         let goes_on = self.goes_on_alone() && !errand.is_unreadable();
         self.tell_memory(if goes_on { "alone" } else { "unavailable" });
-        if self.is_refused() {
-            return self.refused(None);
+        if self.asks_first() {
+            return self.after_asking(None);
         }
         let accepted = match self.step.take() {
             Some(Step::Claiming(accepted)) => accepted,
