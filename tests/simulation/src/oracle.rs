@@ -271,6 +271,11 @@ impl Case<'_> {
             })
     }
 
+    /// Whether a refund may be sent while the store cannot be asked: where its provider has keys, and the team does not want it otherwise.
+    fn may_go_alone(&self) -> bool {
+        self.refund.kind.has_keys() && !self.all.scene.refuses
+    }
+
     /// Whether a send was made without the store, by another process than the call's, which had not told the store of it when the call
     /// began: the store had not answered it since, or it was ended first.
     fn is_untold(&self, send: &Send, call: &Call) -> bool {
@@ -280,7 +285,7 @@ impl Case<'_> {
         let is_told = told_at.is_some_and(|told_at| {
             told_at <= call.began && life.ended.is_none_or(|ended| told_at < ended)
         });
-        send.alone && call.life != Some(send.life) && !is_told
+        self.may_go_alone() && send.alone && call.life != Some(send.life) && !is_told
     }
 
     /// Whether a send is one that the gateway knew of when it answered.
@@ -314,6 +319,9 @@ impl Case<'_> {
         keys.dedup();
         if keys.len() > 1 {
             wrong.push(("sent under several keys", keys.join(", ")));
+        }
+        if refunds().any(|(_, send)| send.alone) && !self.may_go_alone() {
+            wrong.push(("sent without the store", self.refund.payment.to_string()));
         }
         for (nth, call) in self.calls() {
             match (self.sends_of(nth).count(), call.why) {
