@@ -170,6 +170,25 @@ pub fn filter_mut(config: &mut Value) -> Result<&mut Value> {
     at(filter, "/typed_config/config")
 }
 
+/// Gives every VM a name of this run's: one of another name has an empty memory.
+pub(crate) fn rename_memories(value: &mut Value, run: &Path) {
+    match value {
+        Value::Object(members) => {
+            if let Some(id) = members.get_mut("vm_id") {
+                *id = json!(format!(
+                    "{} of {}",
+                    id.as_str().unwrap_or_default(),
+                    run.display()
+                ));
+            }
+            let values = members.values_mut();
+            values.for_each(|item| rename_memories(item, run));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| rename_memories(item, run)),
+        _ => {}
+    }
+}
+
 /// Changes the plugin's configuration, which stands in envoy.yaml as text.
 pub fn change_plugin(config: &mut Value, change: impl FnOnce(&mut Value)) -> Result<()> {
     let text = at(filter_mut(config)?, "/configuration/value")?;

@@ -5,6 +5,7 @@
 //! folder of the secrets. A test changes more only where it says so ([`Options::change`]).
 
 pub mod ecds;
+mod envoy;
 mod envoy_yaml;
 pub mod openbao;
 pub mod play;
@@ -13,20 +14,18 @@ pub mod sandbox;
 pub mod soak;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use provider_simulator as simulator;
 use serde_json::{Value, json};
 pub use simulator::Provider;
 use simulator::{Credential, SigningKeys, Simulators};
-use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep};
+
+use envoy::{Running, Start, get};
 
 pub use envoy_yaml::{
     change_plugin, filter_mut, filter_state, inject_credentials, load, parse, parts, route_mut,
@@ -152,6 +151,9 @@ pub struct Options {
     pub also_accepted: Vec<Secrets>,
     /// Whether the filter is configured by ECDS, see [`Gateway::push`].
     pub ecds: bool,
+    /// Whether Envoy is started for this gateway, with its configuration as it stands, and ends
+    /// with it; else one may serve a test after another.
+    pub alone: bool,
     /// The gateway whose simulators, secrets and folders of SDS and ECDS this one uses, too. It
     /// must stay.
     pub beside: Option<Beside>,
@@ -191,12 +193,21 @@ impl Default for Options {
             log_level: "info",
             also_accepted: Vec::new(),
             ecds: false,
+            alone: false,
             beside: None,
         }
     }
 }
 
 impl Options {
+    /// The default, with an Envoy of its own.
+    pub fn alone() -> Self {
+        Options {
+            alone: true,
+            ..Options::default()
+        }
+    }
+
     /// The default, with a change to the configuration.
     pub fn changed(change: impl FnOnce(&mut Value) + Send + 'static) -> Self {
         Options {
@@ -220,112 +231,9 @@ pub struct Gateway {
     // The folders of SDS and ECDS are in it: the same folder, or another gateway's.
     shared: PathBuf,
     envoy: Running,
+    config: Value,
     concurrency: u32,
     log_level: &'static str,
-}
-
-/// An Envoy of this run. Killed when it is dropped.
-struct Running {
-    process: Child,
-    admin: SocketAddr,
-    address: SocketAddr,
-}
-
-/// How Envoy is started.
-struct Start<'a> {
-    config: &'a Value,
-    /// For its configuration and its logs.
-    folder: &'a Path,
-    concurrency: u32,
-    log_level: &'a str,
-    environment: Vec<(String, String)>,
-}
-
-impl Running {
-    async fn start(start: Start<'_>) -> Result<Running> {
-        let folder = start.folder;
-        let config_path = folder.join("envoy.json");
-        std::fs::write(&config_path, serde_json::to_vec_pretty(start.config)?)?;
-        let admin_path = folder.join("admin");
-        let process = Command::new(envoy()?)
-            .arg("--config-path")
-            .arg(&config_path)
-            .arg("--admin-address-path")
-            .arg(&admin_path)
-            .args(["--concurrency", &start.concurrency.to_string()])
-            .args(["--log-level", start.log_level])
-            // Several run beside each other on one machine.
-            .args(["--use-dynamic-base-id", "--drain-time-s", "1"])
-            .args(["--file-flush-interval-msec", "100"])
-            .envs(start.environment)
-            .stdin(Stdio::null())
-            // One that is started again writes on.
-            .stdout(
-                File::options()
-                    .create(true)
-                    .append(true)
-                    .open(folder.join("access.log"))?,
-            )
-            .stderr(File::create(folder.join("envoy.log"))?)
-            .kill_on_drop(true)
-            .spawn()
-            .context("Envoy did not start")?;
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut running = Running {
-            process,
-            admin: nowhere,
-            address: nowhere,
-        };
-        running.wait_until_ready(folder, &admin_path).await?;
-        Ok(running)
-    }
-
-    async fn wait_until_ready(&mut self, folder: &Path, admin_path: &Path) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let log = || {
-            let log = std::fs::read_to_string(folder.join("envoy.log"));
-            last_lines(&log.unwrap_or_default(), 20)
-        };
-        loop {
-            if let Some(status) = self.process.try_wait()? {
-                bail!("Envoy ended with {status}:\n{}", log());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "Envoy was not ready in time:\n{}",
-                log()
-            );
-            sleep(Duration::from_millis(20)).await;
-            let Ok(text) = std::fs::read_to_string(admin_path) else {
-                continue;
-            };
-            let Ok(address) = text.trim().parse() else {
-                continue;
-            };
-            self.admin = address;
-            let ready = get(self.admin, "/ready").await;
-            if ready.is_ok_and(|text| text.trim() == "LIVE")
-                && let Some(address) = self.listening().await
-            {
-                self.address = address;
-                return Ok(());
-            }
-        }
-    }
-
-    async fn listening(&self) -> Option<SocketAddr> {
-        let text = get(self.admin, "/listeners?format=json").await.ok()?;
-        let listeners: Value = serde_json::from_str(&text).ok()?;
-        let address = listeners.pointer("/listener_statuses/0/local_address/socket_address")?;
-        let port = u16::try_from(address.get("port_value")?.as_u64()?).ok()?;
-        Some(([127, 0, 0, 1], port).into())
-    }
-}
-
-/// The body of an admin page.
-async fn get(admin: SocketAddr, path: &str) -> Result<String> {
-    let url = format!("http://{admin}{path}");
-    Ok(reqwest::get(url).await?.text().await?)
 }
 
 /// `envoy/fleet.yaml`, running in front of gateways. Dropping it ends it.
@@ -444,26 +352,35 @@ impl Gateway {
             }
         }
         (options.change)(&mut config, &secret_folder);
+        // What an Envoy takes from its environment is there from its start.
+        let alone = options.alone || config.to_string().contains("host_env_keys");
+        if !alone {
+            envoy_yaml::rename_memories(&mut config, folder.path());
+        }
         if options.ecds {
             ecds::discover(&mut config, &shared.join("ecds"))?;
         }
         let environment = secrets.environment();
-        let envoy = Running::start(Start {
+        let start = Start {
             config: &config,
             folder: folder.path(),
             concurrency: options.concurrency,
             log_level: options.log_level,
             environment,
-        })
-        .await?;
+        };
+        let envoy = match alone {
+            true => Running::start(start).await?,
+            false => Running::take(start).await?,
+        };
         Ok(Gateway {
             simulators,
             address: envoy.address,
-            admin: envoy.admin,
+            admin: envoy.admin()?,
             secrets,
             folder,
             shared,
             envoy,
+            config,
             concurrency: options.concurrency,
             log_level: options.log_level,
         })
@@ -472,11 +389,10 @@ impl Gateway {
     /// Kills Envoy and starts it again on the same port, as after a crash: what it remembered is
     /// gone.
     pub async fn restart(&mut self) -> Result<()> {
-        self.envoy.process.kill().await?;
+        self.envoy.kill();
         let folder = self.folder.path();
-        let mut config = serde_json::from_slice(&std::fs::read(folder.join("envoy.json"))?)?;
+        let mut config = self.config.clone();
         envoy_yaml::set_listener_port(&mut config, self.address.port())?;
-        std::fs::remove_file(folder.join("admin"))?;
         self.envoy = Running::start(Start {
             config: &config,
             folder,
@@ -485,7 +401,7 @@ impl Gateway {
             environment: self.secrets.environment(),
         })
         .await?;
-        self.admin = self.envoy.admin;
+        self.admin = self.envoy.admin()?;
         Ok(())
     }
 
@@ -515,7 +431,7 @@ impl Gateway {
 
     /// The id of Envoy's process.
     pub fn process(&self) -> Option<u32> {
-        self.envoy.process.id()
+        self.envoy.id()
     }
 
     /// The body of an admin page.
@@ -526,11 +442,7 @@ impl Gateway {
     /// The numbers of Envoy's statistics whose names match.
     pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>> {
         let text = self.admin(&format!("/stats?filter={filter}")).await?;
-        let number = |line: &str| {
-            let (name, number) = line.rsplit_once(": ")?;
-            Some((name.to_owned(), number.parse().ok()?))
-        };
-        Ok(text.lines().filter_map(number).collect())
+        Ok(numbers(&text))
     }
 
     /// The URL of the canonical call.
@@ -550,7 +462,7 @@ impl Gateway {
 
     /// Envoy's log so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("envoy.log")).unwrap_or_default()
+        self.envoy.log()
     }
 
     /// The access log so far, a JSON object a line. Envoy writes it with a delay.
@@ -561,22 +473,23 @@ impl Gateway {
     /// Ends Envoy as an operator would and waits for it.
     pub async fn stop(mut self) -> Result<()> {
         let asked = self.admin_post("/quitquitquit").await;
-        match tokio::time::timeout(Duration::from_secs(10), self.envoy.process.wait()).await {
+        match tokio::time::timeout(Duration::from_secs(10), self.envoy.ended()).await {
             Ok(_) => asked,
-            Err(_) => Ok(self.envoy.process.kill().await?),
+            Err(_) => {
+                self.envoy.kill();
+                Ok(())
+            }
         }
     }
 
     /// Sends a POST to an admin page.
     pub async fn admin_post(&self, path: &str) -> Result<()> {
-        let url = format!("http://{}{path}", self.admin);
-        reqwest::Client::new().post(url).send().await?;
-        Ok(())
+        self.envoy.post(path).await
     }
 
     /// Completes when Envoy ends by itself.
     pub async fn ended(&mut self) -> String {
-        let status = self.envoy.process.wait().await;
+        let status = self.envoy.ended().await;
         format!("{status:?}\n{}", last_lines(&self.log(), 20))
     }
 }
@@ -723,6 +636,15 @@ pub fn envoy() -> Result<PathBuf> {
         .context("ENVOY names no Envoy binary: run this by ./build.sh")?;
     ensure!(path.exists(), "there is no Envoy at {}", path.display());
     Ok(path)
+}
+
+/// The numbers on an admin page, by their names.
+fn numbers(page: &str) -> BTreeMap<String, u64> {
+    let number = |line: &str| {
+        let (name, number) = line.rsplit_once(": ")?;
+        Some((name.to_owned(), number.parse().ok()?))
+    };
+    page.lines().filter_map(number).collect()
 }
 
 fn last_lines(text: &str, count: usize) -> String {

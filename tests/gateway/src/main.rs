@@ -104,7 +104,7 @@ async fn serve(port: u16, page_port: Option<u16>) -> Result<()> {
         })?;
     let mut gateway = Gateway::start(Options {
         port,
-        ..Options::default()
+        ..Options::alone()
     })
     .await?;
     let page = sandbox::serve_page(page_port, gateway.simulators.clone()).await?;

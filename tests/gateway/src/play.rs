@@ -27,6 +27,7 @@ pub async fn gateway() -> Result<(Gateway, Redis)> {
     let store = memory.store();
     let gateway = Gateway::start(Options {
         ecds: true,
+        alone: true,
         more_secrets: vec![("memory-password", PASSWORD.to_owned())],
         change: Box::new(move |config, folder| {
             share_memory(config, std::slice::from_ref(&store), folder).expect("memory.yaml");

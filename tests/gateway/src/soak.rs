@@ -380,6 +380,7 @@ async fn start(
         });
         let gateway = Gateway::start(Options {
             ecds: true,
+            alone: true,
             beside: gateways.first().map(|first| first.beside().apart()),
             more_secrets: vec![("memory-password", PASSWORD.to_owned())],
             simulators: simulator::Options {

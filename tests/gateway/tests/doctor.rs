@@ -26,7 +26,7 @@ async fn said(gateway: &Gateway) -> Result<[Vec<String>; 2]> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_has_nothing_to_say_of_the_gateway() -> Result<()> {
-    let gateway = Gateway::start(Options::default()).await?;
+    let gateway = Gateway::start(Options::alone()).await?;
     assert_eq!(said(&gateway).await?, [[""; 0]; 2]);
     Ok(())
 }
@@ -35,7 +35,7 @@ async fn it_has_nothing_to_say_of_the_gateway() -> Result<()> {
 async fn a_filter_that_is_discovered_is_read_from_the_dump() -> Result<()> {
     let options = Options {
         ecds: true,
-        ..Options::default()
+        ..Options::alone()
     };
     let [bootstrap, dump] = said(&Gateway::start(options).await?).await?;
     assert_eq!(dump, [""; 0]);
@@ -95,7 +95,11 @@ fn forget(config: &mut Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_the_same_of_a_bootstrap_and_of_its_dump() -> Result<()> {
-    let gateway = Gateway::start(Options::changed(forget)).await?;
+    let gateway = Gateway::start(Options {
+        alone: true,
+        ..Options::changed(forget)
+    })
+    .await?;
     let [bootstrap, dump] = said(&gateway).await?;
     assert_eq!(bootstrap, dump);
     // The listener's, the route's, those of the clusters with refunds, of all clusters, of the two

@@ -236,7 +236,7 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> Resul
 /// Connections that each worker has taken.
 async fn connections(gateway: &Gateway) -> Result<Vec<u64>> {
     let found = gateway
-        .stats(r"^listener\..*worker_.*\.downstream_cx_total$")
+        .stats(r"^listener\.127.*worker_.*\.downstream_cx_total$")
         .await?;
     Ok(found.into_values().collect())
 }
@@ -868,7 +868,7 @@ async fn push_two_hundred(
     let gateway = Gateway::start(Options {
         ecds: true,
         change: Box::new(|config, _| with_route_for_the_added(config)),
-        ..Options::default()
+        ..Options::alone()
     })
     .await?;
     let process = gateway.process().context("no process")?;
@@ -986,7 +986,7 @@ async fn pushes_leave_no_root_and_no_timer_behind() -> Result<()> {
     let gateway = Gateway::start(Options {
         ecds: true,
         log_level: "trace",
-        ..Options::default()
+        ..Options::alone()
     })
     .await?;
     let plugin = gateway.plugin()?;

@@ -586,7 +586,7 @@ async fn a_staged_key_takes_over_at_its_second_and_ends_at_its_own_without_a_pus
     let gateway = Gateway::start(Options {
         ..changed(move |config| {
             // Envoy's start is in it.
-            let from = now() + 5;
+            let from = now() + 8;
             let until = from + 2;
             sender.send((from, until)).expect("somebody waits");
             signing(config, |signing| {
