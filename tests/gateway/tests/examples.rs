@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use tokio::time::{sleep, timeout};
 
 use Provider::{Bbmsl, Begateway, Bog, Moyasar};
@@ -613,23 +613,35 @@ async fn script(language: &str, source: &str) -> Program {
     is_there.then(|| (language.into(), vec![example(source)]))
 }
 
-/// `java Refund.java` compiles it in each run, which is most of the run.
-async fn java(folder: &Path) -> Result<Program> {
-    if !is_there("javac", "-version").await {
-        return Ok(None);
-    }
-    build("javac", "-d", folder, "Refund.java").await?;
-    let arguments = vec!["-cp".into(), folder.into(), "Refund".into()];
-    Ok(Some(("java".into(), arguments)))
+/// `java Refund.java` compiles it in each run, which is most of the run. Built once, for all tests.
+async fn java() -> Result<Program> {
+    static BUILT: OnceCell<Program> = OnceCell::const_new();
+    let built = BUILT.get_or_try_init(async || {
+        if !is_there("javac", "-version").await {
+            return Ok(None);
+        }
+        let classes = Path::new(env!("CARGO_TARGET_TMPDIR")).join("java-example");
+        build("javac", "-d", &classes, "Refund.java").await?;
+        // Each run is short, and starts sooner so.
+        let quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"];
+        let arguments = quick.map(PathBuf::from).into_iter();
+        let arguments = arguments.chain([classes, "Refund".into()]).collect();
+        anyhow::Ok(Some(("java".into(), arguments)))
+    });
+    Ok(built.await?.clone())
 }
 
-async fn go(folder: &Path) -> Result<Program> {
-    if !is_there("go", "version").await {
-        return Ok(None);
-    }
-    let program = folder.join("refund");
-    build("go build", "-o", &program, "refund.go").await?;
-    Ok(Some((program, Vec::new())))
+async fn go() -> Result<Program> {
+    static BUILT: OnceCell<Program> = OnceCell::const_new();
+    let built = BUILT.get_or_try_init(async || {
+        if !is_there("go", "version").await {
+            return Ok(None);
+        }
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-example");
+        build("go build", "-o", &program, "refund.go").await?;
+        anyhow::Ok(Some((program, Vec::new())))
+    });
+    Ok(built.await?.clone())
 }
 
 async fn handles_every_end(program: Program) -> Result<()> {
@@ -654,25 +666,22 @@ async fn the_node_client_handles_every_end() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_java_client_handles_every_end() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    handles_every_end(java(folder.path()).await?).await
+    handles_every_end(java().await?).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_go_client_handles_every_end() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    handles_every_end(go(folder.path()).await?).await
+    handles_every_end(go().await?).await
 }
 
 /// What one has begun another goes on with, by the same file of keys, however each of them writes a name there.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_clients_share_a_file_of_keys() -> Result<()> {
-    let folder = tempfile::tempdir()?;
     let programs = [
         script("python3", "refund.py").await,
         script("node", "refund.mjs").await,
-        java(folder.path()).await?,
-        go(folder.path()).await?,
+        java().await?,
+        go().await?,
     ];
     let programs: Vec<_> = programs.into_iter().flatten().collect();
     let mut client = Client::start("", Vec::new()).await?;
