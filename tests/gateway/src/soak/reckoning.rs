@@ -537,6 +537,7 @@ impl Case<'_> {
             }
             LastWord::NotRefunded | LastWord::Unknown => {
                 if !self.looked_in_vain(call)
+                    && !self.holds_a_refusal_back(call)
                     && !is_in_the_contract(call, self.history.refund.provider)
                 {
                     say("code, outcome and retry do not go together");
@@ -565,6 +566,19 @@ impl Case<'_> {
             && failures.contains(&call.said("code"))
             && (call.said("outcome"), call.said("retry")) == ("not_refunded", "same_key")
             && !self.sends_of(call).any(|send| self.is_refund(send))
+    }
+
+    /// Whether a gateway that cannot ask the store does not tell the refusal that it remembers: the
+    /// provider may have taken it back, and told that to another gateway.
+    fn holds_a_refusal_back(&self, call: &Call) -> bool {
+        let says = |call: &Call, outcome: &str, retry: &str| {
+            call.said("outcome") == outcome && call.said("retry") == retry
+        };
+        let calls = self.history.calls.iter();
+        let mut earlier = calls.filter(|one| one.began < call.began);
+        call.said("code") == "memory-unavailable"
+            && says(call, "unknown", "same_key")
+            && earlier.any(|one| says(one, "not_refunded", "no"))
     }
 
     /// Whether an answer of success is about the one entry, in its amount and under its id, and
