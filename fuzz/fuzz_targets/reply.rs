@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| refund_filter_fuzz::reply::check(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_properties::reply::check(data));

@@ -14,26 +14,26 @@ use refund_filter::secret::Secret;
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "the core's suites use more of it")]
-#[path = "../../tests/common/fixtures.rs"]
+#[path = "../../common/fixtures.rs"]
 pub mod fixtures;
 
 #[allow(dead_code, reason = "the model uses more of it")]
-#[path = "../../tests/common/world.rs"]
+#[path = "../../common/world.rs"]
 pub mod world;
 
 use crate::oracles;
 
-#[path = "../../tests/common/shared_data.rs"]
+#[path = "../../common/shared_data.rs"]
 mod shared_data;
 use shared_data::Remembered;
 
-#[path = "../../tests/common/calls.rs"]
+#[path = "../../common/calls.rs"]
 mod calls;
 use calls::{Keys, StubSigner, call_reply};
 pub use calls::{NOW, call_headers, look_up_headers};
 
 /// A sound private key.
-pub const PRIVATE_KEY: &str = include_str!("../../tests/providers/bbmsl/golden/private_key.pem");
+pub const PRIVATE_KEY: &str = include_str!("../../providers/bbmsl/golden/private_key.pem");
 
 /// Takes a call until it is answered, leaves or the provider is asked by a call of the gateway's
 /// own; none where it is not ours. A token and OpenBao's signature are given where they are asked

@@ -7,22 +7,22 @@ use std::path::Path;
 type Target = (&'static str, fn(&[u8]));
 
 const TARGETS: [Target; 9] = [
-    ("call", refund_filter_fuzz::call::check),
-    ("reply", refund_filter_fuzz::reply::check),
-    ("look_up", refund_filter_fuzz::look_up::check),
-    ("query", refund_filter_fuzz::query::check),
-    ("configuration", refund_filter_fuzz::configuration::check),
-    ("money", refund_filter_fuzz::money::check),
-    ("key", refund_filter_fuzz::key::check),
-    ("token", refund_filter_fuzz::token::check),
-    ("exchange", refund_filter_fuzz::exchange::check),
+    ("call", fuzz_properties::call::check),
+    ("reply", fuzz_properties::reply::check),
+    ("look_up", fuzz_properties::look_up::check),
+    ("query", fuzz_properties::query::check),
+    ("configuration", fuzz_properties::configuration::check),
+    ("money", fuzz_properties::money::check),
+    ("key", fuzz_properties::key::check),
+    ("token", fuzz_properties::token::check),
+    ("exchange", fuzz_properties::exchange::check),
 ];
 
 #[test]
 fn every_input_that_was_ever_kept_holds() {
     let mut failed = Vec::new();
     for (name, check) in TARGETS {
-        let folder = Path::new("corpus").join(name);
+        let folder = Path::new("../../fuzz/corpus").join(name);
         let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
         let mut count = 0;
         for file in files {

@@ -13,7 +13,7 @@ pub mod json;
 pub mod key;
 pub mod look_up;
 pub mod money;
-#[path = "../../tests/common/oracles.rs"]
+#[path = "../../common/oracles.rs"]
 pub mod oracles;
 pub mod query;
 pub mod reply;

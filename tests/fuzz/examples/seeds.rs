@@ -1,14 +1,14 @@
-//! Writes the seeds: `cargo run --example seeds`, then `cargo +nightly fuzz cmin TARGET`, which
-//! keeps what differs. They are the golden files' calls, replies and configurations, the fixtures'
+//! Writes the seeds: `cargo run --example seeds` in this folder, then `cargo +nightly fuzz cmin
+//! TARGET`, which keeps what differs. They are the golden files' calls, replies and configurations, the fixtures'
 //! and a few made by hand.
 
 use std::fs;
 use std::path::Path;
 
-use refund_filter_fuzz::harness::fixtures::{FIXTURES, sent};
-use refund_filter_fuzz::harness::{config, put_keys};
-use refund_filter_fuzz::look_up;
-use refund_filter_fuzz::reply::{FULL, PROVIDER, STATUSES};
+use fuzz_properties::harness::fixtures::{FIXTURES, sent};
+use fuzz_properties::harness::{config, put_keys};
+use fuzz_properties::look_up;
+use fuzz_properties::reply::{FULL, PROVIDER, STATUSES};
 use serde_json::{Value, json};
 
 fn main() {
@@ -18,14 +18,14 @@ fn main() {
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
-    let folder = Path::new("corpus").join(target);
+    let folder = Path::new("../../fuzz/corpus").join(target);
     fs::create_dir_all(&folder).expect("the corpus's folder");
     fs::write(folder.join(format!("seed-{name}")), bytes).expect("a seed");
 }
 
 fn goldens() {
     for (which, fixture) in FIXTURES.iter().enumerate() {
-        let folder = Path::new("../tests/providers")
+        let folder = Path::new("../providers")
             .join(fixture.name())
             .join("golden");
         for file in fs::read_dir(folder).expect("golden files") {
