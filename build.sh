@@ -359,9 +359,8 @@ tests() {
   # The module is linked on one core, and the lints take another.
   beside modules
   say "lints"
-  cargo clippy --locked --quiet --workspace --all-targets -- --deny warnings
-  # It is among the targets of no other step.
-  cargo clippy --locked --quiet --package mesh-testbed --test mesh -- --deny warnings
+  # `mesh` is a test of no other step. (Without its tests a library is built as a benchmark once more, if it is asked for --all-targets.)
+  cargo clippy --locked --quiet --workspace --lib --bins --tests --examples --test mesh -- --deny warnings
   wait_for tools_of_tests modules
   get_envoy
   get_openbao
@@ -370,7 +369,7 @@ tests() {
   FOR_ALL_TESTS=(--config profile.dev.package.refund-filter.opt-level=2)
   beside with_the_build
   # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
-  cargo build --locked --quiet --workspace --all-targets "${FOR_ALL_TESTS[@]}"
+  cargo build --locked --quiet --workspace --lib --bins --tests --examples "${FOR_ALL_TESTS[@]}"
   beside with_envoy
   beside long_ones
   say "tests: real Envoy in front of the simulated providers"
