@@ -233,11 +233,8 @@ impl Drop for Running {
         let (Some(mut process), Some(kept)) = (self.process.take(), self.kept.take()) else {
             return;
         };
-        let ended = process
-            .child
-            .try_wait()
-            .is_ok_and(|status| status.is_none());
-        let intact = ended && !self.touched.load(Ordering::Relaxed) && !std::thread::panicking();
+        let runs = matches!(process.child.try_wait(), Ok(None));
+        let intact = runs && !self.touched.load(Ordering::Relaxed) && !std::thread::panicking();
         let nothing = json!([]);
         let emptied = |process: &Process| {
             process.discover("lds", &nothing)?;
