@@ -425,6 +425,8 @@ impl Client {
             .arg(format!("http://{front}"))
             .args(refund)
             .env("REFUND_KEYS", keys)
+            // Java reads its arguments by the locale, and a machine may have none.
+            .env("LC_ALL", "C.UTF-8")
             .stdout(Stdio::piped())
             .kill_on_drop(true);
         command
