@@ -359,7 +359,7 @@ tests() {
   # The module is linked on one core, and the lints take another.
   beside modules
   say "lints"
-  # `mesh` is a test of no other step. (Without its tests a library is built as a benchmark once more, if it is asked for --all-targets.)
+  # `mesh` is a test of no other step. (With --all-targets each library would be built once more, as a benchmark.)
   cargo clippy --locked --quiet --workspace --lib --bins --tests --examples --test mesh -- --deny warnings
   wait_for tools_of_tests modules
   get_envoy

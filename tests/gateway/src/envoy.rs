@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use crate::envoy_yaml::change_each;
 use crate::{last_lines, numbers};
 
 /// For a start, and for a change of the listeners. No test measures time.
@@ -464,25 +465,18 @@ async fn post(admin: SocketAddr, path: &str) -> Result<()> {
 
 /// The process's standard output is one for all its tests, so the access log goes into a file.
 fn log_into(config: &mut Value, file: &Path) {
-    match config {
-        Value::Object(members) => {
-            if members
-                .get("name")
-                .is_some_and(|name| name == "envoy.access_loggers.stdout")
-            {
-                members["name"] = json!("envoy.access_loggers.file");
-                if let Some(log) = members.get_mut("typed_config") {
-                    log["@type"] = json!(
-                        "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
-                    );
-                    log["path"] = json!(file);
-                }
-            }
-            members.values_mut().for_each(|value| log_into(value, file));
+    change_each(config, &mut |value| {
+        if value
+            .get("name")
+            .is_some_and(|name| name == "envoy.access_loggers.stdout")
+        {
+            value["name"] = json!("envoy.access_loggers.file");
+            let log = &mut value["typed_config"];
+            log["@type"] =
+                json!("type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog");
+            log["path"] = json!(file);
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| log_into(item, file)),
-        _ => {}
-    }
+    });
 }
 
 /// A listener whose filter remembers, sends and counts nothing.

@@ -141,24 +141,28 @@ fn enable(route: &mut Value, filters: &Value) -> Result<()> {
 }
 
 /// Puts this way in place of every filter state in the plugin's configuration.
-fn take_secrets_by(value: &mut Value, by: SecretsBy) {
-    let state = value.get("filter_state").and_then(Value::as_str);
-    let known = secrets().find(|known| state == Some(&*filter_state(known)));
-    match (known, by, &mut *value) {
-        (Some(secret), SecretsBy::Header, place) => {
-            *place = json!({"header": format!("x-refund-{secret}")});
+fn take_secrets_by(plugin: &mut Value, by: SecretsBy) {
+    change_each(plugin, &mut |value| {
+        let state = value.get("filter_state").and_then(Value::as_str);
+        let known = secrets().find(|known| state == Some(&*filter_state(known)));
+        match (known, by) {
+            (Some(secret), SecretsBy::Header) => {
+                *value = json!({"header": format!("x-refund-{secret}")});
+            }
+            (Some(secret), SecretsBy::Environment) => *value = json!({"env": variable(secret)}),
+            _ => {}
         }
-        (Some(secret), SecretsBy::Environment, place) => {
-            *place = json!({"env": variable(secret)});
-        }
-        (_, _, Value::Array(items)) => {
-            items.iter_mut().for_each(|item| take_secrets_by(item, by));
-        }
-        (_, _, Value::Object(members)) => {
-            members
-                .values_mut()
-                .for_each(|item| take_secrets_by(item, by));
-        }
+    });
+}
+
+/// Changes a value, and then all that is in it.
+pub(crate) fn change_each(value: &mut Value, change: &mut impl FnMut(&mut Value)) {
+    change(value);
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|item| change_each(item, change)),
+        Value::Object(members) => members
+            .values_mut()
+            .for_each(|item| change_each(item, change)),
         _ => {}
     }
 }
@@ -171,22 +175,16 @@ pub fn filter_mut(config: &mut Value) -> Result<&mut Value> {
 }
 
 /// Gives every VM a name of this run's: one of another name has an empty memory.
-pub(crate) fn rename_memories(value: &mut Value, run: &Path) {
-    match value {
-        Value::Object(members) => {
-            if let Some(id) = members.get_mut("vm_id") {
-                *id = json!(format!(
-                    "{} of {}",
-                    id.as_str().unwrap_or_default(),
-                    run.display()
-                ));
-            }
-            let values = members.values_mut();
-            values.for_each(|item| rename_memories(item, run));
+pub(crate) fn rename_memories(config: &mut Value, run: &Path) {
+    change_each(config, &mut |value| {
+        if let Some(id) = value.get_mut("vm_id") {
+            *id = json!(format!(
+                "{} of {}",
+                id.as_str().unwrap_or_default(),
+                run.display()
+            ));
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| rename_memories(item, run)),
-        _ => {}
-    }
+    });
 }
 
 /// Changes the plugin's configuration, which stands in envoy.yaml as text.
@@ -330,19 +328,13 @@ fn list<'a>(config: &'a mut Value, pointer: &str) -> Result<&'a mut Vec<Value>> 
 }
 
 /// Puts this run's folder in place of the one of the examples.
-fn move_secrets(value: &mut Value, folder: &Path) {
-    match value {
-        Value::String(text) => {
-            if let Some(rest) = text.strip_prefix("/etc/refund-filter/secrets") {
-                *text = format!("{}{rest}", folder.display());
-            }
+fn move_secrets(config: &mut Value, folder: &Path) {
+    change_each(config, &mut |value| {
+        let text = value.as_str().unwrap_or_default();
+        if let Some(rest) = text.strip_prefix("/etc/refund-filter/secrets") {
+            *value = json!(format!("{}{rest}", folder.display()));
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| move_secrets(item, folder)),
-        Value::Object(members) => members
-            .values_mut()
-            .for_each(|item| move_secrets(item, folder)),
-        _ => {}
-    }
+    });
 }
 
 pub(crate) fn set_upstream(
