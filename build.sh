@@ -48,7 +48,7 @@ need_python() {
 }
 
 need_node() {
-  command -v node >/dev/null || fail "Node.js is missing: the tests run the core, compiled to WebAssembly, in it."
+  command -v node >/dev/null || fail "Node.js is missing: by it the tests drive the playground in Chromium."
 }
 
 target() {
@@ -307,7 +307,7 @@ check() {
   target wasm32-wasip1
   say "formatting and lints"
   formatting
-  cargo clippy --locked --quiet --package refund-filter --all-targets -- --deny warnings
+  cargo clippy --locked --quiet --lib --tests --examples -- --deny warnings
   cargo clippy --locked --quiet --package refund-filter --lib --target wasm32-wasip1 -- --deny warnings
   say "tests: the core, the model in its short form"
   cargo test --locked --quiet
@@ -366,7 +366,7 @@ tests() {
   get_openbao
   get_redis
   say "building the tests and the simulated providers"
-  FOR_ALL_TESTS=(--config profile.dev.package.refund-filter.opt-level=2)
+  FOR_ALL_TESTS=(--config profile.dev.package.refund-filter.opt-level=2 --config profile.dev.package.core-testbed.opt-level=2)
   beside with_the_build
   # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
   cargo build --locked --quiet --workspace --lib --bins --tests --examples "${FOR_ALL_TESTS[@]}"
@@ -401,7 +401,6 @@ with_envoy() {
   WHOLE_MODEL=1 cargo test --config "$(runner "$(host)" sh -c 'case "${0##*/}" in gateway-*) ;; *) exec "$0" "$@" ;; esac')" \
     --locked --workspace "${FOR_ALL_TESTS[@]}"
   lints_of_the_module
-  wasm_tests
   docs_tests
 }
 
@@ -565,13 +564,6 @@ runner() { printf "target.%s.runner=[%s]" "$1" "$(printf "'''%s'''," "${@:2}")";
 
 # The target of this machine.
 host() { rustc -vV | sed -n 's/^host: //p'; }
-
-# The core compiled to WebAssembly, in Node: the same bytes as native.
-wasm_tests() {
-  say "tests: the core as WebAssembly in Node"
-  cargo test --config "$(runner wasm32-unknown-unknown "$BINARIES/debug/wasm-runner")" \
-    --locked --package refund-filter --target wasm32-unknown-unknown --test core
-}
 
 # A program of a Go module that is pinned in tests/mesh/go/MODULE, into a folder that its pins name: module, package, the linker's flags.
 get_go_program() {

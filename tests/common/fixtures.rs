@@ -11,8 +11,8 @@ use refund_filter::headers::Headers;
 use refund_filter::provider::ProviderKind;
 use serde_json::{Value, json};
 
-use super::oracles::derived_key;
-use super::{NOW, StubSigner, call_headers, config, send_with};
+use crate::oracles::derived_key;
+use crate::{NOW, StubSigner, call_headers, config, send_with};
 
 /// In what a provider counts amounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,10 +11,10 @@ use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
 use serde_json::Value;
 
-pub use super::fixtures::fixture;
-use super::fixtures::{FIXTURES, Fixture, Shown, TOKEN, head};
-use super::oracles::derived_key;
-use super::{NOW, Out, Remembered, StubSigner, call_headers, config, look_up_headers};
+pub use crate::fixtures::fixture;
+use crate::fixtures::{FIXTURES, Fixture, Shown, TOKEN, head};
+use crate::oracles::derived_key;
+use crate::{NOW, Out, Remembered, StubSigner, call_headers, config, look_up_headers};
 
 /// The key of calls of which the key is not the subject.
 pub const KEY: &str = "k-1";

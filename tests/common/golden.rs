@@ -11,7 +11,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Out, Remembered, StubSigner};
+use crate::{Out, Remembered, StubSigner};
 
 /// A golden file, up to the moment in which its call comes.
 pub struct Golden<'c> {
@@ -27,7 +27,7 @@ impl<'c> Golden<'c> {
         let now = OffsetDateTime::parse(case["now"].as_str().unwrap(), &Rfc3339).unwrap();
         let now = Now {
             unix_ms: now.unix_timestamp() * 1000,
-            ..super::NOW
+            ..crate::NOW
         };
         // What the gateway remembers when a refund is looked up: a refund call, and how long ago it
         // was made. Without one it has just begun.
@@ -36,7 +36,7 @@ impl<'c> Golden<'c> {
         let since = now.plus(-1_000 * seconds_ago);
         let golden = Golden {
             case,
-            config: super::config(case["configured_as"].as_str().unwrap(), &case["provider"]),
+            config: crate::config(case["configured_as"].as_str().unwrap(), &case["provider"]),
             token: case["token"].as_str().unwrap_or("golden-access-token"),
             now,
             memory: Remembered::since(since, GuardSettings::default()),
@@ -51,15 +51,15 @@ impl<'c> Golden<'c> {
     fn remember(&self, remembered: &Value, now: Now) {
         let key = remembered["idempotency_key"].as_str().unwrap();
         let body = remembered["body"].to_string();
-        let headers = super::call_headers(key);
-        let Opening::Read(reading) = super::open(&self.config, &headers, now) else {
+        let headers = crate::call_headers(key);
+        let Opening::Read(reading) = crate::open(&self.config, &headers, now) else {
             panic!("not read")
         };
         let accepted = reading.accept(body.as_bytes(), &|_| None).unwrap();
         let claim = self.memory.guard().ask(accepted.asks(), 0, now);
         let step = accepted.proceed(claim, now, &mut StubSigner, &|_| None);
         let dispatch = match step {
-            Step::Waiting(waiting) => super::with_token(waiting, self.token),
+            Step::Waiting(waiting) => crate::with_token(waiting, self.token),
             Step::Leaving(dispatch) => dispatch,
             other => panic!("{other:?}"),
         };
@@ -83,16 +83,16 @@ impl<'c> Golden<'c> {
         let Some(query) = self.case["look_up"]["query"].as_str() else {
             let key = self.case["call"]["idempotency_key"].as_str().unwrap();
             let body = self.case["call"]["body"].to_string();
-            return super::send(&self.config, key, body.as_bytes(), self.token, self.now)
+            return crate::send(&self.config, key, body.as_bytes(), self.token, self.now)
                 .map(Out::Routed);
         };
-        let headers = super::look_up_headers(query);
-        let Opening::Read(reading) = super::open(&self.config, &headers, self.now) else {
+        let headers = crate::look_up_headers(query);
+        let Opening::Read(reading) = crate::open(&self.config, &headers, self.now) else {
             panic!("not read")
         };
         let accepted = reading.accept(b"", &|_| None)?;
         let claim = self.memory.guard().ask(accepted.asks(), 0, self.now);
-        super::look_up_with(&self.config, &headers, claim, self.token, self.now)
+        crate::look_up_with(&self.config, &headers, claim, self.token, self.now)
     }
 
     /// The answer; none where the file has no reply of the provider's.

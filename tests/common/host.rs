@@ -13,8 +13,8 @@ use refund_filter::memory::{Memory, NotWritten};
 use refund_filter::worker::{Flow, Stream, Vm, Worker};
 use serde_json::{Value, json};
 
-use super::shared_data::SharedData;
-use super::{NOW, call_headers, resolve_files};
+use crate::shared_data::SharedData;
+use crate::{NOW, call_headers, resolve_files};
 
 /// The root context's id.
 pub const ROOT: u32 = 1;

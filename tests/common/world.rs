@@ -24,8 +24,8 @@ use refund_filter::token::{Failure, FailureKind};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::fixtures::{Fixture, Shown, TOKEN, head};
-use super::{Keys, NOW, Remembered, StubSigner, call_headers, call_reply, look_up_headers};
+use crate::fixtures::{Fixture, Shown, TOKEN, head};
+use crate::{Keys, NOW, Remembered, StubSigner, call_headers, call_reply, look_up_headers};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::common::fixtures::{FIXTURES, checked, fixture, header, sent};
-use crate::common::{
-    FailingSigner, NOW, StubSigner, call_headers, golden_file, open, resolve_files, send, send_with,
-};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use core_testbed::fixtures::{FIXTURES, checked, fixture, header, sent};
+use core_testbed::{
+    FailingSigner, NOW, StubSigner, call_headers, golden_file, open, resolve_files, send, send_with,
+};
 use refund_filter::clock::Now;
 use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Dispatch, Opening};

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use crate::common::fixtures::{Counts, FIXTURES, Fixture, TOKEN, checked, head, pointers, sent};
-use crate::common::{NOW, StubSigner, call_headers, config, send_with};
+use core_testbed::fixtures::{Counts, FIXTURES, Fixture, TOKEN, checked, head, pointers, sent};
+use core_testbed::{NOW, StubSigner, call_headers, config, send_with};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use refund_filter::config::Config;
@@ -16,8 +16,6 @@ use refund_filter::money::Currency;
 use refund_filter::provider::{Idempotency, KINDS, PaymentRule, Reason, Units};
 use refund_filter::signing::VmSigner;
 use serde_json::{Value, json};
-#[cfg(target_arch = "wasm32")]
-use wasm_bindgen_test::wasm_bindgen_test as test;
 
 const KEY: &str = "k-1";
 
@@ -211,7 +209,7 @@ fn the_same_call_gives_the_same_bytes_whatever_the_randomness() {
             body.as_bytes(),
             TOKEN,
             NOW.plus(86_400_000),
-            &mut crate::common::signer(),
+            &mut core_testbed::signer(),
         )
         .unwrap();
         assert_eq!(first.headers, later.headers);
@@ -234,7 +232,7 @@ fn spelling_the_call_otherwise_changes_nothing_that_is_sent() {
         let mut spelled = format!("\r\n{{ {} }}\n", reversed.join(" ,\n "));
         spelled = spelled.replace("\"10.00\"", "\"\\u00310.0\"");
         let other =
-            crate::common::fixtures::sent_bytes(config, "\"k-1\"", spelled.as_bytes()).unwrap();
+            core_testbed::fixtures::sent_bytes(config, "\"k-1\"", spelled.as_bytes()).unwrap();
         assert_eq!(dispatch.headers, other.headers, "{spelled}");
         assert_eq!(dispatch.body, other.body);
     });
@@ -462,11 +460,7 @@ fn a_full_refund_has_no_amount_or_is_refused() {
         call["amount"] = json!("full");
         let mut provider = fixture.provider_config();
         provider["currencies"] = json!([fixture.currency]);
-        let sent = sent(
-            &crate::common::config(fixture.name(), &provider),
-            KEY,
-            &call,
-        );
+        let sent = sent(&core_testbed::config(fixture.name(), &provider), KEY, &call);
         assert_eq!(config.providers().count(), 1);
         if fixture.takes_full {
             let dispatch = sent.unwrap();
@@ -543,7 +537,7 @@ fn a_reason_is_asked_for_where_the_provider_needs_one() {
         );
         let mut provider = fixture.provider_config();
         provider["default_reason"] = json!("the default");
-        let config = crate::common::config(fixture.name(), &provider);
+        let config = core_testbed::config(fixture.name(), &provider);
         assert!(
             sent(&config, KEY, &call)
                 .unwrap()
@@ -1606,7 +1600,7 @@ fn what_was_not_handed_to_envoy_was_not_sent() {
 #[test]
 fn the_core_keeps_to_its_path_and_method() {
     each(|fixture, config| {
-        use crate::common::open;
+        use core_testbed::open;
         use refund_filter::exchange::Opening;
         let with = |path: &str, method: &str| {
             let mut headers = Headers::default();

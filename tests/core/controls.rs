@@ -3,9 +3,9 @@
 
 use std::rc::Rc;
 
-use crate::common::fixtures::{FIXTURES, Fixture};
-use crate::common::gateway::{Asked, Gateway, KEY, Told, json_of, says};
-use crate::common::{Out, resolve_files};
+use core_testbed::fixtures::{FIXTURES, Fixture};
+use core_testbed::gateway::{Asked, Gateway, KEY, Told, json_of, says};
+use core_testbed::{Out, resolve_files};
 use refund_filter::config::Config;
 use refund_filter::exchange::Answer;
 use serde_json::{Value, json};
@@ -175,8 +175,8 @@ fn a_refund_over_the_limit_is_not_sent_and_keeps_its_key() {
 
 #[test]
 fn all_of_a_payment_is_held_against_the_limit_once_it_was_looked_at() {
-    use crate::common::call_reply;
-    use crate::common::fixtures::head;
+    use core_testbed::call_reply;
+    use core_testbed::fixtures::head;
     use refund_filter::exchange::Step;
     for fixture in FIXTURES.iter().filter(|fixture| fixture.takes_full) {
         let more = json!({"max_amount": {fixture.currency: "10.00"}, "query_first": true, "currencies": [fixture.currency]});

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::call_headers;
-use crate::common::fixtures::TOKEN;
-use crate::common::gateway::fixture;
-use crate::common::golden::Golden;
-use crate::common::host::{Process, Side};
+use core_testbed::call_headers;
+use core_testbed::fixtures::TOKEN;
+use core_testbed::gateway::fixture;
+use core_testbed::golden::Golden;
+use core_testbed::host::{Process, Side};
 use refund_filter::guard::Digest;
 use refund_filter::headers::Headers;
 use refund_filter::secret::fingerprint;
@@ -76,7 +76,7 @@ fn log_says(process: &Process, id: u32, wanted: &[(&str, &str)]) {
 #[test]
 fn the_page_names_what_is_counted_of_the_shared_memory() {
     let mut provider = fixture("begateway").provider_config();
-    crate::common::resolve_files(&mut provider);
+    core_testbed::resolve_files(&mut provider);
     let process = Process::plugin(
         None,
         &json!({"providers": {"begateway": provider}, "memory": {"redis": {"cluster": "memory"}}}),
@@ -118,7 +118,7 @@ fn every_answer_of_the_goldens_falls_into_a_series_that_exists_from_the_start() 
     }
     let known: BTreeSet<Series> = [true, false].into_iter().flat_map(Series::all).collect();
     let mut seen = BTreeSet::new();
-    for (path, case) in crate::common::golden_cases() {
+    for (path, case) in core_testbed::golden_cases() {
         let golden = Golden::new(&case);
         let asked = golden.ask();
         let Some(answer) = golden.answer(asked) else {

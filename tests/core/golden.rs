@@ -1,20 +1,18 @@
 //! Every golden file, both ways: the canonical call, or look-up, becomes exactly this provider
-//! request, and the provider's reply exactly this answer. The same file runs natively and, compiled
-//! to WebAssembly, in Node.
+//! request, and the provider's reply exactly this answer. As WebAssembly the same files are played in
+//! Chromium (`tests/playground`).
 
 use std::collections::BTreeMap;
 
-use crate::common::Out;
-use crate::common::golden::Golden;
+use core_testbed::Out;
+use core_testbed::golden::Golden;
 use refund_filter::exchange::Answer;
 use refund_filter::headers::Headers;
 use serde_json::{Value, json};
-#[cfg(target_arch = "wasm32")]
-use wasm_bindgen_test::wasm_bindgen_test as test;
 
 #[test]
 fn every_golden_file_holds_in_both_directions() {
-    let cases = crate::common::golden_cases();
+    let cases = core_testbed::golden_cases();
     let mut faults = Vec::new();
     for (path, case) in &cases {
         for fault in run(case) {

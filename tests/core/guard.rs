@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::common::{NOW, Remembered, SharedData};
+use core_testbed::{NOW, Remembered, SharedData};
 use proptest::prelude::{any, prop, proptest};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -4,11 +4,11 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::common::fixtures::{
+use crate::properties::cases;
+use core_testbed::fixtures::{
     FIXTURES, Fixture, TOKEN, checked, fixture, head, header, pointers, sent, sent_bytes,
 };
-use crate::common::properties::cases;
-use crate::common::{NOW, StubSigner, call_headers, look_up, open, send_with};
+use core_testbed::{NOW, StubSigner, call_headers, look_up, open, send_with};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::clock::Now;

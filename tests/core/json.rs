@@ -60,7 +60,7 @@ fn spaced(text: &str) -> String {
 }
 
 proptest! {
-    #![proptest_config(crate::common::properties::cases(4_000))]
+    #![proptest_config(crate::properties::cases(4_000))]
 
     #[test]
     fn every_value_is_found_as_serde_json_finds_it(value in value()) {

@@ -1,8 +1,8 @@
 //! The caller's key and the provider's: what is one key, what is none, and what a provider gets for
 //! it.
 
-use crate::common::oracles::{derived_key as derived, quoted};
-use crate::common::properties::cases;
+use crate::properties::cases;
+use core_testbed::oracles::{derived_key as derived, quoted};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::idempotency::{IdempotencyKey, KeyFault};

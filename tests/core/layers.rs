@@ -35,7 +35,7 @@ fn imports(source: &str) -> BTreeSet<&str> {
 }
 
 fn sources(folder: &Path, out: &mut Vec<(String, String)>) {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let src = Path::new(crate::PROJECT).join("src");
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
@@ -55,10 +55,7 @@ fn no_module_imports_from_its_own_layer_or_from_one_above() {
         place.unwrap_or_else(|| panic!("{module} is in no layer: give it one"))
     };
     let mut files = Vec::new();
-    sources(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        &mut files,
-    );
+    sources(&Path::new(crate::PROJECT).join("src"), &mut files);
     let mut known = BTreeSet::new();
     for (module, source) in &files {
         if module == "lib" {

@@ -3,13 +3,13 @@
 
 use std::fmt::Debug;
 
-use crate::common::fixtures::{FIXTURES, Fixture, TOKEN, checked, fixture, head, header, sent};
-use crate::common::gateway::Gateway;
-use crate::common::{
-    NOW, StubSigner, call_headers, finish, golden_file, look_up, open, resolve_files,
-};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use core_testbed::fixtures::{FIXTURES, Fixture, TOKEN, checked, fixture, head, header, sent};
+use core_testbed::gateway::Gateway;
+use core_testbed::{
+    NOW, StubSigner, call_headers, finish, golden_file, look_up, open, resolve_files,
+};
 use refund_filter::config::{Auth, Config};
 use refund_filter::exchange::{Opening, Step, Waiting};
 use refund_filter::problem::Fault;
@@ -273,7 +273,7 @@ fn a_secret_with_spaces_is_not_passed_on_in_whole_or_in_part() {
         ] {
             let mut provider = fixture.provider_config();
             *provider.pointer_mut(pointer).unwrap() = json!({ "inline": secret });
-            let config = crate::common::config(name, &provider);
+            let config = core_testbed::config(name, &provider);
             for text in [secret.to_owned(), format!("bad key {secret}!")] {
                 let dispatch = sent(&config, "k-1", &fixture.call()).unwrap();
                 let reply = fixture.refusal_reply("c", &text);
@@ -455,7 +455,7 @@ fn a_call_with_faults_is_answered_without_what_stood_in_it() {
                 clean(pointer, &answer.body);
             }
         }
-        let answer = crate::common::fixtures::sent_bytes(&config, "k-1", b"{\"CANARY\": \"CANARY")
+        let answer = core_testbed::fixtures::sent_bytes(&config, "k-1", b"{\"CANARY\": \"CANARY")
             .map(|_| ())
             .unwrap_err();
         clean("malformed", &answer.body);

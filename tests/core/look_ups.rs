@@ -4,14 +4,14 @@
 
 use std::rc::Rc;
 
-use crate::common::fixtures::{FIXTURES, TOKEN, head};
-use crate::common::gateway::{
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use core_testbed::fixtures::{FIXTURES, TOKEN, head};
+use core_testbed::gateway::{
     Asked, Gateway, KEY, MISMATCH, NOT_SHOWN, SETTLE_MS, SUCCEEDED, fixture, json_of, open_refunds,
     proofs, says, told,
 };
-use crate::common::{NOW, Out, call_headers, call_reply, look_up_headers, look_up_with};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use core_testbed::{NOW, Out, call_headers, call_reply, look_up_headers, look_up_with};
 use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, Opening, Step, open};
 use refund_filter::guard::Claim;

@@ -15,8 +15,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::common::fixtures::{FIXTURES, Fixture, fixture};
-use crate::common::world::{
+use core_testbed::fixtures::{FIXTURES, Fixture, fixture};
+use core_testbed::world::{
     Event, FULL, LOOKED_UP, ONE_KEY, RESTARTED, Scene, TAKEN_BACK, TWO_KEYS, TWO_SPELLINGS,
     Without, World,
 };
@@ -40,7 +40,7 @@ fn explore(fixture: &Fixture, provider: &Value, scene: Scene) -> usize {
 /// may have fewer. A walk replays nothing and reaches all depths. A depth-first search that ends
 /// early stays near the end that it met first.
 fn walks(fixture: &Fixture, provider: &Value, scene: Scene, worlds: usize) -> usize {
-    let configs = [(); 2].map(|()| crate::common::config(fixture.name(), provider));
+    let configs = [(); 2].map(|()| core_testbed::config(fixture.name(), provider));
     let mut chance = StdRng::seed_from_u64(1);
     let mut seen = HashSet::new();
     for _ in 0..worlds {
@@ -58,7 +58,7 @@ fn walks(fixture: &Fixture, provider: &Value, scene: Scene, worlds: usize) -> us
 }
 
 fn every_world(fixture: &Fixture, provider: &Value, scene: Scene) -> usize {
-    let configs = [(); 2].map(|()| crate::common::config(fixture.name(), provider));
+    let configs = [(); 2].map(|()| core_testbed::config(fixture.name(), provider));
     let replay = |trace: &[Event]| {
         let mut world = World::new(fixture, &configs, scene);
         for event in trace {

@@ -1,10 +1,10 @@
 //! Amounts are exact: properties over every currency and every provider, against an oracle that
 //! only moves digits about.
 
-use crate::common::config;
-use crate::common::fixtures::{Counts, FIXTURES, pointers, sent};
-use crate::common::oracles::{is_u64, read_value, text_of, units};
-use crate::common::properties::cases;
+use crate::properties::cases;
+use core_testbed::config;
+use core_testbed::fixtures::{Counts, FIXTURES, pointers, sent};
+use core_testbed::oracles::{is_u64, read_value, text_of, units};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::money::{AmountFault, Currency, Money};
@@ -377,8 +377,8 @@ proptest! {
             let call = fixture.call_for(&text_of(minor, digits), currency.code());
             let Ok(dispatch) = sent(&config, "k-1", &call) else { continue };
             let (reply, _) = fixture.success_reply(&call, &dispatch);
-            let answer = dispatch.sent.reply(&crate::common::fixtures::head(200, &[]), reply.as_bytes(), 1);
-            let body = crate::common::fixtures::checked(&answer);
+            let answer = dispatch.sent.reply(&core_testbed::fixtures::head(200, &[]), reply.as_bytes(), 1);
+            let body = core_testbed::fixtures::checked(&answer);
             prop_assert_eq!(&body["status"], fixture.means, "{}", &body);
             prop_assert_eq!(&body["amount"], &call["amount"]);
         }

@@ -1,11 +1,11 @@
 //! The list of open refunds, over a host that records: what it shows, and what such a plugin does
 //! not do.
 
-use crate::common::call_headers;
-use crate::common::fixtures::FIXTURES;
-use crate::common::gateway::fixture;
-use crate::common::host::{Process, Reply, Side};
-use crate::common::oracles::derived_key;
+use core_testbed::call_headers;
+use core_testbed::fixtures::FIXTURES;
+use core_testbed::gateway::fixture;
+use core_testbed::host::{Process, Reply, Side};
+use core_testbed::oracles::derived_key;
 use refund_filter::headers::Headers;
 use refund_filter::worker::Flow;
 use serde_json::{Value, json};

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::rc::Rc;
 
-use crate::common::fixtures::{FIXTURES, Fixture, TOKEN, head};
-use crate::common::gateway::{Asked, Gateway, KEY, SETTLE_MS, fixture};
-use crate::common::golden::Golden;
-use crate::common::properties::cases;
-use crate::common::{
+use crate::properties::cases;
+use core_testbed::fixtures::{FIXTURES, Fixture, TOKEN, head};
+use core_testbed::gateway::{Asked, Gateway, KEY, SETTLE_MS, fixture};
+use core_testbed::golden::Golden;
+use core_testbed::{
     FailingSigner, NOW, Out, StubSigner, call_headers, call_reply, golden_cases, look_up,
     look_up_headers, open, send_with,
 };
@@ -30,7 +30,7 @@ use serde_json::{Map, Value, json};
 
 // ---- the document
 
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi.yaml");
 /// What stands before the examples, which are the rest of the file.
 const EXAMPLES: &str = "\n  examples:\n";
 
@@ -400,7 +400,7 @@ fn golden(case: &Value) -> Option<(Operation, Answer)> {
 }
 
 fn golden_named(path: &str) -> Answer {
-    let case = serde_json::from_str(crate::common::golden_file(path)).unwrap();
+    let case = serde_json::from_str(core_testbed::golden_file(path)).unwrap();
     golden(&case).unwrap().1
 }
 
@@ -417,7 +417,7 @@ fn envoys_headers() -> Vec<(String, String)> {
 /// The problems of envoy.yaml's `local_reply_config`, filled in with everything that Envoy can put
 /// there.
 fn envoys_own() -> Vec<Value> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/envoy/envoy.yaml");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../envoy/envoy.yaml");
     let envoy: Value = serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let connection_manager =
         &envoy["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0];

@@ -1,9 +1,9 @@
 //! `query_first`: the payment is looked at before it is refunded, at every provider, and what the
 //! look shows is used.
 
-use crate::common::fixtures::{FIXTURES, Fixture, head};
-use crate::common::gateway::{Asked, Gateway, KEY, Told, fixture, json_of, says, told};
-use crate::common::{Keys, Out, call_reply};
+use core_testbed::fixtures::{FIXTURES, Fixture, head};
+use core_testbed::gateway::{Asked, Gateway, KEY, Told, fixture, json_of, says, told};
+use core_testbed::{Keys, Out, call_reply};
 use refund_filter::exchange::{Answer, Callout, CalloutRequest, Dispatch, Step};
 use refund_filter::signing::{self, PublicKeys};
 use serde_json::{Value, json};
@@ -248,10 +248,10 @@ fn a_payment_that_has_its_one_refund_is_not_sent() {
     let clean = payment(fixture, "HKD", 1_500, 1_500, "SUCCESS");
     let dispatch = look(&gateway, &fixture.call(), 200, &clean).unwrap();
     gateway.settled(dispatch.sent.reply(&head(500, &[]), b"", 1));
-    gateway.later(crate::common::gateway::SETTLE_MS);
+    gateway.later(core_testbed::gateway::SETTLE_MS);
     says(
         &gateway.look_up("&key=k-1", &clean),
-        crate::common::gateway::ABSENT,
+        core_testbed::gateway::ABSENT,
     );
     let refunded = payment(fixture, "HKD", 1_500, 500, "REFUNDED");
     let answer = look(&gateway, &fixture.call(), 200, &refunded).unwrap_err();

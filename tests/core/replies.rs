@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::common::NOW;
-use crate::common::fixtures::{FIXTURES, Fixture, checked, head, sent};
-use crate::common::properties::cases;
+use crate::properties::cases;
+use core_testbed::NOW;
+use core_testbed::fixtures::{FIXTURES, Fixture, checked, head, sent};
 use proptest::prelude::*;
 use proptest::sample::select;
 use refund_filter::token;

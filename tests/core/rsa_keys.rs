@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::fmt;
 
-use crate::common::properties::cases;
+use crate::properties::cases;
 use pkcs1::UintRef;
 use proptest::prelude::*;
 use rand::SeedableRng as _;

@@ -1,10 +1,10 @@
 //! Gateways that share a memory: each is a worker over a host that records, and the store is one for all.
 
-use crate::common::fixtures::{TOKEN, sent};
-use crate::common::gateway::fixture;
-use crate::common::host::{Process, ROOT, Reply, Side};
-use crate::common::store::MockStore;
-use crate::common::{call_headers, look_up_headers};
+use core_testbed::fixtures::{TOKEN, sent};
+use core_testbed::gateway::fixture;
+use core_testbed::host::{Process, ROOT, Reply, Side};
+use core_testbed::store::MockStore;
+use core_testbed::{call_headers, look_up_headers};
 use refund_filter::headers::Headers;
 use refund_filter::host::Buffer;
 use refund_filter::worker::Flow;
@@ -37,7 +37,7 @@ impl Fleet {
 
     pub fn with(name: &'static str, gateways: usize, more: &Value) -> Self {
         let mut provider = fixture(name).provider_config();
-        crate::common::resolve_files(&mut provider);
+        core_testbed::resolve_files(&mut provider);
         let mut configuration = json!({
             "providers": {name: provider},
             "memory": {"redis": {"cluster": "redis"}},
@@ -1287,7 +1287,7 @@ fn a_payment_is_told_with_its_key() {
 #[test]
 fn what_was_refunded_before_there_was_a_store_is_told_with_its_payment() {
     let mut provider = fixture(UNKEYED).provider_config();
-    crate::common::resolve_files(&mut provider);
+    core_testbed::resolve_files(&mut provider);
     let before = Process::plugin(None, &json!({"providers": {UNKEYED: provider}}));
     let (id, _) = before.call("k-1", &fixture(UNKEYED).call());
     before.reply_begins(id, 200);
@@ -1344,7 +1344,7 @@ fn a_gateway_that_goes_on_alone_is_not_seen_by_the_others() {
 fn a_caller_who_leaves_while_more_names_are_claimed_leaves_the_payment_free() {
     let fixture = fixture(UNKEYED);
     let mut provider = fixture.provider_config();
-    crate::common::resolve_files(&mut provider);
+    core_testbed::resolve_files(&mut provider);
     provider["query_first"] = json!(true);
     let fleet = Fleet::with(UNKEYED, 2, &json!({"providers": {UNKEYED: provider}}));
     let mut call = fleet.call();
@@ -1639,7 +1639,7 @@ fn a_clock_that_jumps_forward_proves_no_absence() {
 fn names_whose_answer_was_lost_are_free_again() {
     let fixture = fixture(UNKEYED);
     let mut provider = fixture.provider_config();
-    crate::common::resolve_files(&mut provider);
+    core_testbed::resolve_files(&mut provider);
     provider["query_first"] = json!(true);
     let fleet = Fleet::with(UNKEYED, 2, &json!({"providers": {UNKEYED: provider}}));
     let mut call = fleet.call();
@@ -1880,7 +1880,7 @@ fn every_mix_of_losses_ends_in_the_answer() {
 fn what_was_sent_before_there_was_a_store_is_not_sent_again() {
     for in_flight in [false, true] {
         let mut provider = fixture(UNKEYED).provider_config();
-        crate::common::resolve_files(&mut provider);
+        core_testbed::resolve_files(&mut provider);
         let before = Process::plugin(None, &json!({"providers": {UNKEYED: provider}}));
         let (id, _) = before.call("k-1", &fixture(UNKEYED).call());
         if !in_flight {

@@ -4,10 +4,10 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::common::properties::cases;
-use crate::common::{FailingSigner, Keys, NOW, StubSigner, call_headers, golden_file, open};
+use crate::properties::cases;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use core_testbed::{FailingSigner, Keys, NOW, StubSigner, call_headers, golden_file, open};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -786,7 +786,7 @@ fn finish(signing: &Value, signer: &mut dyn Signer, state: Option<&str>) -> Step
     let Opening::Read(reading) = open(&config(signing), &call_headers("k-1"), NOW) else {
         panic!("not read")
     };
-    crate::common::finish(reading, CALL.as_bytes(), NOW, signer, &|_| {
+    core_testbed::finish(reading, CALL.as_bytes(), NOW, signer, &|_| {
         state.map(|text| text.as_bytes().to_vec())
     })
 }

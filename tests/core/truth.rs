@@ -4,12 +4,12 @@
 //! a word that the rest of the reply contradicts, and never by an absence at a moment at which a
 //! send could still be on its way.
 
-use crate::common::fixtures::{FIXTURES, Fixture};
-use crate::common::gateway::{
+use core_testbed::fixtures::{FIXTURES, Fixture};
+use core_testbed::gateway::{
     ABSENT, AMBIGUOUS, Asked, Gateway, KEY, MISMATCH, NOT_SHOWN, SETTLE_MS, SUCCEEDED, Told,
     fixture, json_of, open_refunds, proofs, says, told,
 };
-use crate::common::{NOW, Out, call_headers, config, look_up_headers, oracles};
+use core_testbed::{NOW, Out, call_headers, config, look_up_headers, oracles};
 use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, LocalReply, Opening, open};
 use refund_filter::guard::GuardSettings;
@@ -75,7 +75,7 @@ fn a_uuid_in_capitals_is_the_same_refund_to_the_guard_the_provider_and_look_ups(
             gateway.settled(
                 first
                     .sent
-                    .reply(&crate::common::fixtures::head(500, &[]), b"", 1),
+                    .reply(&core_testbed::fixtures::head(500, &[]), b"", 1),
             );
             match (gateway.send_as(&upper, &call), fixture.by_key) {
                 // The provider gets the same key, so the second send is no second refund.
@@ -488,7 +488,7 @@ fn the_newest_word_of_the_provider_counts_and_its_change_is_counted() {
             let out = gateway.ask(&gateway.query("&key=k-1"));
             let shown = gateway.shows(&payment, &id, 1_000, word);
             let (answer, counted) = gateway.counted(out.reply(
-                &crate::common::fixtures::head(200, &[]),
+                &core_testbed::fixtures::head(200, &[]),
                 shown.as_bytes(),
                 gateway.now(),
             ));
@@ -742,7 +742,7 @@ fn a_reply_that_cannot_be_read_leaves_no_status_certain() {
         for status in [400, 401, 403, 404, 422, 429] {
             let gateway = Gateway::of(fixture.name());
             let dispatch = routed(gateway.send());
-            let head = crate::common::fixtures::head(status, &[("content-encoding", "gzip")]);
+            let head = core_testbed::fixtures::head(status, &[("content-encoding", "gzip")]);
             let answer = gateway.settled(dispatch.sent.reply(&head, b"\x1f\x8b", 1));
             assert_eq!(told(&answer).1, "unknown", "{} {status}", fixture.name());
         }
@@ -885,7 +885,7 @@ fn a_currency_whose_factor_is_in_dispute_is_refused_before_sending() {
                 "amount": sent.parse::<u64>().unwrap(),
             }});
             let answer = gateway.settled(dispatch.sent.reply(
-                &crate::common::fixtures::head(200, &[]),
+                &core_testbed::fixtures::head(200, &[]),
                 reply.to_string().as_bytes(),
                 1,
             ));

@@ -17,7 +17,7 @@ fn files(folder: &Path, out: &mut Vec<PathBuf>) {
 
 #[test]
 fn nothing_of_a_provider_is_still_to_be_written() {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let project = Path::new(crate::PROJECT);
     let mut paths = Vec::new();
     for folder in [
         "src/provider",

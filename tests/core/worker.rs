@@ -1,9 +1,9 @@
 //! The worker over a host that records: what is watched, fetched, told and settled, without Envoy.
 
-use crate::common::call_headers;
-use crate::common::fixtures::TOKEN;
-use crate::common::gateway::fixture;
-use crate::common::host::{Process, ROOT, Reply, Side};
+use core_testbed::call_headers;
+use core_testbed::fixtures::TOKEN;
+use core_testbed::gateway::fixture;
+use core_testbed::host::{Process, ROOT, Reply, Side};
 use refund_filter::headers::Headers;
 use refund_filter::host::Buffer;
 use refund_filter::worker::Flow;

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use fuzz_properties::harness::fixtures::{FIXTURES, sent};
+use core_testbed::fixtures::{FIXTURES, sent};
 use fuzz_properties::harness::{config, put_keys};
 use fuzz_properties::look_up;
 use fuzz_properties::reply::{FULL, PROVIDER, STATUSES};

@@ -9,9 +9,10 @@ use refund_filter::config::{Config, ProviderEntry};
 use refund_filter::headers::Headers;
 use serde_json::json;
 
-use crate::harness::fixtures::{FIXTURES, TOKEN, checked};
-use crate::harness::{PRIVATE_KEY, Step, call_headers, no_line_ends, step};
+use crate::harness::{PRIVATE_KEY, Step, no_line_ends, step};
 use crate::json::{self, Json, Unread};
+use core_testbed::call_headers;
+use core_testbed::fixtures::{FIXTURES, TOKEN, checked};
 
 /// What stands in every secret that is looked for. The seeds have it in their inline ones.
 const CANARY: &str = "CANARY";

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use refund_filter::config::Config;
 
 use crate::harness::config;
-use crate::harness::fixtures::{FIXTURES, Fixture};
-use crate::harness::world::{
+use core_testbed::fixtures::{FIXTURES, Fixture};
+use core_testbed::world::{
     Event, FULL, LOOKED_UP, ONE_KEY, RESTARTED, Scene, TAKEN_BACK, TWO_KEYS, TWO_SPELLINGS, World,
 };
 

@@ -1,36 +1,17 @@
 //! A call taken through the exchange without a host. This is the one place of the fuzz targets that
-//! knows the exchange's steps; the names that the fixtures of the core's suites want from above
-//! them stand here, too.
+//! knows the exchange's steps.
 
 use std::rc::Rc;
 
-use refund_filter::clock::Now;
+use core_testbed::fixtures::{TOKEN, head};
+use core_testbed::{NOW, Remembered, StubSigner, call_headers, call_reply};
 use refund_filter::config::Config;
 pub use refund_filter::exchange::Step;
-use refund_filter::exchange::{Answer, Callout, Dispatch, LocalReply, Opening, ReplyHead, open};
+use refund_filter::exchange::{Answer, Callout, LocalReply, Opening, ReplyHead, open};
 use refund_filter::guard::{Claim, GuardSettings};
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
 use serde_json::{Value, json};
-
-#[allow(dead_code, reason = "the core's suites use more of it")]
-#[path = "../../common/fixtures.rs"]
-pub mod fixtures;
-
-#[allow(dead_code, reason = "the model uses more of it")]
-#[path = "../../common/world.rs"]
-pub mod world;
-
-use crate::oracles;
-
-#[path = "../../common/shared_data.rs"]
-mod shared_data;
-use shared_data::Remembered;
-
-#[path = "../../common/calls.rs"]
-mod calls;
-use calls::{Keys, StubSigner, call_reply};
-pub use calls::{NOW, call_headers, look_up_headers};
 
 /// A sound private key.
 pub const PRIVATE_KEY: &str = include_str!("../../providers/bbmsl/golden/private_key.pem");
@@ -82,10 +63,7 @@ fn go_on(step: Step, token: &str) -> Step {
             let signature = format!("vault:v1:{}", "QUJD".repeat(86));
             let reply = json!({"data": {"signature": signature}}).to_string();
             // What the signature is has the suites of the core.
-            go_on(
-                called(callout, &fixtures::head(200, &[]), reply.as_bytes()),
-                token,
-            )
+            go_on(called(callout, &head(200, &[]), reply.as_bytes()), token)
         }
         step => step,
     }
@@ -116,7 +94,7 @@ impl Asked {
             let accepted = reading.accept(body, &|_| None).expect("a sound call");
             let claim = memory.guard().ask(accepted.asks(), 1, long_ago);
             let step = accepted.proceed(claim, long_ago, &mut StubSigner, &|_| None);
-            let Step::Leaving(dispatch) = go_on(step, fixtures::TOKEN) else {
+            let Step::Leaving(dispatch) = go_on(step, TOKEN) else {
                 panic!("a sound call");
             };
             let mut answer = dispatch.sent.local_reply(LocalReply {
@@ -127,7 +105,7 @@ impl Asked {
             });
             answer.settle(&memory.guard(), None, long_ago);
         }
-        let step = step_with(config, headers, b"", fixtures::TOKEN, Some(&memory));
+        let step = step_with(config, headers, b"", TOKEN, Some(&memory));
         let step = step.expect("a look-up of ours");
         Asked { step, memory }
     }
@@ -142,7 +120,7 @@ impl Asked {
 
 /// What such a call's reply is made of.
 pub fn asked(callout: Callout, head: &ReplyHead, body: &[u8]) -> Step {
-    go_on(called(callout, head, body), fixtures::TOKEN)
+    go_on(called(callout, head, body), TOKEN)
 }
 
 /// Whether no value ends a header before its time, and no name is anything but a name.
@@ -174,21 +152,5 @@ pub fn put_keys(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(put_keys),
         Value::Object(members) => members.values_mut().for_each(put_keys),
         _ => {}
-    }
-}
-
-/// What the fixtures send their calls with.
-fn send_with(
-    config: &Rc<Config>,
-    headers: &Headers<'_>,
-    body: &[u8],
-    token: &str,
-    _now: Now,
-    _signer: &mut StubSigner,
-) -> Result<Box<Dispatch>, Answer> {
-    match step(config, headers, body, token) {
-        Some(Step::Leaving(dispatch)) => Ok(dispatch),
-        Some(Step::Answered(answer)) => Err(answer),
-        other => panic!("a refund is sent at once: {other:?}"),
     }
 }

@@ -6,7 +6,7 @@
 
 use refund_filter::idempotency::{IdempotencyKey, KeyFault};
 
-use crate::oracles::{derived_key, quoted};
+use core_testbed::oracles::{derived_key, quoted};
 
 const PROVIDERS: [&str; 5] = ["bog", "moyasar", "begateway", "bbmsl", "B-o_g"];
 

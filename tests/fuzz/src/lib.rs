@@ -13,8 +13,6 @@ pub mod json;
 pub mod key;
 pub mod look_up;
 pub mod money;
-#[path = "../../common/oracles.rs"]
-pub mod oracles;
 pub mod query;
 pub mod reply;
 pub mod token;

@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 
 use refund_filter::money::{Currency, Money};
 
-use crate::harness::fixtures::{Counts, FIXTURES};
 use crate::json::{self, Json};
-use crate::oracles::{is_u64, read_value, text_of, units};
+use core_testbed::fixtures::{Counts, FIXTURES};
+use core_testbed::oracles::{is_u64, read_value, text_of, units};
 
 static CURRENCIES: LazyLock<Vec<Currency>> = LazyLock::new(|| Currency::all().collect());
 
@@ -97,7 +97,7 @@ fn goes_out(
     minor: u64,
     currency: Currency,
     digits: usize,
-    fixture: &crate::harness::fixtures::Fixture,
+    fixture: &core_testbed::fixtures::Fixture,
 ) {
     let own = fixture
         .own_digits

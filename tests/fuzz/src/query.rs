@@ -9,9 +9,10 @@ use std::rc::Rc;
 use refund_filter::config::Config;
 use serde_json::{Value, json};
 
-use crate::harness::fixtures::{FIXTURES, TOKEN};
-use crate::harness::{Step, configs, look_up_headers, no_line_ends, step};
+use crate::harness::{Step, configs, no_line_ends, step};
 use crate::key;
+use core_testbed::fixtures::{FIXTURES, TOKEN};
+use core_testbed::look_up_headers;
 
 const NAMES: [&str; 6] = [
     "provider",

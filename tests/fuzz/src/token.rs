@@ -8,9 +8,9 @@ use refund_filter::config::{Auth, TokenEndpoint};
 use refund_filter::secret::Secret;
 use refund_filter::token::{self, Failure, FailureKind, Look, Record, Token, Turn};
 
-use crate::harness::NOW;
-use crate::harness::fixtures::FIXTURES;
 use crate::json::{self, Json};
+use core_testbed::NOW;
+use core_testbed::fixtures::FIXTURES;
 
 const HOUR_MS: i64 = 3_600_000;
 /// How long a fetch keeps the others waiting at most.

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use crate::common::{FOUR, currency, plugin};
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::StreamExt as _;
+use futures_util::future::{Either, select};
 use gateway_testbed::{Gateway, Options, cluster, project, route_mut};
 use provider_simulator::orders::{find, fresh};
 use provider_simulator::{Fault, Provider, Reply};
@@ -514,8 +516,16 @@ impl Client {
                 sleep(Duration::from_millis(50)).await;
             }
         };
-        let (end, ()) = tokio::join!(self.run(&front, &keys, &refund), settle);
-        ensure!(end? == Some(1), "a pending refund that failed");
+        let run = pin!(self.run(&front, &keys, &refund));
+        // A run that ends before its refund has failed ends the wait for that, too.
+        let end = match select(run, pin!(settle)).await {
+            Either::Left((end, _)) => end?,
+            Either::Right(((), run)) => run.await?,
+        };
+        ensure!(
+            end == Some(1),
+            "a pending refund that failed ended with {end:?}"
+        );
         Ok(())
     }
 
@@ -527,6 +537,8 @@ impl Client {
         let refund = ["moyasar", &payment, "10.00", "SAR"];
         let mut first = self.command(front.address, &keys, &refund).spawn()?;
         while front.keys.lock().unwrap().is_empty() {
+            let ended = first.try_wait()?;
+            ensure!(ended.is_none(), "a run without a call: {ended:?}");
             sleep(Duration::from_millis(50)).await;
         }
         let second = self

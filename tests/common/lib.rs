@@ -5,15 +5,10 @@ pub mod calls;
 pub mod fixtures;
 pub mod gateway;
 pub mod golden;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod host;
 pub mod oracles;
-#[cfg(not(target_arch = "wasm32"))]
-pub mod properties;
 pub mod shared_data;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod store;
-#[cfg(not(target_arch = "wasm32"))]
 pub mod world;
 
 use std::rc::Rc;
@@ -32,13 +27,9 @@ use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
 use refund_filter::signing::{PrivateKey, Signer, SignerChoice, SignerFailed, VmSigner};
 use serde_json::{Value, json};
-#[allow(
-    unused_imports,
-    reason = "each test file uses its share of this module"
-)]
 pub use shared_data::{Remembered, SharedData};
 
-static PROVIDERS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/tests/providers");
+static PROVIDERS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/../providers");
 
 /// The signer of the module, with the same "randomness" every time: it blinds, and must not show.
 pub fn signer() -> VmSigner<StdRng> {
