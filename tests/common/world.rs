@@ -12,6 +12,7 @@
 )]
 
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
@@ -544,9 +545,10 @@ impl<'f> World<'f> {
         }
         self.nobody_is_refunded_twice();
         for key in 0..KEYS.len() {
-            if self.recalled(key).is_none() {
-                let pushed_out = |request: &&mut Request| request.key == key && request.entered;
-                let requests = self.requests.iter_mut().filter(pushed_out);
+            let entered = |request: &Request| request.key == key && request.entered;
+            let may_be_pushed_out = |request: &Request| entered(request) && request.known;
+            if self.requests.iter().any(may_be_pushed_out) && self.recalled(key).is_none() {
+                let requests = self.requests.iter_mut().filter(|request| entered(request));
                 requests.for_each(|request| request.known = false);
             }
         }
@@ -554,10 +556,13 @@ impl<'f> World<'f> {
 
     /// What the guard has under a key.
     fn recalled(&self, key: usize) -> Option<Recalled> {
-        let text = KEYS[key][0].as_bytes();
-        let key = IdempotencyKey::from_header([text].into_iter()).unwrap();
-        let asks = Asks::Recall(key.digest());
-        match self.memory.guard().ask(&asks, 0, self.now) {
+        static RECALLS: LazyLock<[Asks; 2]> = LazyLock::new(|| {
+            KEYS.map(|[text, _]| {
+                let key = IdempotencyKey::from_header([text.as_bytes()].into_iter()).unwrap();
+                Asks::Recall(key.digest())
+            })
+        });
+        match self.memory.guard().ask(&RECALLS[key], 0, self.now) {
             Claim::Recalled(recollection) => recollection.known,
             _ => unreachable!(),
         }
@@ -1034,7 +1039,8 @@ impl<'f> World<'f> {
     /// Holds an answer under a key against the ledger, and remembers what it promises.
     fn holds(&mut self, key: usize, answer: &Answer, value: Option<&str>) {
         let body: Value = serde_json::from_str(&answer.body).unwrap();
-        let told = format!("{} after {:?}", answer.body, self.trace);
+        let trace = &self.trace;
+        let told = std::fmt::from_fn(|f| write!(f, "{} after {trace:?}", answer.body));
         let moved = match (body["status"].as_str(), body["outcome"].as_str()) {
             (Some("succeeded" | "pending"), None) => true,
             (Some("failed"), None) | (None, Some("not_refunded")) => false,

@@ -67,7 +67,7 @@ impl Case {
 
 /// Runs the demo. An error where anything was not as it should be.
 pub async fn run() -> Result<()> {
-    let gateway = Gateway::start(Options::alone()).await?;
+    let mut gateway = Gateway::start(Options::alone()).await?;
     println!(
         "\nOne refund call, through a real Envoy, to {} providers (simulated, strict, over TLS).\n",
         cases().count()

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::envoy_yaml::change_each;
 use crate::{last_lines, numbers};
@@ -223,6 +223,26 @@ impl Running {
         }
     }
 
+    /// Ends it as an operator would, or takes its listeners and clusters away where it is kept for
+    /// the next. All of its logs are written then.
+    pub(crate) async fn stop(&mut self) -> Result<()> {
+        let process = self.process.as_mut().context("Envoy is gone")?;
+        if self.kept.is_some() {
+            process.forget()?;
+            let wait = Wait::new("the end of its listener, and its logs");
+            while !(process.is_empty().await? && process.has_written().await?) {
+                wait.once(process).await?;
+            }
+            return Ok(());
+        }
+        // Where it cannot be asked, it ends already (Ctrl-C reaches it, too), or the wait tells.
+        let _ = post(process.admin, "/quitquitquit").await;
+        let ended = timeout(PATIENCE, self.ended()).await;
+        let ended = ended.context("Envoy does not end")??;
+        ensure!(ended.success(), "Envoy ended with {ended}");
+        Ok(())
+    }
+
     /// Kills it.
     pub(crate) fn kill(&mut self) {
         self.process = None;
@@ -236,12 +256,7 @@ impl Drop for Running {
         };
         let runs = matches!(process.child.try_wait(), Ok(None));
         let intact = runs && !self.touched.load(Ordering::Relaxed) && !std::thread::panicking();
-        let nothing = json!([]);
-        let emptied = |process: &Process| {
-            process.discover("lds", &nothing)?;
-            process.discover("cds", &nothing)
-        };
-        if intact && emptied(&process).is_ok() {
+        if intact && process.forget().is_ok() {
             let kind = kept.kind;
             let mut idle = kept.shelf.idle();
             idle.push(Idle { process, kind });
@@ -359,6 +374,11 @@ impl Process {
         Ok(left.await? == [1, 0, 0])
     }
 
+    /// Whether no line of an access log is still to be written.
+    async fn has_written(&self) -> Result<bool> {
+        Ok(self.counts(["filesystem.write_total_buffered"]).await? == [0])
+    }
+
     /// Whether Envoy has taken so many clusters; an error where it refused them.
     async fn has_clusters(&self, expected: usize) -> Result<bool> {
         let counts = self.counts([
@@ -396,6 +416,13 @@ impl Process {
             self.last_words()
         );
         Ok(())
+    }
+
+    /// Takes the listeners and clusters of a test away.
+    fn forget(&self) -> Result<()> {
+        let nothing = json!([]);
+        self.discover("lds", &nothing)?;
+        self.discover("cds", &nothing)
     }
 
     /// Puts these resources where Envoy finds them, as an operator must: a new file, moved into

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use provider_simulator as simulator;
@@ -470,16 +469,9 @@ impl Gateway {
         std::fs::read_to_string(self.folder.path().join("access.log")).unwrap_or_default()
     }
 
-    /// Ends Envoy as an operator would and waits for it.
-    pub async fn stop(mut self) -> Result<()> {
-        let asked = self.admin_post("/quitquitquit").await;
-        match tokio::time::timeout(Duration::from_secs(10), self.envoy.ended()).await {
-            Ok(_) => asked,
-            Err(_) => {
-                self.envoy.kill();
-                Ok(())
-            }
-        }
+    /// Ends the gateway: nothing listens any more, and all of its logs are written.
+    pub async fn stop(&mut self) -> Result<()> {
+        self.envoy.stop().await
     }
 
     /// Sends a POST to an admin page.

@@ -72,7 +72,7 @@ async fn soak() -> Result<()> {
 }
 
 async fn play(rounds: u32) -> Result<()> {
-    let (gateway, memory) = play::gateway().await?;
+    let (mut gateway, memory) = play::gateway().await?;
     println!("{}", gateway.admin);
     if more_input().await? {
         let mut player = play::Player::new(&gateway, memory);

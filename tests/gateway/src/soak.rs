@@ -246,7 +246,7 @@ pub async fn run(plan: Plan) -> Result<()> {
     }
     let mut asked = HashSet::new();
     sleep(ACCESS_LOG_DELAY).await;
-    for gateway in gateways {
+    for mut gateway in gateways {
         asked.extend(asked_and_told(&gateway.access_log()));
         gateway.stop().await?;
     }

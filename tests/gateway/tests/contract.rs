@@ -1303,9 +1303,7 @@ async fn no_secret_is_in_any_answer_log_statistic_or_admin_page() {
         texts.push((page.to_owned(), text));
     }
     let secrets = secrets(&caller.gateway);
-    // Envoy writes all of its logs when it ends.
-    let _ = caller.gateway.admin_post("/quitquitquit").await;
-    caller.gateway.ended().await;
+    caller.gateway.stop().await.expect("it ends");
     texts.push(("the access log".to_owned(), caller.gateway.access_log()));
     texts.push(("Envoy's log".to_owned(), caller.gateway.log()));
 
@@ -1365,8 +1363,7 @@ async fn the_access_log_tells_provider_status_and_key_id_and_not_what_was_said()
     let id = untyped.header("x-request-id").to_owned();
     expected.push((id, None, "unsupported-media-type".to_owned(), None, 415));
 
-    let _ = caller.gateway.admin_post("/quitquitquit").await;
-    caller.gateway.ended().await;
+    caller.gateway.stop().await.expect("it ends");
     let log = caller.gateway.access_log();
     let lines: Vec<Value> = log
         .lines()

@@ -556,7 +556,7 @@ impl Client {
         Ok(())
     }
 
-    async fn handles_every_end(self) -> Result<()> {
+    async fn handles_every_end(mut self) -> Result<()> {
         let wrong = Command::new(&self.program)
             .args(&self.arguments)
             .stderr(Stdio::null())

@@ -38,11 +38,10 @@ async fn calls(gateway: &Gateway) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Ends Envoy, so that its access log is whole, and gives its lines.
+/// Ends the gateway, so that its access log is whole, and gives its lines.
 async fn log_of(mut gateway: Gateway) -> Result<Vec<Value>> {
     let stats = gateway.admin("/stats/prometheus").await?;
-    let _ = gateway.admin_post("/quitquitquit").await;
-    timeout(PATIENCE, gateway.ended()).await?;
+    gateway.stop().await?;
     let log = gateway.access_log();
     // All secrets but the private key begin with the first.
     let key = gateway.secrets.of(Bbmsl).lines().skip(1).take(3);

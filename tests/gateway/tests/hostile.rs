@@ -1699,9 +1699,7 @@ async fn card_numbers_of_a_provider_are_in_no_answer_and_in_no_log() -> Result<(
         })
         .collect();
     let stats = target.gateway.admin("/stats").await?;
-    // Envoy writes all of its logs when it ends.
-    let _ = target.gateway.admin_post("/quitquitquit").await;
-    target.gateway.ended().await;
+    target.gateway.stop().await?;
     texts.push(("the statistics", stats));
     texts.push(("the access log", target.gateway.access_log()));
     texts.push(("Envoy's log", target.gateway.log()));

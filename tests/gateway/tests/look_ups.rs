@@ -1194,8 +1194,7 @@ async fn a_preview_shows_the_request_and_sends_nothing() -> Result<()> {
         assert_eq!(answer.body["id"], made.body["id"], "{case}: {answer:?}");
         assert_eq!(booked(&gateway, provider, 1), 1, "{case}");
     }
-    let _ = gateway.admin_post("/quitquitquit").await;
-    gateway.ended().await;
+    gateway.stop().await?;
     let logs = gateway.log() + &gateway.access_log();
     assert!(logs.contains("refund_preview"), "{logs}");
     assert_no_secret("the logs", &gateway, &logs);
@@ -1826,8 +1825,7 @@ async fn look_ups_are_counted_and_logged_apart_and_without_secrets() -> Result<(
         );
     }
     assert_eq!(counted("look_up", "none", "invalid-request"), 1, "{stats}");
-    let _ = gateway.admin_post("/quitquitquit").await;
-    gateway.ended().await;
+    gateway.stop().await?;
     let log = gateway.access_log();
     let count = |word: &str| {
         log.matches(&format!("\"refund_status\":\"{word}\""))

@@ -119,8 +119,7 @@ async fn what_is_open_is_listed_on_a_listener_of_its_own_and_nothing_is_refunded
     assert_eq!(now, received);
 
     // The key's digest is the one by which the access log knows it.
-    gateway.admin_post("/quitquitquit").await.ok();
-    gateway.ended().await;
+    gateway.stop().await?;
     let log = gateway.access_log();
     let lines = log
         .lines()

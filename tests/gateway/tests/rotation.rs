@@ -337,8 +337,7 @@ fn rfc3339(seconds: u64) -> String {
 /// Ends a gateway, so that its access log is whole, and checks by it that each call was signed by the key whose time it was:
 /// the staged key's is `from`, or when the gateway had it, `pushed`, where that was later. Gives how many each key signed.
 async fn signed_in_time(gateway: &mut Gateway, from: u64, pushed: u64) -> Result<(usize, usize)> {
-    gateway.admin_post("/quitquitquit").await?;
-    timeout(PATIENCE, gateway.ended()).await?;
+    gateway.stop().await?;
     let (from, at_last) = (rfc3339(from), rfc3339(from.max(pushed)));
     let (mut first, mut staged) = (0, 0);
     for line in gateway.access_log().lines() {
@@ -650,8 +649,7 @@ async fn a_transit_key_rotated_in_openbao_under_load_fails_no_refund() -> Result
         .run(&["write", "-f", &format!("transit/keys/{NEXT_KEY}/rotate")])
         .await?;
     let refused = Caller::new(&gateway)?.refund(BBMSL).await?;
-    gateway.admin_post("/quitquitquit").await?;
-    timeout(PATIENCE, gateway.ended()).await?;
+    gateway.stop().await?;
     let mut by_key: BTreeMap<String, usize> = BTreeMap::new();
     for line in gateway.access_log().lines() {
         let entry: Value = serde_json::from_str(line)?;

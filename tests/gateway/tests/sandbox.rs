@@ -213,7 +213,7 @@ async fn expect(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_payment_of_the_sandbox_ends_as_its_table_says() -> Result<()> {
-    let gateway = Gateway::start(Options::default()).await?;
+    let mut gateway = Gateway::start(Options::default()).await?;
     let settling = tokio::spawn(sandbox::settle(gateway.simulators.clone()));
     let page = sandbox::serve_page(0, gateway.simulators.clone()).await?;
     let rows = rows();

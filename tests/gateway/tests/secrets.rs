@@ -1077,9 +1077,7 @@ async fn no_secret_that_comes_by_sds_is_seen_anywhere() -> Result<()> {
         let mut texts = seen(&gateway, more.is_empty()).await?;
         let canaries = canaries(&gateway, &more);
         assert!(canaries.len() > 60, "{case}: {}", canaries.len());
-        // Envoy writes all of its logs when it ends.
-        let _ = gateway.admin_post("/quitquitquit").await;
-        gateway.ended().await;
+        gateway.stop().await?;
         let log = gateway.log();
         assert!(log.contains("[trace][wasm]"), "{case}: no line at trace");
         texts.push(("the access log".to_owned(), gateway.access_log()));

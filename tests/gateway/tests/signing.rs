@@ -143,10 +143,9 @@ fn used(lines: Vec<String>) -> Vec<String> {
     lines.into_iter().filter(is_used).collect()
 }
 
-/// Ends Envoy, so that it writes all of its logs; gives the key ids by request id.
+/// Ends the gateway, so that its access log is whole; gives the key ids by request id.
 async fn key_ids(mut gateway: Gateway, answers: &[Answer]) -> Result<Vec<Option<String>>> {
-    let _ = gateway.admin_post("/quitquitquit").await;
-    gateway.ended().await;
+    gateway.stop().await?;
     let log = gateway.access_log();
     let lines = log
         .lines()
