@@ -668,6 +668,7 @@ impl Case<'_> {
                 && !self.history.refund.provider.has_keys()
                 && call.word_by_call() != LastWord::Unknown
                 && !earlier().any(|other| other.why == Why::LookUp)
+                && !self.was_asked_since_the_last_send(call)
                 && self.knew_nothing(call)
             {
                 wrong.push("what was unknown is answered otherwise, and nobody asked the provider");
@@ -690,6 +691,18 @@ impl Case<'_> {
             wrong.push("sent again after the final answer");
         }
         wrong
+    }
+
+    /// Whether a look-up asked the provider before this call and after the last refund that left
+    /// under the key, whatever was forgotten since.
+    fn was_asked_since_the_last_send(&self, call: &Call) -> bool {
+        let mut calls = self.history.calls.iter();
+        calls.any(|asked| {
+            let mut sends = self.sends.iter().filter(|send| self.is_refund(send));
+            asked.why == Why::LookUp
+                && asked.ended <= call.began
+                && !sends.any(|send| (asked.began..call.began).contains(&send.request.at))
+        })
     }
 
     /// Whether no final answer came before this call, forgotten since or not.
