@@ -11,6 +11,8 @@
     reason = "a test that panics has failed, which is what it is for"
 )]
 
+use std::fmt::{self, Arguments, Write as _};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::rc::Rc;
 use std::sync::LazyLock;
 
@@ -23,7 +25,6 @@ use refund_filter::secret::Secret;
 use refund_filter::signing::Told;
 use refund_filter::token::{Failure, FailureKind};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::fixtures::{Fixture, Shown, TOKEN, head};
 use crate::{Keys, NOW, Remembered, StubSigner, call_headers, call_reply, look_up_headers};
@@ -188,7 +189,7 @@ const KEYS: [[&str; 2]; 2] = [
 ];
 
 /// A request that left, whatever became of it.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 struct Request {
     key: usize,
     value: &'static str,
@@ -1040,7 +1041,7 @@ impl<'f> World<'f> {
     fn holds(&mut self, key: usize, answer: &Answer, value: Option<&str>) {
         let body: Value = serde_json::from_str(&answer.body).unwrap();
         let trace = &self.trace;
-        let told = std::fmt::from_fn(|f| write!(f, "{} after {trace:?}", answer.body));
+        let told = fmt::from_fn(|f| write!(f, "{} after {trace:?}", answer.body));
         let moved = match (body["status"].as_str(), body["outcome"].as_str()) {
             (Some("succeeded" | "pending"), None) => true,
             (Some("failed"), None) | (None, Some("not_refunded")) => false,
@@ -1093,30 +1094,53 @@ impl<'f> World<'f> {
         );
     }
 
-    /// What makes two worlds the same, as its digest, since there are many: what was done before is
-    /// not part of it, but for what is remembered of it.
-    pub fn mark(&self) -> [u8; 32] {
-        let calls: Vec<_> = self.calls.iter().map(debug_of).collect();
-        let look_ups: Vec<_> = self.look_ups.iter().map(debug_of_look_up).collect();
-        let data = self.memory.data.0.borrow();
-        let memory: Vec<_> = data
-            .iter()
-            .map(|(name, (bytes, _))| (name, Sha256::digest(bytes)))
-            .collect();
-        let text = format!(
-            "{calls:?} {look_ups:?} {memory:?} {:?} {:?} {:?} {:?} {} {} {} {} {} {}",
-            self.requests,
-            self.ledger,
-            self.adrift,
-            self.now,
-            self.pushed,
-            self.restarted,
-            self.leased,
-            self.settled,
-            self.day,
-            self.taken_back
-        );
-        Sha256::digest(text).into()
+    /// What makes two worlds the same, as its hash, since there are many: what was done before is not
+    /// part of it, but for what is remembered of it. What a call knows of its key's past is as its
+    /// `Debug` shows it.
+    pub fn mark(&self) -> u64 {
+        let mut mark = Mark(DefaultHasher::new());
+        for call in &self.calls {
+            match call {
+                Stage::NotYet => mark.adds(format_args!("not yet")),
+                Stage::Over => mark.adds(format_args!("over")),
+                Stage::Waits(step) => mark.adds(format_args!("{step:?}")),
+                Stage::Sent(away) => mark.adds(format_args!("{away:?}")),
+            }
+        }
+        for look_up in &self.look_ups {
+            match look_up {
+                LookUp::NotYet => mark.adds(format_args!("not yet")),
+                LookUp::Asked(asked) => mark.adds(format_args!("{asked:?}")),
+                LookUp::Over => mark.adds(format_args!("over")),
+            }
+        }
+        for (name, (bytes, _)) in self.memory.data.0.borrow().iter() {
+            (name, bytes).hash(&mut mark.0);
+        }
+        let times = (self.now.unix_ms, self.now.steady_ms);
+        let begun = (self.pushed, self.restarted, self.leased);
+        let gone_by = (self.settled, self.day, self.taken_back);
+        (&self.requests, &self.adrift, times, begun, gone_by).hash(&mut mark.0);
+        mark.adds(format_args!("{:?}", self.ledger));
+        mark.0.finish()
+    }
+}
+
+/// Hashes what is written into it.
+struct Mark(DefaultHasher);
+
+impl Mark {
+    /// Something, and where it ends.
+    fn adds(&mut self, shown: Arguments<'_>) {
+        self.write_fmt(shown).unwrap();
+        self.0.write_u8(0xff);
+    }
+}
+
+impl fmt::Write for Mark {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
     }
 }
 
@@ -1127,24 +1151,6 @@ fn remembered(scene: &Scene, now: Now) -> Remembered {
         ..GuardSettings::default()
     };
     Remembered::since(now, settings)
-}
-
-/// What a call knows of its key's past, as its `Debug` shows it.
-fn debug_of(call: &Stage) -> String {
-    match call {
-        Stage::NotYet => "not yet".to_owned(),
-        Stage::Over => "over".to_owned(),
-        Stage::Waits(step) => format!("{step:?}"),
-        Stage::Sent(away) => format!("{away:?}"),
-    }
-}
-
-fn debug_of_look_up(look_up: &LookUp) -> String {
-    match look_up {
-        LookUp::NotYet => "not yet".to_owned(),
-        LookUp::Asked(asked) => format!("{asked:?}"),
-        LookUp::Over => "over".to_owned(),
-    }
 }
 
 /// The answer where a call of the gateway's own is not made.

@@ -4,7 +4,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::{FOUR, Problem, asked, assert_problem, booked, keyed, of, raw, unknown};
+use crate::common::{
+    FOUR, Problem, asked, assert_problem, booked, keyed, of, raw, unknown, until_received,
+};
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{Answer, Gateway, Options, PATH, cluster, filter_mut, project, route_mut};
 use provider_simulator::{self as simulator, Alpn, Certificate, Fault, Provider, Reply};
@@ -620,9 +622,7 @@ async fn a_refused_connection_after_an_attempt_that_may_have_refunded_stays_unkn
         };
         gateway.simulators.next_fault(provider, fault);
         let close = async {
-            while gateway.simulators.received(provider) == 0 {
-                sleep(Duration::from_millis(5)).await;
-            }
+            until_received(&gateway, provider, 1).await?;
             // Its reply is on the way.
             sleep(Duration::from_millis(200)).await;
             gateway.simulators.close(provider).await;
@@ -962,9 +962,7 @@ async fn a_bad_call_over_http_2_resets_its_own_stream_alone() -> Result<()> {
         Fault::DelayReply(Duration::from_millis(500)),
     );
     let other = tokio::spawn(call("key-1", 1).send());
-    while gateway.simulators.received(Provider::Moyasar) == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
+    until_received(&gateway, Provider::Moyasar, 1).await?;
     let longer = call("key-2", 2)
         .header("content-length", "5000")
         .send()

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::common::{FOUR, Problem, assert_problem, by_key, currency, plugin, taken};
+use crate::common::{FOUR, Problem, assert_problem, by_key, currency, plugin, taken, until};
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -1471,15 +1471,6 @@ fn options(alpn: Alpn, change: impl FnOnce(&mut Value) + Send + 'static) -> Opti
 /// An Envoy before 1.38 has no secret in filter state (`SECRETS_BY` tells so), and transit.yaml needs one.
 fn has_filter_state() -> bool {
     Options::default().secrets_by == SecretsBy::FilterState
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await? {
-        ensure!(Instant::now() < deadline, "never: {what}");
-        sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
 }
 
 /// One of Envoy's numbers, by a pattern of its name.

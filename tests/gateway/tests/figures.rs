@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::common::{FOUR, of, plugin};
+use crate::common::{FOUR, of, plugin, until};
 use anyhow::{Context as _, Result};
 use gateway_testbed::{Answer, Gateway, Options, Secrets, cluster, route_mut};
 use provider_simulator::orders::fresh;
@@ -51,17 +51,6 @@ async fn log_of(mut gateway: Gateway) -> Result<Vec<Value>> {
     }
     let lines = log.lines().map(serde_json::from_str);
     Ok(lines.collect::<Result<_, _>>()?)
-}
-
-async fn until(what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
-    timeout(PATIENCE, async {
-        while !holds().await? {
-            sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
-    })
-    .await
-    .with_context(|| what.to_owned())?
 }
 
 #[tokio::test(flavor = "multi_thread")]

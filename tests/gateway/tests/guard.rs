@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::common::{
     FOUR, Problem, assert_problem, booked, final_at_once, fleet, keyed, of, plugin, shut, unknown,
+    until_received,
 };
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{Answer, Gateway, Options, cluster, filter_mut, route_mut};
@@ -91,16 +92,6 @@ async fn told(gateway: &Gateway, event: &str) -> Result<u64> {
         .filter(|line| line.starts_with("refund_guard_events_total") && line.contains(&wanted))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum())
-}
-
-async fn until_received(gateway: &Gateway, provider: Provider, count: u64) -> Result<()> {
-    timeout(PATIENCE, async {
-        while gateway.simulators.received(provider) < count {
-            sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .context("the provider got no request")
 }
 
 #[tokio::test(flavor = "multi_thread")]

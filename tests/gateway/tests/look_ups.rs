@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::{
     FOUR, Problem, asked, asked_wrongly, assert_problem, booked, final_at_once, fleet, keyed, of,
-    plugin, raw, shut, taken, unknown,
+    plugin, raw, shut, taken, unknown, until, until_received,
 };
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -152,24 +152,6 @@ fn altered(pointer: &str, value: &str) -> Fault {
         pointer: pointer.to_owned(),
         value: Some(value.to_owned()),
     }
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    timeout(PATIENCE, async {
-        while !is_so().await? {
-            sleep(Duration::from_millis(10)).await;
-        }
-        anyhow::Ok(())
-    })
-    .await
-    .with_context(|| format!("not in time: {what}"))?
-}
-
-async fn until_received(gateway: &Gateway, provider: Provider, count: u64) -> Result<()> {
-    until("a request", async || {
-        Ok(gateway.simulators.received(provider) >= count)
-    })
-    .await
 }
 
 /// The paths of what a provider has received.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::currency;
+use crate::common::{currency, until};
 use anyhow::{Context, Result, ensure};
 
 use gateway_testbed::openbao::{self, OpenBao};
@@ -222,15 +222,6 @@ impl Load {
         self.callers.join_all().await;
         std::mem::take(&mut self.tally.lock().unwrap())
     }
-}
-
-async fn until(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !done().await? {
-        ensure!(Instant::now() < deadline, "waited too long for {what}");
-        sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
 }
 
 /// Connections that each worker has taken.

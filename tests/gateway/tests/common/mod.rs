@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::{Answer, Front, Gateway, Options, cluster};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use provider_simulator::{Provider, orders};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// No test measures time; this only ends one that would hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -165,6 +165,24 @@ pub async fn shut(gateway: &Gateway, provider: Provider) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     anyhow::bail!("Envoy keeps its connections to {provider:?}")
+}
+
+/// Waits until something is so; an error where it never is.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so().await? {
+        ensure!(Instant::now() < deadline, "never: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Waits until a provider has so many requests.
+pub async fn until_received(gateway: &Gateway, provider: Provider, count: u64) -> Result<()> {
+    until("the request at the provider", async || {
+        Ok(gateway.simulators.received(provider) >= count)
+    })
+    .await
 }
 
 /// Writes these bytes over HTTP/1.1 and reads the answer, which may come before all of them are
