@@ -1,5 +1,5 @@
-//! What the core's tests share: golden files embedded in the binary (so that they also run in
-//! WebAssembly), and a refund taken through the exchange without a host.
+//! What the core's tests share, and the fuzz targets with them: fixtures, golden files embedded in
+//! the binary, and a refund taken through the exchange without a host.
 
 pub mod calls;
 pub mod fixtures;
