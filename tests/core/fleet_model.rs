@@ -3,7 +3,7 @@
 //! As in the model of one gateway, a provider books whatever reaches it, but for a key that it knows. Here the workers and streams run
 //! themselves. Besides what befalls a call, everything befalls its calls to the store: one is lost, its answer is lost, it comes late,
 //! or it comes twice. Each walk goes from the beginning to an end by a seeded choice of events. There are too many worlds for all of
-//! them: with `WHOLE_MODEL` there are four times as many walks. `tests/simulation` walks through very many more.
+//! them: with `WHOLE_MODEL` there are eight times as many walks. `tests/simulation` walks through very many more.
 
 use std::cell::RefCell;
 
@@ -355,7 +355,7 @@ fn walk(name: &'static str, calls: &[Call], walks: usize, may_forget: bool) -> u
 fn walks() -> usize {
     match std::env::var_os("WHOLE_MODEL") {
         Some(_) => 800,
-        None => 200,
+        None => 100,
     }
 }
 
