@@ -80,7 +80,6 @@ pub struct MockHost {
 
 impl MockHost {
     /// Its randomness from here on: two gateways have never the same.
-    #[allow(dead_code, reason = "some tests have one gateway alone")]
     pub fn seed(&self, seed: u64) {
         self.random.replace(Some(StdRng::seed_from_u64(seed)));
     }

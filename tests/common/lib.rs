@@ -67,9 +67,14 @@ pub fn golden_cases() -> Vec<(String, Value)> {
 /// A plugin configuration of one provider in which `"@FILE"` secrets are files of
 /// tests/providers/bbmsl/golden.
 pub fn config(name: &str, provider: &Value) -> Rc<Config> {
-    let mut provider = provider.clone();
-    resolve_files(&mut provider);
-    let text = json!({"providers": {name: provider}}).to_string();
+    configs(&json!({ name: provider }))
+}
+
+/// A plugin configuration of these providers, in the same way.
+pub fn configs(providers: &Value) -> Rc<Config> {
+    let mut configuration = json!({ "providers": providers });
+    resolve_files(&mut configuration);
+    let text = configuration.to_string();
     Rc::new(Config::read(text.as_bytes(), &|_| None).unwrap())
 }
 

@@ -6,11 +6,6 @@
 //! A certain word that the ledger contradicts: at its moment, or later, since a word that no money
 //! has moved speaks for all sends that were made until then.
 
-#![allow(
-    clippy::unreachable,
-    reason = "a test that panics has failed, which is what it is for"
-)]
-
 use std::fmt::{self, Arguments, Write as _};
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::rc::Rc;

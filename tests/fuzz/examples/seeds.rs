@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use core_testbed::fixtures::{FIXTURES, sent};
-use fuzz_properties::harness::{config, put_keys};
+use core_testbed::{config, resolve_files};
 use fuzz_properties::look_up;
 use fuzz_properties::reply::{FULL, PROVIDER, STATUSES};
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ fn goldens() {
             let case: Value =
                 serde_json::from_slice(&fs::read(&path).expect("its text")).expect("JSON");
             let mut provider = case["provider"].clone();
-            put_keys(&mut provider);
+            resolve_files(&mut provider);
             let configuration = json!({"providers": { fixture.name(): provider }});
             write(
                 "configuration",
@@ -126,7 +126,7 @@ fn fixtures() {
     for (which, fixture) in FIXTURES.iter().enumerate() {
         let name = fixture.name();
         let mut provider = fixture.provider_config();
-        put_keys(&mut provider);
+        resolve_files(&mut provider);
         let configuration = json!({"path": "/v1/refunds", "providers": { name: provider }});
         write("configuration", name, configuration.to_string().as_bytes());
         let mut call = fixture.call();

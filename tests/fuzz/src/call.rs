@@ -15,12 +15,12 @@ use refund_filter::idempotency::KeyFault;
 use refund_filter::money::Currency;
 use serde_json::{Value, json};
 
-use crate::harness::{Step, configs, no_line_ends, step};
+use crate::harness::{Step, no_line_ends, step};
 use crate::json::{self, Found, Json, Unread};
 use crate::{key, money};
-use core_testbed::call_headers;
 use core_testbed::fixtures::{Counts, FIXTURES, Fixture, TOKEN, checked};
 use core_testbed::oracles::{is_u64, read_value, units};
+use core_testbed::{call_headers, configs};
 
 /// A provider as it is configured here.
 struct Configured {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use refund_filter::config::Config;
 
-use crate::harness::config;
+use core_testbed::config;
 use core_testbed::fixtures::{FIXTURES, Fixture};
 use core_testbed::world::{
     Event, FULL, LOOKED_UP, ONE_KEY, RESTARTED, Scene, TAKEN_BACK, TWO_KEYS, TWO_SPELLINGS, World,

@@ -11,10 +11,7 @@ use refund_filter::exchange::{Answer, Callout, LocalReply, Opening, ReplyHead, o
 use refund_filter::guard::{Claim, GuardSettings};
 use refund_filter::headers::Headers;
 use refund_filter::secret::Secret;
-use serde_json::{Value, json};
-
-/// A sound private key.
-pub const PRIVATE_KEY: &str = include_str!("../../providers/bbmsl/golden/private_key.pem");
+use serde_json::json;
 
 /// Takes a call until it is answered, leaves or the provider is asked by a call of the gateway's
 /// own; none where it is not ours. A token and OpenBao's signature are given where they are asked
@@ -132,25 +129,4 @@ pub fn no_line_ends(headers: &Headers<'_>) -> bool {
             && name.iter().all(token)
             && !value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0))
     })
-}
-
-/// A plugin configuration of one provider in which `"@FILE"` is a sound private key.
-pub fn config(name: &str, provider: &Value) -> Rc<Config> {
-    configs(&json!({ name: provider }))
-}
-
-/// A plugin configuration of these providers, in the same way.
-pub fn configs(providers: &Value) -> Rc<Config> {
-    let mut text = json!({ "providers": providers });
-    put_keys(&mut text);
-    Rc::new(Config::read(text.to_string().as_bytes(), &|_| None).expect("a sound configuration"))
-}
-
-pub fn put_keys(value: &mut Value) {
-    match value {
-        Value::String(text) if text.starts_with('@') => *text = PRIVATE_KEY.to_owned(),
-        Value::Array(items) => items.iter_mut().for_each(put_keys),
-        Value::Object(members) => members.values_mut().for_each(put_keys),
-        _ => {}
-    }
 }

@@ -11,13 +11,13 @@ use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, ReplyHead};
 use serde_json::{Value, json};
 
-use crate::harness::{Asked, Step, asked, config, no_line_ends, step};
+use crate::harness::{Asked, Step, asked, no_line_ends, step};
 use crate::json::{self, Found, Json};
 use crate::money::whole;
 use crate::reply::{STATUSES, in_proportion};
 use core_testbed::fixtures::{FIXTURES, Fixture, TOKEN};
 use core_testbed::oracles::derived_key;
-use core_testbed::{call_headers, look_up_headers};
+use core_testbed::{call_headers, config, look_up_headers};
 
 /// What the first byte asks for besides a provider.
 pub const BY_ID: u8 = 1;

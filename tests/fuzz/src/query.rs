@@ -9,10 +9,10 @@ use std::rc::Rc;
 use refund_filter::config::Config;
 use serde_json::{Value, json};
 
-use crate::harness::{Step, configs, no_line_ends, step};
+use crate::harness::{Step, no_line_ends, step};
 use crate::key;
 use core_testbed::fixtures::{FIXTURES, TOKEN};
-use core_testbed::look_up_headers;
+use core_testbed::{configs, look_up_headers};
 
 const NAMES: [&str; 6] = [
     "provider",

@@ -10,9 +10,10 @@ use refund_filter::config::Config;
 use refund_filter::exchange::{Answer, Dispatch, ReplyHead};
 use serde_json::{Value, json};
 
-use crate::harness::{config, no_line_ends};
+use crate::harness::no_line_ends;
 use crate::json::{self, Found, Json, Unread};
 use crate::money::whole;
+use core_testbed::config;
 use core_testbed::fixtures::{Counts, FIXTURES, Fixture, checked, header, sent_bytes};
 
 /// The statuses of the second byte.
