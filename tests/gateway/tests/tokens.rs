@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::{Problem, assert_problem};
+use crate::common::{self, Problem, assert_problem};
 use anyhow::{Result, ensure};
 use gateway_testbed::{Answer, Gateway, Options};
 use provider_simulator::{Certificate, ExpiresIn, Fault, Provider, Reply, TokenLifetime, orders};
@@ -86,12 +86,7 @@ fn booked(gateway: &Gateway) -> BTreeSet<String> {
 }
 
 async fn until(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        ensure!(Instant::now() < deadline, "not in time: {what}");
-        sleep(Duration::from_millis(2)).await;
-    }
-    Ok(())
+    common::until(what, async || Ok(is_so())).await
 }
 
 fn says(status: u16, body: &str) -> Fault {
