@@ -11,14 +11,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::envoy_yaml::change_each;
+use crate::change_each;
 use crate::{last_lines, numbers};
 
 /// For a start, and for a change of the listeners. No test measures time.
@@ -47,22 +47,18 @@ pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     /// Where its log begins in the file.
     log_from: u64,
-    kept: Option<Kept>,
+    /// As what it is kept for the next.
+    kind: Option<String>,
     /// Whether a test did something to the process that a next one could notice.
     touched: AtomicBool,
 }
 
-/// Where Envoys without a gateway wait, as long as any test has one.
+/// Where Envoys without a gateway wait for the next.
 #[derive(Default)]
 struct Shelf(Mutex<Vec<Idle>>);
 
 struct Idle {
     process: Process,
-    kind: String,
-}
-
-struct Kept {
-    shelf: Arc<Shelf>,
     kind: String,
 }
 
@@ -82,14 +78,15 @@ impl Drop for Process {
 }
 
 impl Shelf {
-    fn of_this_process() -> Arc<Shelf> {
-        static KNOWN: Mutex<Weak<Shelf>> = Mutex::new(Weak::new());
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        known.upgrade().unwrap_or_else(|| {
-            let shelf = Arc::new(Shelf::default());
-            *known = Arc::downgrade(&shelf);
-            shelf
-        })
+    fn of_this_process() -> &'static Shelf {
+        static SHELF: LazyLock<Shelf> = LazyLock::new(|| {
+            // What is static is never dropped, and an Envoy would be left behind with its folder.
+            // SAFETY: the function takes nothing, and does not panic.
+            let registered = unsafe { libc::atexit(clear_the_shelf) };
+            assert_eq!(registered, 0, "atexit takes no function");
+            Shelf::default()
+        });
+        &SHELF
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
@@ -102,6 +99,10 @@ impl Shelf {
         let place = idle.iter().position(|one| one.kind == kind)?;
         Some(idle.remove(place).process)
     }
+}
+
+extern "C" fn clear_the_shelf() {
+    Shelf::of_this_process().idle().clear();
 }
 
 impl Running {
@@ -119,7 +120,7 @@ impl Running {
             process: Some(process),
             address,
             log_from: 0,
-            kept: None,
+            kind: None,
             touched: AtomicBool::new(false),
         })
     }
@@ -137,8 +138,7 @@ impl Running {
         listeners[0]["name"] = json!(name);
         let kind = format!("{} {} {config}", start.concurrency, start.log_level);
 
-        let shelf = Shelf::of_this_process();
-        let mut process = match shelf.take(&kind) {
+        let mut process = match Shelf::of_this_process().take(&kind) {
             Some(process) => process,
             None => {
                 let folder = tempfile::Builder::new().prefix("refund-envoy-").tempdir()?;
@@ -172,7 +172,7 @@ impl Running {
             process: Some(process),
             address,
             log_from,
-            kept: Some(Kept { shelf, kind }),
+            kind: Some(kind),
             touched: AtomicBool::new(false),
         })
     }
@@ -227,7 +227,7 @@ impl Running {
     /// the next. All of its logs are written then.
     pub(crate) async fn stop(&mut self) -> Result<()> {
         let process = self.process.as_mut().context("Envoy is gone")?;
-        if self.kept.is_some() {
+        if self.kind.is_some() {
             process.forget()?;
             let wait = Wait::new("the end of its listener, and its logs");
             while !(process.is_empty().await? && process.has_written().await?) {
@@ -251,14 +251,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let (Some(mut process), Some(kept)) = (self.process.take(), self.kept.take()) else {
+        let (Some(mut process), Some(kind)) = (self.process.take(), self.kind.take()) else {
             return;
         };
         let runs = matches!(process.child.try_wait(), Ok(None));
         let intact = runs && !self.touched.load(Ordering::Relaxed) && !std::thread::panicking();
         if intact && process.forget().is_ok() {
-            let kind = kept.kind;
-            let mut idle = kept.shelf.idle();
+            let mut idle = Shelf::of_this_process().idle();
             idle.push(Idle { process, kind });
             if idle.len() > MOST_IDLE {
                 idle.remove(0);

@@ -156,7 +156,7 @@ fn take_secrets_by(plugin: &mut Value, by: SecretsBy) {
 }
 
 /// Changes a value, and then all that is in it.
-pub(crate) fn change_each(value: &mut Value, change: &mut impl FnMut(&mut Value)) {
+pub fn change_each(value: &mut Value, change: &mut impl FnMut(&mut Value)) {
     change(value);
     match value {
         Value::Array(items) => items.iter_mut().for_each(|item| change_each(item, change)),

@@ -27,8 +27,8 @@ use simulator::{Credential, SigningKeys, Simulators};
 use envoy::{Running, Start, get};
 
 pub use envoy_yaml::{
-    change_plugin, filter_mut, filter_state, inject_credentials, load, parse, parts, route_mut,
-    set_secrets, share_memory, sign_by_transit, trace_to,
+    change_each, change_plugin, filter_mut, filter_state, inject_credentials, load, parse, parts,
+    route_mut, set_secrets, share_memory, sign_by_transit, trace_to,
 };
 
 /// The path of the canonical call.

@@ -4,11 +4,12 @@
 use crate::common::FOUR;
 use anyhow::{Context, Result, ensure};
 use gateway_testbed::{
-    Gateway, Options, Provider, Secrets, SecretsBy, change_plugin, cluster, envoy, module,
-    route_mut,
+    Gateway, Options, Provider, Secrets, SecretsBy, change_each, change_plugin, cluster, envoy,
+    module, project, route_mut,
 };
 use refund_doctor::examine;
 use refund_doctor::start::{self, Variant};
+use refund_filter::config::Config;
 use serde_json::{Value, json};
 
 const LISTENER: &str = "/static_resources/listeners/0";
@@ -116,6 +117,24 @@ async fn it_says_the_same_of_a_bootstrap_and_of_its_dump() -> Result<()> {
     Ok(())
 }
 
+/// Whether the core takes what the filter is configured with, wherever it stands in this file.
+fn the_filter_takes(text: &str) -> Result<()> {
+    let mut envoy: Value = serde_saphyr::from_str(text)?;
+    let mut plugins = Vec::new();
+    change_each(&mut envoy, &mut |value| {
+        if value.get("vm_config").is_some() {
+            plugins.push(value["configuration"]["value"].take());
+        }
+    });
+    ensure!(!plugins.is_empty(), "there is no filter");
+    for plugin in plugins {
+        let plugin = plugin.as_str().context("no text")?;
+        let read = Config::read(plugin.as_bytes(), &|_| None);
+        ensure!(read.is_ok(), "{read:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
     if SecretsBy::of_this_envoy() != SecretsBy::FilterState {
@@ -135,8 +154,10 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
         std::fs::write(folder.path().join(format!("{name}.yaml")), other)?;
     }
     let secrets = folder.path().to_str().context("a path that is no text")?;
-    let module = module()?;
-    let module = module.to_str().context("a path that is no text")?;
+    // Envoy compiles the filter for two seconds. So it reads two of the configurations with the filter, and the others with a
+    // module that takes what it is given; what the filter says of its own part, the core says of each.
+    let filter = module()?;
+    let other = project().join("dist/trap_module.wasm");
     let all = FOUR.map(cluster);
     let (usual, two) = (Variant::default(), ["moyasar", "bbmsl"]);
     let by_header = Variant {
@@ -188,7 +209,12 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
         ),
         (&all, "/pay/back", all_at_once),
     ] {
-        let text = start::write(chosen, path, variant)?
+        let text = start::write(chosen, path, variant)?;
+        the_filter_takes(&text).with_context(|| format!("{chosen:?}, {variant:?}"))?;
+        let is_first = chosen.len() == FOUR.len() && (variant == usual || variant == all_at_once);
+        let module = if is_first { &filter } else { &other };
+        let module = module.to_str().context("a path that is no text")?;
+        let text = text
             .replace("/etc/refund-filter/secrets", secrets)
             .replace("dist/refund_filter.wasm", module);
         let file = folder.path().join("envoy.yaml");
