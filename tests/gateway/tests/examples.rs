@@ -709,13 +709,15 @@ async fn the_clients_share_a_file_of_keys() -> Result<()> {
         let refund = ["begateway", payment, "10.00", "USD"];
         let front = Front::start(client.gateway.address, &[]).await?;
         let keys = client.folder.path().join(format!("all-{nth}.json"));
-        // Each after each other.
-        for first in &programs {
-            for (program, arguments) in programs.iter().flat_map(|second| [first, second]) {
-                (client.program, client.arguments) = (program.clone(), arguments.clone());
-                let end = client.run(&front, &keys, &refund).await?;
-                ensure!(end == Some(0), "{program:?} ended with {end:?}, {payment}");
-            }
+        // Each right after each other one: a b a c a d, b c b d, c d, a.
+        let pairs = programs.iter().enumerate().flat_map(|(nth, one)| {
+            let others = programs.iter().skip(nth + 1);
+            others.flat_map(move |other| [one, other])
+        });
+        for (program, arguments) in pairs.chain(programs.first()) {
+            (client.program, client.arguments) = (program.clone(), arguments.clone());
+            let end = client.run(&front, &keys, &refund).await?;
+            ensure!(end == Some(0), "{program:?} ended with {end:?}, {payment}");
         }
         let used = front.keys.lock().unwrap().len();
         ensure!(used == 1, "{used} keys for {payment}");

@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -956,17 +958,41 @@ async fn two_hundred_pushes_of_new_configurations_leave_nothing_behind() -> Resu
     .await
 }
 
-/// The callbacks of this name in Envoy's log at trace, each with its thread and its context.
-fn callbacks(log: &str, name: &str) -> Vec<(String, String)> {
-    let call = format!("[host->vm] {name}(");
-    log.lines()
-        .filter_map(|line| {
-            let (head, arguments) = line.split_once(&call)?;
-            let thread = head.split(['[', ']']).nth(3)?;
-            let context = arguments.split([',', ')']).next()?;
-            Some((thread.to_owned(), context.to_owned()))
-        })
-        .collect()
+/// A callback of the filter's, as Envoy's log at trace shows it.
+struct Callback {
+    name: String,
+    thread: String,
+    context: String,
+}
+
+/// Envoy's log at trace. It is long, so each line is read once.
+struct Trace(BufReader<File>);
+
+impl Trace {
+    /// The callbacks that have come since the last look.
+    fn callbacks(&mut self) -> Result<Vec<Callback>> {
+        let mut callbacks = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            let read = self.0.read_until(b'\n', &mut line)?;
+            if !line.ends_with(b"\n") {
+                // What is written of a line so far is read with its end.
+                self.0.seek_relative(-i64::try_from(read)?)?;
+                return Ok(callbacks);
+            }
+            callbacks.extend(callback(&String::from_utf8_lossy(&line)));
+        }
+    }
+}
+
+fn callback(line: &str) -> Option<Callback> {
+    let (head, call) = line.split_once("[host->vm] ")?;
+    let (name, arguments) = call.split_once('(')?;
+    Some(Callback {
+        name: name.to_owned(),
+        thread: head.split(['[', ']']).nth(3)?.to_owned(),
+        context: arguments.split([',', ')']).next()?.to_owned(),
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -987,15 +1013,18 @@ async fn pushes_leave_no_root_and_no_timer_behind() -> Result<()> {
     let tally = load.stop().await;
     tally.assert_none_failed();
     // Roots that were let go with a call in flight are gone when the call is.
+    let mut trace = Trace(BufReader::new(File::open(
+        gateway.folder().join("envoy.log"),
+    )?));
     let mut kept = BTreeMap::new();
     until("the contexts to go", async || {
-        let log = gateway.log();
-        kept.clear();
-        for (thread, _) in callbacks(&log, "proxy_on_context_create") {
-            *kept.entry(thread).or_insert(0) += 1;
-        }
-        for (thread, _) in callbacks(&log, "proxy_on_delete") {
-            *kept.entry(thread).or_insert(0) -= 1;
+        for callback in trace.callbacks()? {
+            let change = match &*callback.name {
+                "proxy_on_context_create" => 1,
+                "proxy_on_delete" => -1,
+                _ => continue,
+            };
+            *kept.entry(callback.thread).or_insert(0) += change;
         }
         // One root for each worker. The main thread has its own, and one in each VM that tried a configuration and was
         // thrown away as a whole.
@@ -1008,12 +1037,11 @@ async fn pushes_leave_no_root_and_no_timer_behind() -> Result<()> {
     .with_context(|| format!("contexts by thread: {kept:?}"))?;
 
     // Who still ticks: until one has ticked twice, all must have ticked that ever will.
-    let seen = gateway.log().len();
     let mut ticks = BTreeMap::new();
     until("a timer to come round", async || {
-        ticks.clear();
-        for root in callbacks(&gateway.log()[seen..], "proxy_on_tick") {
-            *ticks.entry(root).or_insert(0) += 1;
+        let callbacks = trace.callbacks()?.into_iter();
+        for tick in callbacks.filter(|callback| callback.name == "proxy_on_tick") {
+            *ticks.entry((tick.thread, tick.context)).or_insert(0) += 1;
         }
         Ok(ticks.values().any(|count| *count >= 3))
     })

@@ -172,7 +172,7 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> 
     let deadline = Instant::now() + Duration::from_secs(30);
     while !is_so().await? {
         ensure!(Instant::now() < deadline, "never: {what}");
-        sleep(Duration::from_millis(5)).await;
+        sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }
