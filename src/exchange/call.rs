@@ -24,6 +24,7 @@ const MAX_TIME: usize = 64;
 
 /// What is to be had from the provider.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub(super) enum Task {
     /// A refund, under its key at the provider.
     Refund(Refund, ProviderKey),
@@ -51,6 +52,7 @@ impl Task {
 
 /// A refund or a look-up on its way: what is needed to make an answer of whatever comes.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub(super) struct Call {
     pub(super) caller: Caller,
     pub(super) entry: Rc<ProviderEntry>,

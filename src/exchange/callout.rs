@@ -15,6 +15,7 @@ use crate::signing::{PublicKeys, Signer, TransitKeys};
 
 /// A call of the gateway's own, by what waits for it. Nothing was sent that could move money.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub enum Callout {
     /// OpenBao is to sign the provider's request.
     Signature(Box<Unsigned>),

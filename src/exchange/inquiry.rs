@@ -24,6 +24,7 @@ const TIMEOUT_MS: u32 = 10_000;
 
 /// A call that waits for a provider's word on a payment. Nothing was sent that could move money.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub struct Inquiry {
     call: Call,
     headers: Headers<'static>,

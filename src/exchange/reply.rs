@@ -18,6 +18,7 @@ use crate::refund::{Refund, Status};
 
 /// A refund that may have left the gateway.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub struct Sent {
     pub(super) call: Call,
 }

@@ -36,6 +36,7 @@ pub(super) fn sign(
 
 /// A provider's request without what proves who calls.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub(super) struct Draft {
     pub(super) call: Call,
     path: String,

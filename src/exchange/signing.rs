@@ -16,6 +16,7 @@ use crate::signing::{TRANSIT_TIMEOUT_MS, Told, Transit, TransitKeys, TransitSign
 
 /// A call that waits for OpenBao's signature. Nothing was sent.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub struct Unsigned {
     draft: Draft,
     transit: Rc<Transit>,
@@ -26,6 +27,7 @@ pub struct Unsigned {
 
 /// A call whose signature waits for OpenBao's word on the public key. Nothing was sent.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub struct Unverified {
     unsigned: Unsigned,
     signature: TransitSignature,

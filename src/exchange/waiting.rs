@@ -14,6 +14,7 @@ use crate::token::{Failure, FailureKind};
 
 /// A call that waits for a bearer token. Nothing was sent.
 #[derive(Debug)]
+#[cfg_attr(feature = "copies", derive(Clone))]
 pub struct Waiting {
     pub(super) draft: Draft,
     pub(super) body: Option<String>,

@@ -10,7 +10,7 @@ use refund_filter::guard::{Guard, GuardSettings, Table};
 use refund_filter::memory::{Memory, NotWritten};
 
 /// Shared data as the host has it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct SharedData(pub RefCell<BTreeMap<String, (Vec<u8>, u32)>>);
 
 impl Memory for SharedData {
@@ -30,6 +30,7 @@ impl Memory for SharedData {
 }
 
 /// What a gateway remembers.
+#[derive(Clone)]
 pub struct Remembered {
     pub data: SharedData,
     pub table: Table,

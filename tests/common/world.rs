@@ -13,7 +13,9 @@ use std::sync::LazyLock;
 
 use refund_filter::clock::Now;
 use refund_filter::config::Config;
-use refund_filter::exchange::{Answer, Callout, Dispatch, LocalReply, Opening, Sent, Step, open};
+use refund_filter::exchange::{
+    Answer, Callout, Dispatch, LocalReply, Opening, Sent, Step, Waiting, open,
+};
 use refund_filter::guard::{Asks, Claim, Digest, GuardSettings, Past, Recalled};
 use refund_filter::idempotency::IdempotencyKey;
 use refund_filter::secret::Secret;
@@ -184,7 +186,7 @@ const KEYS: [[&str; 2]; 2] = [
 ];
 
 /// A request that left, whatever became of it.
-#[derive(Debug, Hash)]
+#[derive(Clone, Debug, Hash)]
 struct Request {
     key: usize,
     value: &'static str,
@@ -204,7 +206,7 @@ struct Request {
 }
 
 /// A refund in the provider's ledger.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Booked {
     request: usize,
     /// Whether the money has moved.
@@ -217,7 +219,7 @@ struct Booked {
 }
 
 /// A reply of the provider's, and of what it speaks: refunds and their versions.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Said {
     status: u16,
     body: String,
@@ -228,16 +230,19 @@ struct Said {
     clippy::large_enum_variant,
     reason = "a world has three of them at most"
 )]
+#[derive(Clone)]
 enum Stage {
     NotYet,
-    /// It waits for something before it is sent.
-    Waits(Step),
+    /// It waits for a token before it is sent.
+    Waits(Box<Waiting>),
+    /// It waits for a call of the gateway's own before it is sent.
+    Calls(Callout),
     Sent(Box<Away>),
     Over,
 }
 
 /// At the provider, or on the way to it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Away {
     sent: Sent,
     request: usize,
@@ -247,6 +252,7 @@ struct Away {
     crossed: bool,
 }
 
+#[derive(Clone)]
 enum LookUp {
     NotYet,
     Asked(Box<Asked>),
@@ -254,7 +260,7 @@ enum LookUp {
 }
 
 /// A look-up that has left.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     by: By,
     /// What the provider has seen.
@@ -262,7 +268,7 @@ struct Asked {
     crossed: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum By {
     /// The route, with the path's last part, which may name a refund.
     Route(Box<Sent>, String),
@@ -270,6 +276,7 @@ enum By {
 }
 
 /// The world at one moment.
+#[derive(Clone)]
 pub struct World<'f> {
     fixture: &'f Fixture,
     /// Before and after the push.
@@ -348,19 +355,19 @@ impl<'f> World<'f> {
                         events.push(Comes(nth));
                     }
                 }
-                Stage::Waits(Step::Waiting(_)) => {
+                Stage::Waits(_) => {
                     events.push(Token(nth));
                     if detailed {
                         events.extend([NoToken(nth), Leaves(nth)]);
                     }
                 }
-                Stage::Waits(Step::Calling(Callout::Signature(_))) => {
+                Stage::Calls(Callout::Signature(_)) => {
                     events.push(Signature(nth));
                     if detailed {
                         events.extend([NoSignature(nth), Leaves(nth)]);
                     }
                 }
-                Stage::Waits(_) => {
+                Stage::Calls(_) => {
                     events.extend([Order(nth), NoOrder(nth)]);
                     if detailed {
                         events.push(Leaves(nth));
@@ -449,7 +456,7 @@ impl<'f> World<'f> {
         match event {
             Comes(nth) => self.comes(nth),
             Token(nth) => {
-                let Stage::Waits(Step::Waiting(waiting)) = self.take(nth) else {
+                let Stage::Waits(waiting) = self.take(nth) else {
                     unreachable!()
                 };
                 self.go_on(nth, waiting.with_token(Secret::new(TOKEN.into())));
@@ -618,7 +625,8 @@ impl<'f> World<'f> {
                 self.go_on(nth, waiting.with_token(Secret::new(TOKEN.into())));
             }
             Step::Leaving(dispatch) => self.leave(nth, *dispatch),
-            Step::Waiting(_) | Step::Calling(_) => self.calls[nth] = Stage::Waits(step),
+            Step::Waiting(waiting) => self.calls[nth] = Stage::Waits(waiting),
+            Step::Calling(callout) => self.calls[nth] = Stage::Calls(callout),
             Step::Reading(_)
             | Step::Claiming(_)
             | Step::Naming(_)
@@ -629,7 +637,7 @@ impl<'f> World<'f> {
 
     /// The gateway's own call is answered.
     fn called(&mut self, nth: usize, body: &str) {
-        let Stage::Waits(Step::Calling(callout)) = self.take(nth) else {
+        let Stage::Calls(callout) = self.take(nth) else {
             unreachable!()
         };
         let (head, guard) = (head(200, &[]), self.memory.guard());
@@ -701,11 +709,11 @@ impl<'f> World<'f> {
     /// It ends before anything is sent.
     fn comes_to_nothing(&mut self, nth: usize) {
         let answer = match self.take(nth) {
-            Stage::Waits(Step::Waiting(waiting)) => waiting.without_token(&Failure {
+            Stage::Waits(waiting) => waiting.without_token(&Failure {
                 kind: FailureKind::Refused,
                 ..Failure::unreachable()
             }),
-            Stage::Waits(Step::Calling(callout)) => not_made(callout),
+            Stage::Calls(callout) => not_made(callout),
             _ => unreachable!(),
         };
         self.answer(nth, answer);
@@ -721,7 +729,8 @@ impl<'f> World<'f> {
 
     fn leaves(&mut self, nth: usize) {
         let answer = match self.take(nth) {
-            Stage::Waits(step) => step.local_reply(left(false), &|_| None),
+            Stage::Waits(waiting) => waiting.local_reply(left(false)),
+            Stage::Calls(callout) => callout.local_reply(left(false)),
             Stage::Sent(away) => {
                 let step = match away.said {
                     None => {
@@ -1098,7 +1107,8 @@ impl<'f> World<'f> {
             match call {
                 Stage::NotYet => mark.adds(format_args!("not yet")),
                 Stage::Over => mark.adds(format_args!("over")),
-                Stage::Waits(step) => mark.adds(format_args!("{step:?}")),
+                Stage::Waits(waiting) => mark.adds(format_args!("{waiting:?}")),
+                Stage::Calls(callout) => mark.adds(format_args!("{callout:?}")),
                 Stage::Sent(away) => mark.adds(format_args!("{away:?}")),
             }
         }

@@ -17,8 +17,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use core_testbed::fixtures::{FIXTURES, Fixture, fixture};
 use core_testbed::world::{
-    Event, FULL, LOOKED_UP, ONE_KEY, RESTARTED, Scene, TAKEN_BACK, TWO_KEYS, TWO_SPELLINGS,
-    Without, World,
+    FULL, LOOKED_UP, ONE_KEY, RESTARTED, Scene, TAKEN_BACK, TWO_KEYS, TWO_SPELLINGS, Without, World,
 };
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -35,8 +34,8 @@ fn explore(fixture: &Fixture, provider: &Value, scene: Scene, at_least: usize) -
 }
 
 /// Walks from the beginning to an end until it has met so many worlds, or walked as often: a scene
-/// may have fewer. A walk replays nothing and reaches all depths. A depth-first search that ends
-/// early stays near the end that it met first.
+/// may have fewer. A walk reaches all depths. A depth-first search that ends early stays near the end
+/// that it met first.
 fn walks(fixture: &Fixture, provider: &Value, scene: Scene, worlds: usize) -> usize {
     let configs = [(); 2].map(|()| core_testbed::config(fixture.name(), provider));
     let mut chance = StdRng::seed_from_u64(1);
@@ -57,24 +56,15 @@ fn walks(fixture: &Fixture, provider: &Value, scene: Scene, worlds: usize) -> us
 
 fn every_world(fixture: &Fixture, provider: &Value, scene: Scene) -> usize {
     let configs = [(); 2].map(|()| core_testbed::config(fixture.name(), provider));
-    let replay = |trace: &[Event]| {
-        let mut world = World::new(fixture, &configs, scene);
-        for event in trace {
-            world.step(*event);
-        }
-        world
-    };
     let mut seen = HashSet::new();
-    let mut left: Vec<Vec<Event>> = vec![Vec::new()];
-    while let Some(mut trace) = left.pop() {
-        let mut world = replay(&trace);
-        while seen.insert(world.mark()) {
-            let mut events = world.events();
-            let Some(next) = events.pop() else { break };
-            left.extend(events.iter().map(|event| [&trace[..], &[*event]].concat()));
-            // One way on needs no beginning.
-            world.step(next);
-            trace.push(next);
+    let mut left = vec![World::new(fixture, &configs, scene)];
+    while let Some(world) = left.pop() {
+        if seen.insert(world.mark()) {
+            left.extend(world.events().into_iter().map(|event| {
+                let mut next = world.clone();
+                next.step(event);
+                next
+            }));
         }
     }
     seen.len()
