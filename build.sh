@@ -361,8 +361,10 @@ tests() {
   beside with_the_build
   say "lints, and building the tests and the simulated providers"
   # clippy's driver is rustc with the lints: so all is read once, where a pass for the lints would read all dependencies once more. What it
-  # builds may be optimised less than what rustc builds, so this is for tests alone; the module is rustc's.
-  FOR_ALL_TESTS=(--config 'build.rustc-workspace-wrapper="clippy-driver"' --config 'env.CLIPPY_ARGS="--deny__CLIPPY_HACKERY__warnings"'
+  # builds may be optimised less than what rustc builds, so this is for tests alone; the module is rustc's. No lines for backtraces: a
+  # test that fails says where by itself, and a tenth of the build goes into them.
+  FOR_ALL_TESTS=(--config profile.dev.debug=false
+    --config 'build.rustc-workspace-wrapper="clippy-driver"' --config 'env.CLIPPY_ARGS="--deny__CLIPPY_HACKERY__warnings"'
     --config profile.dev.package.refund-filter.opt-level=2 --config profile.dev.package.core-testbed.opt-level=2
     --config profile.dev.package.core-tests.opt-level=0)
   # All at once, with what the later steps run. Another choice of packages has other features, and would build much of it again.
