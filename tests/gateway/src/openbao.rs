@@ -61,7 +61,8 @@ impl OpenBao {
                 Instant::now() < deadline,
                 "OpenBao was not ready in time: {error:#}"
             );
-            sleep(Duration::from_millis(50)).await;
+            // Its command line is a large program.
+            sleep(Duration::from_millis(200)).await;
         }
         openbao.prepare(private_key).await?;
         Ok(openbao)
