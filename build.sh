@@ -478,7 +478,8 @@ readonly NOT_BY_VERSION=(a_body_that_is_not_plain_json a_broken_plugin_configura
   each_member_has_its_limits the_path_is_the_configured_one unknown_and_doubled_members what_is_not_one_json_value
   what_one_provider_cannot_take without_a_key_in_its_time keys_of_every_size times_are_written a_uuid_in_capitals
   every_provider_is_looked_at a_refund_call_with_a_query a_staged_key_takes_over openbao_signs_with_keys_of_every_size
-  a_gauge_tells_when_the_last_key_ends a_look_up_right_after_a_slow_send a_fleets_front_sends_every_spelling refunds_are_counted_by_provider)
+  a_gauge_tells_when_the_last_key_ends a_look_up_right_after_a_slow_send a_fleets_front_sends_every_spelling refunds_are_counted_by_provider
+  bytes_of_the every_one_of_many_answers a_call_without_a_body a_body_of_64_kib any_method_but_post_and_get a_start_without_callers)
 
 # The end-to-end tests on another Envoy: its version, its program, and which suites (all where none is named). Before 1.38 there are
 # no secrets in filter state: they come by header, and the few tests of filter state itself, and of OpenBao with its token there, end

@@ -48,7 +48,7 @@ struct Secret {
 impl Secrets {
     /// Those of every gateway that is given no others: a key pair takes a good part of a second to
     /// make.
-    fn of_this_process() -> Result<Self> {
+    pub fn of_this_process() -> Result<Self> {
         static MADE: OnceLock<Secrets> = OnceLock::new();
         if let Some(made) = MADE.get() {
             return Ok(made.clone());

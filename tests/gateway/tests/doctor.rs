@@ -1,11 +1,11 @@
 //! What the doctor says of a running Envoy, and what Envoy says of the configurations for chosen
 //! providers.
 
-use crate::common::FOUR;
+use crate::common::{FOUR, secrets};
 use anyhow::{Context, Result, ensure};
 use gateway_testbed::{
-    Gateway, Options, Provider, Secrets, SecretsBy, change_each, change_plugin, cluster, envoy,
-    module, project, route_mut,
+    Gateway, Options, Provider, SecretsBy, change_each, change_plugin, cluster, envoy, module,
+    project, route_mut,
 };
 use refund_doctor::examine;
 use refund_doctor::start::{self, Variant};
@@ -141,7 +141,7 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
-    Secrets::new()?.put(folder.path())?;
+    secrets().put(folder.path())?;
     // What the files beside envoy.yaml name besides.
     for name in [
         "openbao-token",
@@ -211,8 +211,9 @@ async fn envoy_takes_the_configurations_for_chosen_providers() -> Result<()> {
     ] {
         let text = start::write(chosen, path, variant)?;
         the_filter_takes(&text).with_context(|| format!("{chosen:?}, {variant:?}"))?;
-        let is_first = chosen.len() == FOUR.len() && (variant == usual || variant == all_at_once);
-        let module = if is_first { &filter } else { &other };
+        let by_the_filter =
+            chosen.len() == FOUR.len() && (variant == usual || variant == all_at_once);
+        let module = if by_the_filter { &filter } else { &other };
         let module = module.to_str().context("a path that is no text")?;
         let text = text
             .replace("/etc/refund-filter/secrets", secrets)

@@ -7,19 +7,20 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::common::{FOUR, Problem, assert_problem, by_key, currency, plugin, taken, until};
+use crate::common::{
+    FOUR, Problem, assert_problem, by_key, currency, plugin, secrets, taken, until,
+};
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
-    Answer, Gateway, Options, PATH, Secrets, SecretsBy, cluster, project, route_mut,
-    sign_by_transit,
+    Answer, Gateway, Options, PATH, SecretsBy, cluster, project, route_mut, sign_by_transit,
 };
 use http::Request;
 use hyper::body::{Body, Frame};
@@ -1441,14 +1442,6 @@ fn set_port(config: &mut Value, provider: Provider, port: u16) {
 
 fn set_route(config: &mut Value, provider: Provider, name: &str, value: Value) {
     route_mut(config, cluster(provider)).expect("a route")["route"][name] = value;
-}
-
-/// The secrets of this file's gateways: an RSA key is not made in no time.
-fn secrets() -> Secrets {
-    static SECRETS: OnceLock<Secrets> = OnceLock::new();
-    SECRETS
-        .get_or_init(|| Secrets::new().expect("a key"))
-        .clone()
 }
 
 fn options(alpn: Alpn, change: impl FnOnce(&mut Value) + Send + 'static) -> Options {

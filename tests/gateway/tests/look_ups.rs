@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::{
     FOUR, Problem, asked, asked_wrongly, assert_problem, booked, final_at_once, fleet, keyed, of,
-    plugin, raw, shut, taken, unknown, until, until_received,
+    plugin, raw, secrets, shut, taken, unknown, until, until_received,
 };
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -855,7 +855,7 @@ async fn by_transit() -> Result<Option<(OpenBao, Gateway)>> {
     if Options::default().secrets_by != SecretsBy::FilterState {
         return Ok(None);
     }
-    let secrets = gateway_testbed::Secrets::new()?;
+    let secrets = secrets();
     let openbao = OpenBao::start(secrets.of(Bbmsl)).await?;
     let (address, ca) = (openbao.address, openbao.ca());
     let gateway = Gateway::start(Options {

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{LazyLock, OnceLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use crate::common::{FOUR, Problem, assert_problem, of, taken};
+use crate::common::{FOUR, Problem, assert_problem, of, secrets, taken};
 use anyhow::{Context as _, Result, ensure};
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
@@ -62,14 +62,6 @@ const AUTH_FAILED: Problem = Problem {
     retry: "same_key",
     ..Problem::certain("provider-auth-failed", 502)
 };
-
-/// The secrets of this file's gateways: an RSA key is not made in no time.
-fn secrets() -> Secrets {
-    static SECRETS: OnceLock<Secrets> = OnceLock::new();
-    SECRETS
-        .get_or_init(|| Secrets::new().expect("a key"))
-        .clone()
-}
 
 fn options() -> Options {
     Options {

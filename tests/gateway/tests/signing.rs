@@ -6,16 +6,16 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::common::{Problem, assert_problem};
+use crate::common::{Problem, assert_problem, secrets};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use gateway_testbed::openbao::OpenBao;
 use gateway_testbed::{
-    Answer, Gateway, Options, PATH, Secrets, SecretsBy, change_plugin, route_mut, sign_by_transit,
+    Answer, Gateway, Options, PATH, SecretsBy, change_plugin, route_mut, sign_by_transit,
 };
 use http::{HeaderMap, HeaderValue, Request};
 use http_body_util::BodyExt as _;
@@ -44,14 +44,6 @@ const NOT_KNOWN: Problem = Problem {
     retry: "look_up",
     ..Problem::certain("provider-rejected", 422)
 };
-
-/// The secrets of this file's gateways: an RSA key is not made in no time.
-fn secrets() -> Secrets {
-    static SECRETS: OnceLock<Secrets> = OnceLock::new();
-    SECRETS
-        .get_or_init(|| Secrets::new().expect("a key"))
-        .clone()
-}
 
 fn options() -> Options {
     Options {

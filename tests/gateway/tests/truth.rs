@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::{
     FOUR, Problem, asked, asked_wrongly, assert_problem, booked, final_at_once, fleet, of, plugin,
-    unknown,
+    secrets, unknown,
 };
 use anyhow::{Context as _, Result};
 use gateway_testbed::openbao::OpenBao;
@@ -198,7 +198,7 @@ async fn a_signature_of_another_key_never_leaves() -> Result<()> {
         return Ok(());
     }
     let another = SigningKeys::generate()?;
-    let secrets = gateway_testbed::Secrets::new()?;
+    let secrets = secrets();
     let openbao = OpenBao::start(secrets.of(Bbmsl)).await?;
     let (address, ca) = (openbao.address, openbao.ca());
     let public_keys = [another.public_key, secrets.checked_by(Bbmsl).to_owned()];

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use gateway_testbed::{Answer, Front, Gateway, Options, cluster};
+use gateway_testbed::{Answer, Front, Gateway, Options, Secrets, cluster};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use provider_simulator::{Provider, orders};
 use serde_json::{Value, json};
@@ -175,6 +175,11 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> 
         sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+/// The secrets of all gateways that are given no others.
+pub fn secrets() -> Secrets {
+    Secrets::of_this_process().expect("a key")
 }
 
 /// Waits until a provider has so many requests.
