@@ -464,15 +464,20 @@ impl Case<'_> {
                 // Such a stream was not taken up: nothing was sent.
                 .filter(|send| !matches!(send.fault, Some(Fault::RefusedStream)))
                 .collect();
-            let again = |pair: &&[&&Exchange]| {
-                self.may_be_unknown(pair[0])
-                    && !self.was_cleared(pair[0], pair[1])
-                    && self.is_one_life(pair[0].request.at, pair[1].request.at)
-            };
-            wrong.extend(refunds.windows(2).filter(again).map(|pair| {
+            // What a refused send has left unknown is the one before it.
+            let is_refused = |send: &Exchange| send.fault.as_ref().is_some_and(faults::is_refusal);
+            let again = refunds.iter().enumerate().filter(|(place, next)| {
+                let mut before = refunds.iter().take(*place).rev();
+                before.find(|send| !is_refused(send)).is_some_and(|send| {
+                    self.may_be_unknown(send)
+                        && !self.was_cleared(send, next)
+                        && self.is_one_life(send.request.at, next.request.at)
+                })
+            });
+            wrong.extend(again.map(|(_, next)| {
                 (
                     "sent again to a provider without keys, after a send that is unknown",
-                    request_id(pair[1]).to_owned(),
+                    request_id(next).to_owned(),
                 )
             }));
         }
