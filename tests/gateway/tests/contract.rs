@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::common::{FOUR, Problem, assert_problem, of, plugin};
+use crate::common::{self, FOUR, Problem, assert_problem, of, plugin};
 use gateway_testbed::{
-    Answer, Gateway, Options, Secrets, SecretsBy, envoy, load, project, route_mut, set_secrets,
+    Answer, Gateway, Options, SecretsBy, envoy, load, project, route_mut, set_secrets,
 };
 use provider_simulator as simulator;
 use reqwest::header::HeaderValue;
@@ -1444,12 +1444,12 @@ async fn refunds_are_counted_by_provider_and_outcome() {
 
 /// What `envoy --mode validate` says of the project's own configuration, in the checkout, with the secrets in a folder of the
 /// test's and this change: whether it takes it, and its log.
-fn validate(secrets: &Secrets, change: impl FnOnce(&mut Value)) -> (bool, String) {
+fn validate(change: impl FnOnce(&mut Value)) -> (bool, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = load().expect("envoy.yaml");
     set_secrets(&mut config, SecretsBy::of_this_envoy(), folder.path()).expect("secrets");
     change(&mut config);
-    secrets.put(folder.path()).expect("secret files");
+    common::secrets().put(folder.path()).expect("secret files");
     let path = folder.path().join("envoy.json");
     std::fs::write(&path, config.to_string()).expect("a file");
     let output = std::process::Command::new(envoy().expect("Envoy"))
@@ -1465,13 +1465,16 @@ fn validate(secrets: &Secrets, change: impl FnOnce(&mut Value)) -> (bool, String
 
 #[test]
 fn envoy_takes_the_projects_own_configuration_as_it_stands() {
-    let secrets = Secrets::of_this_process().expect("secrets");
-    let (taken, log) = validate(&secrets, |_| {});
+    let (taken, log) = validate(|_| {});
     assert!(taken, "{log}");
     for word in [
         "canary",
         "deprecated",
-        secrets.of(Provider::Bbmsl).lines().nth(2).expect("a line"),
+        common::secrets()
+            .of(Provider::Bbmsl)
+            .lines()
+            .nth(2)
+            .expect("a line"),
     ] {
         assert!(!log.contains(word), "{word}: {log}");
     }
@@ -1527,9 +1530,8 @@ fn a_broken_plugin_configuration_is_refused_with_pointers_and_without_secrets() 
             &["/providers"],
         ),
     ];
-    let secrets = Secrets::of_this_process().expect("secrets");
     for (case, change, pointers) in cases {
-        let (taken, log) = validate(&secrets, |config| plugin(config, change));
+        let (taken, log) = validate(|config| plugin(config, change));
         assert!(!taken, "{case}: {log}");
         for pointer in pointers {
             assert!(

@@ -464,13 +464,11 @@ impl Case<'_> {
                 // Such a stream was not taken up: nothing was sent.
                 .filter(|send| !matches!(send.fault, Some(Fault::RefusedStream)))
                 .collect();
-            // What a refused send has left unknown is the one before it.
-            let is_refused = |send: &Exchange| send.fault.as_ref().is_some_and(faults::is_refusal);
             let again = refunds.iter().enumerate().filter(|(place, next)| {
                 let mut before = refunds.iter().take(*place).rev();
-                before.find(|send| !is_refused(send)).is_some_and(|send| {
-                    self.may_be_unknown(send)
-                        && !self.was_cleared(send, next)
+                let unknown = before.find(|send| self.may_be_unknown(send));
+                unknown.is_some_and(|send| {
+                    !self.was_cleared(send, next)
                         && self.is_one_life(send.request.at, next.request.at)
                 })
             });
@@ -500,14 +498,13 @@ impl Case<'_> {
         self.sends.iter().filter(|send| request_id(send) == call.id)
     }
 
-    /// Whether the gateway cannot have known that nothing came of a send. Where the caller was
-    /// gone, the reply tells it.
+    /// Whether the gateway cannot have known that nothing came of a send. Where the provider refused
+    /// it, what its caller is told to be unknown is a send before it.
     fn may_be_unknown(&self, send: &Exchange) -> bool {
         let mut calls = self.history.calls.iter();
-        match calls.find(|call| call.id == request_id(send)) {
-            Some(call) if call.answer().is_some() => call.said("outcome") != "not_refunded",
-            _ => !send.fault.as_ref().is_some_and(faults::is_refusal),
-        }
+        let answered = calls.find(|call| call.id == request_id(send) && call.answer().is_some());
+        !send.fault.as_ref().is_some_and(faults::is_refusal)
+            && answered.is_none_or(|call| call.said("outcome") != "not_refunded")
     }
 
     /// Whether a look-up proved in between that nothing came of a send.
